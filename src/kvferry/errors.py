@@ -1,0 +1,55 @@
+"""What can go wrong, as a small tree. Every message ends in what the caller can do about it."""
+
+from __future__ import annotations
+
+
+class KVFerryError(Exception):
+    """Base of every error this library raises on purpose. The CLI prints it in one line and exits with 2."""
+
+
+class InputError(KVFerryError, ValueError):
+    """The caller's picture, question, number or file cannot be used."""
+
+
+class RecipeError(InputError):
+    """A recipe string does not parse, or asks for something that does not exist."""
+
+
+class EvidenceError(KVFerryError):
+    """A scorer needs an observation of attention that prefill was not asked to make."""
+
+
+class ModelError(KVFerryError):
+    """A model cannot be loaded."""
+
+
+class UnsupportedModelError(ModelError):
+    """A model, or a way of running it, that kvferry cannot serve correctly and therefore refuses."""
+
+
+class BitstreamError(KVFerryError):
+    """Bytes that are not a usable bitstream."""
+
+
+class TruncatedError(BitstreamError):
+    """The bitstream ends before its last frame."""
+
+
+class CorruptError(BitstreamError):
+    """A checksum, a length or a value in the bitstream is wrong."""
+
+
+class VersionError(BitstreamError):
+    """The bitstream was written by a newer version of the format."""
+
+
+class FingerprintError(KVFerryError):
+    """A cache made by one model was offered to another."""
+
+
+class LinkError(KVFerryError):
+    """The other end cannot be reached, went away, or did not answer in time."""
+
+
+class DeadlineError(LinkError):
+    """The deadline passed before the answer was complete."""
