@@ -68,12 +68,12 @@ class PromptLayout:
     @property
     def visual(self) -> npt.NDArray[np.bool_]:
         """True where a token stands for a piece of a picture or video, ``[n]``."""
-        return self.modality != Modality.TEXT
+        return np.not_equal(self.modality, Modality.TEXT)
 
     @property
     def question(self) -> npt.NDArray[np.bool_]:
         """True on the question's tokens, ``[n]``."""
-        return self.role == Role.QUESTION
+        return np.equal(self.role, Role.QUESTION)
 
     @property
     def next_position(self) -> int:

@@ -22,7 +22,8 @@ class Scorer(Protocol):
     """Importance of every token the cache holds.
 
     ``score`` returns one float32 tensor per layer, ``[kv_heads, length]`` or ``[1, length]`` where all heads agree;
-    higher stays. ``inf`` keeps a token whatever the budget.
+    higher stays. ``inf`` keeps a token whatever the budget. A scorer whose rule is more than "the highest stay" may
+    also have ``select(cache, evidence, fraction) -> Selection``, which then decides.
     """
 
     @property
@@ -58,16 +59,21 @@ def kept_count(fraction: float, length: int) -> int:
     return max(1, min(length, math.floor(fraction * length + 0.5)))
 
 
-def top_tokens(scores: Sequence[torch.Tensor], fraction: float, heads: int) -> Selection:
-    """Keep the highest-scoring ``fraction`` of tokens in every layer and head (uniform budget)."""
+def top_tokens(scores: Sequence[torch.Tensor], fraction: float, heads: int, recent: int = 0) -> Selection:
+    """Keep the highest-scoring ``fraction`` of tokens in every layer and head (uniform budget).
+
+    The first :data:`SINKS` tokens and the ``recent`` last ones stay whatever their score; the recent ones take at
+    most half the budget.
+    """
     positions, importance = [], []
     for score in scores:
         keep = kept_count(fraction, score.shape[-1])
-        sinks = score.clone()
-        sinks[:, : min(SINKS, keep)] = math.inf
-        index = sinks.topk(keep, dim=-1).indices.sort(dim=-1).values
+        ranked = score.clone()
+        ranked[:, : min(SINKS, keep)] = math.inf
+        ranked[:, score.shape[-1] - min(recent, keep // 2) :] = math.inf
+        index = ranked.topk(keep, dim=-1).indices.sort(dim=-1).values
         positions.append(index.expand(heads, -1).contiguous())
-        importance.append(sinks.gather(-1, index).expand(heads, -1).contiguous())
+        importance.append(ranked.gather(-1, index).expand(heads, -1).contiguous())
     return Selection(tuple(positions), tuple(importance))
 
 
