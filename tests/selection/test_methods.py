@@ -118,12 +118,12 @@ def test_snapkv_pools_neighbours_and_keeps_its_window() -> None:
     cache = random_cache(layout(rows=6, columns=10))
     snap = SCORERS["snapkv"](window=8, kernel=3)
     sums = torch.zeros(2, cache.length)
-    sums[0, 20], sums[1, 30] = 1.0, 1.0
+    sums[0, 20:22], sums[1, 30:32] = 1.0, 1.0
     evidence = Evidence({snap.requests[0]: dict.fromkeys(range(3), sums)})
-    selection = snap.select(cache, evidence, (SINKS + 8 + 3) / cache.length)
+    selection = snap.select(cache, evidence, 16 / cache.length)
     recent = list(range(cache.length - 8, cache.length))
-    assert selection.positions[0][0].tolist() == [0, 1, 2, 3, 19, 20, 21, *recent]
-    assert selection.positions[0][1].tolist() == [0, 1, 2, 3, 29, 30, 31, *recent]
+    assert selection.positions[0][0].tolist() == [0, 1, 2, 3, 19, 20, 21, 22, *recent]
+    assert selection.positions[0][1].tolist() == [0, 1, 2, 3, 29, 30, 31, 32, *recent]
 
 
 @pytest.mark.parametrize("options", [{"window": 0}, {"kernel": 2}, {"kernel": 0}])

@@ -69,8 +69,9 @@ def top_tokens(scores: Sequence[torch.Tensor], fraction: float, heads: int, rece
     for score in scores:
         keep = kept_count(fraction, score.shape[-1])
         ranked = score.clone()
-        ranked[:, : min(SINKS, keep)] = math.inf
-        ranked[:, score.shape[-1] - min(recent, keep // 2) :] = math.inf
+        sinks = min(SINKS, keep)
+        ranked[:, :sinks] = math.inf
+        ranked[:, score.shape[-1] - min(recent, keep // 2, keep - sinks) :] = math.inf
         index = ranked.topk(keep, dim=-1).indices.sort(dim=-1).values
         positions.append(index.expand(heads, -1).contiguous())
         importance.append(ranked.gather(-1, index).expand(heads, -1).contiguous())

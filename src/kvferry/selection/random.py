@@ -32,7 +32,7 @@ class Random:
     def score(self, cache: KVCache, evidence: Evidence) -> Sequence[torch.Tensor]:
         """The same ``[1, length]`` for every layer."""
         keys = cache.layers[0].keys
-        content = zlib.crc32(keys.float().cpu().contiguous().numpy().tobytes())
-        generator = torch.Generator().manual_seed((self.seed << 32) ^ content)
+        seed = zlib.crc32(keys.float().cpu().contiguous().numpy().tobytes(), self.seed)
+        generator = torch.Generator().manual_seed(seed)
         ranking = torch.rand(1, cache.length, generator=generator).to(keys.device)
         return [ranking] * len(cache.layers)
