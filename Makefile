@@ -1,0 +1,42 @@
+# make demo   the first crossing, with the shipped models
+# make test   all tests, lint and types
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check results sweep bench proto clean
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+venv: $(VENV)/.ready  ## create .venv from pyproject.toml and constraints.txt
+
+demo: venv  ## draw scenes, cross an emulated 10 Mbit/s uplink in several recipes, show what each cost
+	$(BIN)/kvferry demo --out out/demo.png
+
+test: venv  ## lint, types and tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+sweep: venv  ## the raw results behind RESULTS.md (an hour or so on 2 cores, resumable)
+	$(BIN)/kvferry sweep --model testbed/cloud --out results/selection-cloud.jsonl
+
+results: venv  ## RESULTS.md and its figures from the stored raw results
+	$(BIN)/kvferry results
+
+bench: venv  ## ratios of cost, measured in one run
+	$(BIN)/python benchmarks/evidence.py
+	$(BIN)/python benchmarks/codec.py
+
+proto: venv  ## regenerate src/kvferry/wire from proto/
+	$(BIN)/python -m kvferry.wire.generate
+
+clean:  ## remove everything that a command can make again
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

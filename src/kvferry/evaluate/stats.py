@@ -1,0 +1,60 @@
+"""Paired statistics: the same questions for every row of a table, intervals by resampling questions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kvferry.errors import InputError
+
+RESAMPLES = 4000
+_SEED = 20261122
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % percentile bootstrap interval over ``n`` questions."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def _resampled_means(values: npt.NDArray[np.float64], resamples: int) -> npt.NDArray[np.float64]:
+    """Means of ``resamples`` draws with replacement over the last axis; the draws are the same on every call."""
+    n = values.shape[-1]
+    draws = np.random.default_rng(_SEED).multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    result: npt.NDArray[np.float64] = values @ draws.T / n
+    return result
+
+
+def mean_interval(values: npt.ArrayLike, resamples: int = RESAMPLES) -> Estimate:
+    """Mean of per-question values ``[n]`` and its interval."""
+    array = np.asarray(values, np.float64)
+    if array.size == 0:
+        raise InputError("no questions to average over; run the sweep first")
+    means = _resampled_means(array, resamples)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(array.mean()), float(low), float(high), array.size)
+
+
+def ratio_interval(values: npt.ArrayLike, reference: npt.ArrayLike, resamples: int = RESAMPLES) -> Estimate:
+    """Mean of ``values`` as a fraction of the mean of ``reference``, both ``[n]`` over the same questions (paired)."""
+    pair = np.stack([np.asarray(values, np.float64), np.asarray(reference, np.float64)])
+    if pair.shape[-1] == 0:
+        raise InputError("no questions to average over; run the sweep first")
+    if pair[1].mean() == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), pair.shape[-1])
+    means = _resampled_means(pair, resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = means[0] / means[1]
+    low, high = np.nanpercentile(ratios, [2.5, 97.5])
+    return Estimate(float(pair[0].mean() / pair[1].mean()), float(low), float(high), pair.shape[-1])
+
+
+def difference_interval(values: npt.ArrayLike, reference: npt.ArrayLike, resamples: int = RESAMPLES) -> Estimate:
+    """Mean paired difference ``values - reference`` and its interval."""
+    return mean_interval(np.asarray(values, np.float64) - np.asarray(reference, np.float64), resamples)

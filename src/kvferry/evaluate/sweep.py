@@ -1,0 +1,240 @@
+"""Recipes x questions -> JSON lines: one line per question and protocol, paired over all recipes by construction.
+
+A question is prefilled once per protocol; every recipe then compresses that same cache to real bytes, decodes them
+and answers. A file can be continued: questions it already holds are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing as mp
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kvferry.errors import InputError
+from kvferry.recipe import Recipe, compress, decompress
+
+if TYPE_CHECKING:
+    from kvferry.evidence import Prefilled
+    from kvferry.models import VLM
+    from kvferry.testbed import Sample
+
+Protocol = Literal["A", "B"]
+
+PROXY_QUESTION = "how many objects are there ?"
+"""Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to run.
+
+    Parameters
+    ----------
+    model : str
+        Anything ``kvferry.load`` takes.
+    recipes : tuple of str
+    protocols : tuple of {"A", "B"}
+    split : str
+        Of the testbed's questions.
+    n, start : int
+        Which questions.
+    """
+
+    model: str
+    recipes: tuple[str, ...]
+    protocols: tuple[Protocol, ...] = ("A", "B")
+    split: str = "test"
+    n: int = 500
+    start: int = 0
+    max_new_tokens: int = 12
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise InputError("a sweep needs at least one question (--n)")
+        object.__setattr__(self, "recipes", tuple(str(Recipe.parse(r)) for r in self.recipes))
+
+
+@dataclass(frozen=True)
+class Line:
+    """The outcome of one question under one protocol.
+
+    ``outcomes`` maps a row name (a canonical recipe; in protocol B a query-aware one is followed by ``proxy`` or
+    ``oracle``) to ``[correct, bytes]``.
+    """
+
+    index: int
+    kind: str
+    protocol: Protocol
+    bf16_bytes: int
+    image_bytes: int
+    tokens: int
+    outcomes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def grid(
+    selections: Sequence[str], fractions: Sequence[float], codecs: Sequence[str], lossless: str = "zstd"
+) -> tuple[str, ...]:
+    """Every selection x fraction x codec; ceiling and floor once per codec."""
+    tail = f"|{lossless}" if lossless else ""
+    ends = [f"{s}|{c}{tail}" for s in ("full", "none") for c in codecs]
+    middle = [f"{s}@{f:g}|{c}{tail}" for s in selections for f in fractions if f < 1 for c in codecs]
+    return tuple(ends + middle)
+
+
+def provenance(model: VLM) -> dict[str, Any]:
+    """Where a result comes from: commit, versions, machine, model."""
+    import torch
+    import transformers
+
+    import kvferry
+
+    root = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=False)
+    return {
+        "kvferry": kvferry.__version__,
+        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+    }
+
+
+def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Line:
+    """Prefill one question, then compress, decompress and answer once per recipe."""
+    from kvferry.evaluate.pictures import jpeg_bytes
+    from kvferry.testbed import exact_match
+
+    full: Prefilled | None = None
+    outcomes = {}
+    for row, prefilled in _prefills(vlm, sample, sweep, protocol):
+        full = full or prefilled
+        recipe = row.split(" ")[0]
+        blob = compress(prefilled, recipe)
+        question = None if protocol == "A" else sample.question
+        answer = vlm.answer(decompress(blob), question, max_new_tokens=sweep.max_new_tokens)
+        outcomes[row] = (int(exact_match(answer, sample.answer)), len(blob))
+    if full is None:
+        raise InputError("a sweep needs at least one recipe")
+    return Line(
+        index=sample.index,
+        kind=sample.kind,
+        protocol=protocol,
+        bf16_bytes=full.cache.full_bf16_bytes,
+        image_bytes=sum(len(jpeg_bytes(image)) for image in sample.images),
+        tokens=len(full.cache.layout),
+        outcomes=outcomes,
+    )
+
+
+def _prefills(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Iterator[tuple[str, Prefilled]]:
+    """Row names with the prefill they start from; each distinct prefill runs once."""
+    requests = {r: Recipe.parse(r).requests for r in sweep.recipes}
+    everything = tuple(dict.fromkeys(request for each in requests.values() for request in each))
+    if protocol == "A":
+        prefilled = vlm.prefill(sample.images, sample.question, requests=everything)
+        yield from ((recipe, prefilled) for recipe in sweep.recipes)
+        return
+    asks = {r for r in sweep.recipes if any(q.rows == "question" for q in requests[r])}
+    blind = tuple(q for q in everything if q.rows != "question")
+    aware = tuple(q for q in everything if q.rows == "question")
+    scene = vlm.prefill(sample.images, requests=blind)
+    yield from ((recipe, scene) for recipe in sweep.recipes if recipe not in asks)
+    if not asks:
+        return
+    for label, question in (("proxy", PROXY_QUESTION), ("oracle", sample.question)):
+        scene = vlm.prefill(sample.images, requests=aware, proxy_question=question)
+        yield from ((f"{recipe} {label}", scene) for recipe in sweep.recipes if recipe in asks)
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
+    """Provenance and lines of a results file; a half-written last line is dropped."""
+    if not path.is_file():
+        raise InputError(f"no results at {path}; `kvferry sweep --out {path}` makes them")
+    head: dict[str, Any] = {}
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            record = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if "sweep" in record:
+            head = record
+        else:
+            record["outcomes"] = {k: tuple(v) for k, v in record["outcomes"].items()}
+            lines.append(Line(**record))
+    if not head:
+        raise InputError(f"{path} is not a results file of `kvferry sweep`")
+    return head, lines
+
+
+def run(sweep: Sweep, out: Path, processes: int = 1) -> Iterator[Line]:
+    """Run what ``out`` does not hold yet, append it line by line, yield each line as it comes.
+
+    Raises
+    ------
+    InputError
+        ``out`` holds the results of another sweep or of another model.
+    """
+    from kvferry.models import load
+
+    head = {"sweep": json.loads(json.dumps(asdict(sweep))), **provenance(load(sweep.model))}
+    done: set[tuple[int, str]] = set()
+    if out.exists() and out.stat().st_size:
+        before, lines = read(out)
+        fixed = ("model", "recipes", "split", "max_new_tokens")
+        if any(before["sweep"][k] != head["sweep"][k] for k in fixed) or before["fingerprint"] != head["fingerprint"]:
+            raise InputError(f"{out} holds another sweep's results; choose another --out or remove it")
+        done = {(line.index, line.protocol) for line in lines}
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(head) + "\n")
+    jobs = [
+        (i, p) for i in range(sweep.start, sweep.start + sweep.n) for p in sweep.protocols if (i, p) not in done
+    ]
+    with out.open("a") as file:
+        for line in _work(sweep, jobs, processes):
+            file.write(json.dumps(asdict(line)) + "\n")
+            file.flush()
+            yield line
+
+
+def _work(sweep: Sweep, jobs: list[tuple[int, Protocol]], processes: int) -> Iterator[Line]:
+    if processes <= 1:
+        _start(sweep)
+        yield from map(_job, jobs)
+        return
+    with mp.get_context("spawn").Pool(processes, initializer=_start, initargs=(sweep,)) as pool:
+        yield from pool.imap_unordered(_job, jobs, chunksize=2)
+
+
+_state: dict[str, Any] = {}
+
+
+def _start(sweep: Sweep) -> None:
+    """Load the model once per process; one thread each, so that processes do not fight over cores."""
+    import torch
+
+    from kvferry.models import load
+
+    torch.set_num_threads(1)
+    _state.update(vlm=load(sweep.model), sweep=sweep)
+
+
+def _job(job: tuple[int, Protocol]) -> Line:
+    from kvferry.testbed import samples
+
+    index, protocol = job
+    sweep: Sweep = _state["sweep"]
+    (sample,) = samples(sweep.split, 1, start=index)
+    return run_sample(_state["vlm"], sample, sweep, protocol)
