@@ -94,12 +94,9 @@ def provenance(model: VLM) -> dict[str, Any]:
 
     import kvferry
 
-    root = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=False)
     return {
         "kvferry": kvferry.__version__,
-        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno", "--", ".") else ""),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -108,6 +105,16 @@ def provenance(model: VLM) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "dtype": str(model.model.dtype).removeprefix("torch."),
     }
+
+
+def _git(*words: str) -> str:
+    """Output of a git command in the source tree; empty where there is none."""
+    try:
+        here = Path(__file__).parents[1]
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
 
 
 def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Line:

@@ -1,0 +1,94 @@
+"""``kvferry sweep`` and ``kvferry results``: raw results, and the tables made from them."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kvferry.errors import InputError
+
+SECTIONS = {
+    "selection-cloud": "Which tokens, how few bits: a first look on the cloud model",
+}
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(x) for x in text.split(",") if x]
+    except ValueError:
+        raise InputError(f"{text!r} is not a comma-separated list of numbers such as 0.75,0.5,0.25") from None
+
+
+def sweep(
+    model: Annotated[str, typer.Option(help="Shipped name, folder or Hub id.")] = "testbed/cloud",
+    out: Annotated[Path, typer.Option(help="JSON lines; an existing file of the same sweep is continued.")] = Path(
+        "results/selection-cloud.jsonl"
+    ),
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="Instead of the grid: one recipe, repeatable. Add 'full|bf16' for a table.")
+    ] = None,
+    selections: Annotated[str, typer.Option(help="Comma-separated; ceiling and floor are always added.")] = (
+        "q2c,snapkv,knorm,random"
+    ),
+    fractions: Annotated[str, typer.Option(help="Kept share of tokens.")] = "0.75,0.5,0.25,0.1,0.05",
+    codecs: Annotated[str, typer.Option(help="Comma-separated.")] = "bf16,int8,int4",
+    lossless: Annotated[str, typer.Option(help="'zstd', or '' for none.")] = "zstd",
+    protocols: Annotated[str, typer.Option(help="A (ask, then ship), B (ship, then ask) or AB.")] = "AB",
+    split: Annotated[str, typer.Option(help="Of the testbed's questions.")] = "test",
+    n: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
+    start: Annotated[int, typer.Option(help="First question.", min=0)] = 0,
+    processes: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Run recipes over test questions, paired, under protocols A and B, and print the table."""
+    from kvferry.evaluate import sweep as engine
+    from kvferry.evaluate.tables import markdown_table, summarise
+
+    unknown = set(protocols) - {"A", "B"}
+    if unknown or not protocols:
+        raise InputError(f"--protocols is A, B or AB, not {protocols!r}")
+    recipes = tuple(recipe) if recipe else engine.grid(
+        selections.split(","), _numbers(fractions), codecs.split(","), lossless
+    )
+    plan = engine.Sweep(model, recipes, tuple(p for p in ("A", "B") if p in protocols), split, n, start)
+    console = Console(stderr=True, quiet=json)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())
+    before = len(engine.read(out)[1]) if out.exists() and out.stat().st_size else 0
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"{len(recipes)} recipes", total=n * len(plan.protocols), completed=before)
+        for _ in engine.run(plan, out, processes or os.cpu_count() or 1):
+            progress.advance(task)
+    _, lines = engine.read(out)
+    tables = {p: summarise(lines, p) for p in plan.protocols}
+    if json:
+        print(jsonlib.dumps({p: [
+            {"recipe": r.name, "accuracy": r.accuracy.mean, "low": r.accuracy.low, "high": r.accuracy.high,
+             "n": r.accuracy.n, "of_full": r.of_full.mean, "bytes": r.bytes, "ratio": r.ratio}
+            for r in rows] for p, rows in tables.items()}))
+        return
+    for protocol, rows in tables.items():
+        Console().print(Markdown(f"### Protocol {protocol}, n = {rows[0].accuracy.n}\n\n" + markdown_table(rows)))
+
+
+def results(
+    raw: Annotated[Path, typer.Option(help="Folder of raw results.")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("RESULTS.md"),
+    figures: Annotated[Path, typer.Option(help="Where its figures go.")] = Path("docs/figures"),
+) -> None:
+    """Make RESULTS.md and its figures from the stored raw results."""
+    from kvferry.evaluate.tables import render
+
+    files = sorted(raw.glob("*.jsonl"))
+    if not files:
+        raise InputError(f"no raw results in {raw}; `kvferry sweep` makes them")
+    sections = [render(file, figures, SECTIONS.get(file.stem, file.stem)) for file in files]
+    out.write_text("# Results\n\nMade by `make results` from the raw files in `results/`.\n\n" + "\n".join(sections))
+    print(f"wrote {out} from {len(files)} file(s)")
