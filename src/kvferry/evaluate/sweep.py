@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Protocol = Literal["A", "B"]
 
-PROXY_QUESTION = "how many objects are there ?"
+PROXY_QUESTION = "how many shapes are there?"
 """Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
 
 
