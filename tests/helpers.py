@@ -34,7 +34,11 @@ def layout(text_before: int = 3, rows: int = 4, columns: int = 5, question: int 
 
 
 def cache(
-    prompt: PromptLayout | None = None, layers: int = 3, heads: int = 2, dim: int = 8, seed: int = 0,
+    prompt: PromptLayout | None = None,
+    layers: int = 3,
+    heads: int = 2,
+    dim: int = 8,
+    seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
 ) -> KVCache:
     """A full random cache over ``prompt``: keys and values ``[heads, n - 1, dim]``."""

@@ -192,9 +192,7 @@ class KVCache:
     @property
     def full_bf16_bytes(self) -> int:
         """Size of the same cache with every prompt token in BF16: the denominator of every ratio we print."""
-        per_token = sum(
-            x.keys.shape[0] * (x.keys.shape[2] + x.values.shape[2]) * 2 for x in self.layers
-        )
+        per_token = sum(x.keys.shape[0] * (x.keys.shape[2] + x.values.shape[2]) * 2 for x in self.layers)
         return per_token * len(self.layout)
 
     @property

@@ -46,7 +46,11 @@ def lines(protocol: Protocol = "A", n: int = 40) -> list[Line]:
 def write(path: Path, records: list[Line]) -> Path:
     head = {
         "sweep": asdict(Sweep("testbed/cloud", ROWS, n=len(records))),
-        "commit": "0" * 40, "torch": "2", "transformers": "5", "machine": "a machine", "dtype": "bfloat16",
+        "commit": "0" * 40,
+        "torch": "2",
+        "transformers": "5",
+        "machine": "a machine",
+        "dtype": "bfloat16",
         "fingerprint": "f" * 64,
     }
     path.write_text("\n".join(json.dumps(r) for r in [head, *map(asdict, records)]) + "\n")

@@ -54,13 +54,20 @@ def sweep(
     unknown = set(protocols) - {"A", "B"}
     if unknown or not protocols:
         raise InputError(f"--protocols is A, B or AB, not {protocols!r}")
-    recipes = tuple(recipe) if recipe else engine.grid(
-        selections.split(","), _numbers(fractions), codecs.split(","), lossless
+    recipes = (
+        tuple(recipe)
+        if recipe
+        else engine.grid(selections.split(","), _numbers(fractions), codecs.split(","), lossless)
     )
     plan = engine.Sweep(model, recipes, tuple(p for p in ("A", "B") if p in protocols), split, n, start)
     console = Console(stderr=True, quiet=json)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     before = len(engine.read(out)[1]) if out.exists() and out.stat().st_size else 0
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{len(recipes)} recipes", total=n * len(plan.protocols), completed=before)
@@ -69,10 +76,26 @@ def sweep(
     _, lines = engine.read(out)
     tables = {p: summarise(lines, p) for p in plan.protocols}
     if json:
-        print(jsonlib.dumps({p: [
-            {"recipe": r.name, "accuracy": r.accuracy.mean, "low": r.accuracy.low, "high": r.accuracy.high,
-             "n": r.accuracy.n, "of_full": r.of_full.mean, "bytes": r.bytes, "ratio": r.ratio}
-            for r in rows] for p, rows in tables.items()}))
+        print(
+            jsonlib.dumps(
+                {
+                    p: [
+                        {
+                            "recipe": r.name,
+                            "accuracy": r.accuracy.mean,
+                            "low": r.accuracy.low,
+                            "high": r.accuracy.high,
+                            "n": r.accuracy.n,
+                            "of_full": r.of_full.mean,
+                            "bytes": r.bytes,
+                            "ratio": r.ratio,
+                        }
+                        for r in rows
+                    ]
+                    for p, rows in tables.items()
+                }
+            )
+        )
         return
     for protocol, rows in tables.items():
         Console().print(Markdown(f"### Protocol {protocol}, n = {rows[0].accuracy.n}\n\n" + markdown_table(rows)))

@@ -206,9 +206,7 @@ def run(sweep: Sweep, out: Path, processes: int = 1) -> Iterator[Line]:
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(head) + "\n")
-    jobs = [
-        (i, p) for i in range(sweep.start, sweep.start + sweep.n) for p in sweep.protocols if (i, p) not in done
-    ]
+    jobs = [(i, p) for i in range(sweep.start, sweep.start + sweep.n) for p in sweep.protocols if (i, p) not in done]
     with out.open("a") as file:
         for line in _work(sweep, jobs, processes):
             file.write(json.dumps(asdict(line)) + "\n")

@@ -144,11 +144,25 @@ def draw_curves(out: Path, tables: dict[Protocol, list[Row]], image_bytes: float
         for row in rows:
             if row.name.startswith("none|bf16"):
                 panel.axhline(row.accuracy.mean, color="black", linewidth=0.8, linestyle=":")
-                panel.annotate("floor: no visual token", (0.99, row.accuracy.mean), xycoords=("axes fraction", "data"),
-                               ha="right", va="bottom", fontsize=7)
+                panel.annotate(
+                    "floor: no visual token",
+                    (0.99, row.accuracy.mean),
+                    xycoords=("axes fraction", "data"),
+                    ha="right",
+                    va="bottom",
+                    fontsize=7,
+                )
         panel.axvline(image_bytes / 1e3, color="grey", linewidth=0.8)
-        panel.annotate("JPEG (quality 90)", (image_bytes / 1e3, 0.02), xycoords=("data", "axes fraction"), rotation=90,
-                       ha="right", va="bottom", fontsize=7, color="grey")
+        panel.annotate(
+            "JPEG (quality 90)",
+            (image_bytes / 1e3, 0.02),
+            xycoords=("data", "axes fraction"),
+            rotation=90,
+            ha="right",
+            va="bottom",
+            fontsize=7,
+            color="grey",
+        )
         panel.set_xscale("log")
         panel.set_ylim(0, 1.02)
         panel.set_title(f"Protocol {protocol}", loc="left", fontsize=10)
@@ -193,7 +207,7 @@ def render(results: Path, figures: Path, title: str) -> str:
         if any("oracle" in row.name for row in rows):
             text += [
                 "",
-                f"Query-aware rows: *proxy* scores with the fixed question \"{PROXY_QUESTION}\"; *oracle* scores with "
+                f'Query-aware rows: *proxy* scores with the fixed question "{PROXY_QUESTION}"; *oracle* scores with '
                 "the question that comes later, which no deployment can do, and bounds what knowing it is worth.",
             ]
         text += ["", markdown_table(rows), "", "By kind of question:", ""]

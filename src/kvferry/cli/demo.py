@@ -1,0 +1,169 @@
+"""``kvferry demo``: the main job on real input, start to end, in a few minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kvferry.errors import LinkError
+
+if TYPE_CHECKING:
+    from kvferry.edge import Answer
+    from kvferry.testbed import Sample
+
+RECIPES = (
+    "full|bf16",
+    "full|int8|zstd",
+    "q2c@0.5|int8|zstd",
+    "q2c@0.25|int4|zstd",
+    "q2c@0.1|int4|zstd",
+    "none|int4|zstd",
+)
+SHOWN = ("q2c@0.25|int4|zstd", "q2c@0.1|int4|zstd")
+IMAGE = "image (JPEG)"
+START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """One question answered in one way."""
+
+    way: str
+    sample: Sample
+    answer: Answer
+    right: bool
+
+
+@contextlib.contextmanager
+def cloud_process(model: str) -> Iterator[str]:
+    """A real second process serving ``model`` on a free port; yields its address."""
+    command = [sys.executable, "-m", "kvferry.cli", "serve", "--model", model, "--listen", "127.0.0.1:0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        if not line.startswith("{"):
+            raise LinkError(f"the cloud process did not start (exit code {process.wait(START_SECONDS)})")
+        yield str(jsonlib.loads(line)["address"])
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("out/demo.png"),
+    model: Annotated[str, typer.Option(help="Both ends hold it.")] = "testbed/cloud",
+    uplink: Annotated[str, typer.Option(help="Emulated rate, such as 10mbit.")] = "10mbit",
+    n: Annotated[int, typer.Option(help="Questions.", min=1, max=200)] = 20,
+    start: Annotated[int, typer.Option(help="First test question.", min=0)] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Draw test scenes, ask real questions across an emulated uplink in several ways, show what each cost."""
+    from kvferry.edge import Edge
+    from kvferry.models import load
+    from kvferry.testbed import exact_match, samples
+
+    console = Console(stderr=json)
+    began = time.monotonic()
+    questions = list(samples("test", n, start=start))
+    vlm = load(model)
+    ways = [IMAGE, *RECIPES]
+    crossings: list[Crossing] = []
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        cloud_process(model) as address,
+        Edge(vlm, cloud=address, uplink=uplink, deadline=60) as edge,
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+    ):
+        task = progress.add_task("crossing", total=len(ways) * n)
+        for way in ways:
+            progress.update(task, description=way)
+            for sample in questions:
+                if way == IMAGE:
+                    answer = edge.ask(sample.images, sample.question, mode="image")
+                else:
+                    answer = edge.ask(sample.images, sample.question, recipe=way)
+                crossings.append(Crossing(way, sample, answer, exact_match(answer.text, sample.answer)))
+                progress.advance(task)
+    featured = _featured(questions)
+    rows = [_row(way, [c for c in crossings if c.way == way], featured) for way in ways]
+    _draw(out, vlm, featured, rows, n)
+    if json:
+        print(jsonlib.dumps({"question": featured.question, "truth": featured.answer, "n": n, "rows": rows}))
+        return
+    _print(console, rows, featured, n, uplink, model)
+    console.print(f"\nPicture: {out}   ({time.monotonic() - began:.0f} s in all)")
+
+
+def _featured(questions: list[Sample]) -> Sample:
+    """The question whose answer is printed: the first about one picture whose evidence can be pointed at."""
+    return next((s for s in questions if len(s.images) == 1 and s.evidence_boxes), questions[0])
+
+
+def _row(way: str, crossings: list[Crossing], featured: Sample) -> dict[str, Any]:
+    """Means over all questions, and the featured one's answer."""
+    n = len(crossings)
+    shown = next(c for c in crossings if c.sample is featured)
+    mean_bytes = sum(c.answer.wire_bytes_up for c in crossings) / n
+    return {
+        "way": way,
+        "wire_bytes": mean_bytes,
+        "ratio_to_bf16": sum(c.answer.bf16_bytes for c in crossings if way != IMAGE) / n / mean_bytes,
+        "send_seconds": sum(c.answer.seconds.send for c in crossings) / n,
+        "first_token_seconds": sum(c.answer.seconds.first_token for c in crossings) / n,
+        "answer": shown.answer.text,
+        "right": shown.right,
+        "right_share": sum(c.right for c in crossings) / n,
+    }
+
+
+def _print(console: Console, rows: list[dict[str, Any]], featured: Sample, n: int, uplink: str, model: str) -> None:
+    title = f"{n} test questions over {uplink}/s, protocol A (ask, then ship); model {model}"
+    table = Table(title=title, title_justify="left")
+    names = ("way", "bytes on the wire", "x smaller than BF16", "send ms", "first token ms", "its answer")
+    for name in (*names, f"right of {n}"):
+        table.add_column(name, justify="left" if name in ("way", "its answer") else "right")
+    for row in rows:
+        mark = "[green]right[/]" if row["right"] else "[red]wrong[/]"
+        table.add_row(
+            row["way"],
+            f"{row['wire_bytes']:,.0f}",
+            f"{row['ratio_to_bf16']:.1f}" if row["ratio_to_bf16"] else "",
+            f"{1e3 * row['send_seconds']:.0f}",
+            f"{1e3 * row['first_token_seconds']:.0f}",
+            f"{row['answer']} ({mark})",
+            f"{row['right_share'] * n:.0f}",
+        )
+    console.print(table)
+    console.print(
+        f'Answer shown: "{featured.question}" (truth: {featured.answer}). Bytes and times are means; bytes are all bytes\n'
+        "of the TCP stream towards the cloud. A small model trained on drawn scenes: RESULTS.md has the full tables."
+    )
+
+
+def _draw(out: Path, vlm: Any, featured: Sample, rows: list[dict[str, Any]], n: int) -> None:
+    """The featured scene with the tokens each shown recipe keeps, beside the bars."""
+    from kvferry.evaluate.pictures import draw_crossing, kept_share
+    from kvferry.recipe import compress, decompress
+
+    shares = []
+    for recipe in SHOWN:
+        prefilled = vlm.prefill(featured.images, featured.question, recipe=recipe)
+        shares.append((recipe, kept_share(decompress(compress(prefilled, recipe)))))
+    bars = [(row["way"], row["wire_bytes"], row["right_share"]) for row in rows]
+    caption = f"{featured.question} (truth: {featured.answer})"
+    draw_crossing(out, featured.images[0], caption, shares, bars, n)
