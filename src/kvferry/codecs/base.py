@@ -7,17 +7,30 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from kvferry.cache import PromptLayout
+from kvferry.errors import CorruptError, InputError
+
+BF16_MAX = torch.finfo(torch.bfloat16).max
 
 
 @runtime_checkable
 class Codec(Protocol):
-    """A codec is a frozen dataclass with these two methods.
+    """A codec is a frozen dataclass with these members.
 
     ``encode`` gets keys and values of one layer, ``[kv_heads, kept, head_dim]`` of any float dtype, with the
     prompt index of every entry (``[kv_heads, kept]``) and the layout; it returns self-contained bytes.
     ``decode`` gets those bytes and the shapes back and must refuse, by :class:`kvferry.errors.CorruptError`,
     a payload of the wrong size before it allocates anything.
     """
+
+    @property
+    def name(self) -> str:
+        """What a recipe calls it: its key in :data:`kvferry.codecs.CODECS`."""
+        ...
+
+    @property
+    def word(self) -> int:
+        """Bytes of one element of the payload: the lossless stage puts the bytes of equal rank together."""
+        ...
 
     def encode(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
@@ -32,3 +45,19 @@ class Codec(Protocol):
         positions: torch.Tensor,
         layout: PromptLayout,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def check_finite(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Refuse NaN, infinity and what bfloat16 cannot hold, by the name of the layer."""
+    for what, tensor in (("keys", keys), ("values", values)):
+        if tensor.numel() and not bool(tensor.abs().amax() <= BF16_MAX):
+            raise InputError(
+                f"the {what} of layer {layer} hold NaN, infinity or numbers beyond {BF16_MAX:.3g}; "
+                "look for what broke the prefill (a float16 overflow is the usual cause: load in bfloat16)"
+            )
+
+
+def check_size(layer: int, payload: bytes, expected: int) -> None:
+    """Refuse a payload that is not exactly as long as its shapes say."""
+    if len(payload) != expected:
+        raise CorruptError(f"layer {layer}: a payload of {len(payload)} bytes, where its shapes need {expected}")

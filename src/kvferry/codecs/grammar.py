@@ -1,0 +1,81 @@
+"""``name,key=value`` <-> dataclass: the option syntax that scorers and codecs share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from kvferry.errors import InputError, RecipeError
+
+T = TypeVar("T")
+
+
+def lookup(table: Mapping[str, T], name: str, what: str) -> T:
+    """``table[name]``, or a :class:`RecipeError` that says what exists and suggests the nearest."""
+    if name in table:
+        return table[name]
+    raise RecipeError(f"there is no {what} {name!r}; {_suggest(name, table)}")
+
+
+def with_options(default: T, name: str, options: Iterable[str]) -> T:
+    """``default`` (a dataclass) with ``key=value`` options applied, converted to the types of its fields."""
+    hints = get_type_hints(type(default))
+    known = {f.name: hints[f.name] for f in fields(default) if f.default is not MISSING}  # type: ignore[arg-type]
+    changed: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if not equals:
+            raise RecipeError(f"{name}: an option is written key=value, not {option.strip()!r}")
+        if key not in known:
+            suggestion = _suggest(key, known) if known else f"{name} has no options"
+            raise RecipeError(f"{name} has no option {key!r}; {suggestion}")
+        if key in changed:
+            raise RecipeError(f"{name}: the option {key!r} is given twice")
+        changed[key] = _convert(f"{name},{key}", known[key], value)
+    if not changed:
+        return default
+    try:
+        return replace(default, **changed)  # type: ignore[type-var]
+    except InputError as error:
+        raise RecipeError(str(error)) from None
+
+
+def option_text(value: object, default: object) -> str:
+    """``,key=value`` for every field in which two dataclasses of one type differ, in the order of the fields."""
+    parts = []
+    for f in fields(value):  # type: ignore[arg-type]
+        mine = getattr(value, f.name)
+        if mine != getattr(default, f.name):
+            parts.append(f",{f.name}={number_text(mine) if isinstance(mine, int | float) else mine}")
+    return "".join(parts)
+
+
+def number_text(number: float) -> str:
+    """The shortest text that reads back as the same number: ``0.5``, ``1``, ``true``."""
+    if isinstance(number, bool):
+        return str(number).lower()
+    return str(int(number)) if float(number).is_integer() else repr(number)
+
+
+def _convert(where: str, kind: Any, text: str) -> Any:
+    if get_origin(kind) is Literal:
+        choices = {str(choice): choice for choice in get_args(kind)}
+        if text not in choices:
+            raise RecipeError(f"{where}={text!r} is not possible; {_suggest(text, choices)}")
+        return choices[text]
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise RecipeError(f"{where} is true or false, not {text!r}")
+        return text == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise RecipeError(f"{where} needs a value of type {kind.__name__}, not {text!r}") from None
+
+
+def _suggest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    listed = "choose from " + ", ".join(sorted(names))
+    return f"did you mean {near[0]!r}? ({listed})" if near else listed

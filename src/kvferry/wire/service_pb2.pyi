@@ -1,0 +1,171 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODE_UNSPECIFIED: _ClassVar[Mode]
+    MODE_KV: _ClassVar[Mode]
+    MODE_IMAGE: _ClassVar[Mode]
+
+class ErrorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ERROR_KIND_UNSPECIFIED: _ClassVar[ErrorKind]
+    ERROR_KIND_INTERNAL: _ClassVar[ErrorKind]
+    ERROR_KIND_PROTOCOL: _ClassVar[ErrorKind]
+    ERROR_KIND_BUSY: _ClassVar[ErrorKind]
+    ERROR_KIND_DEADLINE: _ClassVar[ErrorKind]
+    ERROR_KIND_INPUT: _ClassVar[ErrorKind]
+    ERROR_KIND_RECIPE: _ClassVar[ErrorKind]
+    ERROR_KIND_MODEL: _ClassVar[ErrorKind]
+    ERROR_KIND_UNSUPPORTED_MODEL: _ClassVar[ErrorKind]
+    ERROR_KIND_FINGERPRINT: _ClassVar[ErrorKind]
+    ERROR_KIND_BITSTREAM: _ClassVar[ErrorKind]
+    ERROR_KIND_TRUNCATED: _ClassVar[ErrorKind]
+    ERROR_KIND_CORRUPT: _ClassVar[ErrorKind]
+    ERROR_KIND_VERSION: _ClassVar[ErrorKind]
+MODE_UNSPECIFIED: Mode
+MODE_KV: Mode
+MODE_IMAGE: Mode
+ERROR_KIND_UNSPECIFIED: ErrorKind
+ERROR_KIND_INTERNAL: ErrorKind
+ERROR_KIND_PROTOCOL: ErrorKind
+ERROR_KIND_BUSY: ErrorKind
+ERROR_KIND_DEADLINE: ErrorKind
+ERROR_KIND_INPUT: ErrorKind
+ERROR_KIND_RECIPE: ErrorKind
+ERROR_KIND_MODEL: ErrorKind
+ERROR_KIND_UNSUPPORTED_MODEL: ErrorKind
+ERROR_KIND_FINGERPRINT: ErrorKind
+ERROR_KIND_BITSTREAM: ErrorKind
+ERROR_KIND_TRUNCATED: ErrorKind
+ERROR_KIND_CORRUPT: ErrorKind
+ERROR_KIND_VERSION: ErrorKind
+
+class AskRequest(_message.Message):
+    __slots__ = ("start", "chunk", "end")
+    class Start(_message.Message):
+        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "pictures")
+        REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+        MODE_FIELD_NUMBER: _ClassVar[int]
+        MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+        QUESTION_FIELD_NUMBER: _ClassVar[int]
+        FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+        RECIPE_FIELD_NUMBER: _ClassVar[int]
+        PICTURES_FIELD_NUMBER: _ClassVar[int]
+        request_id: str
+        mode: Mode
+        max_new_tokens: int
+        question: str
+        fingerprint: str
+        recipe: str
+        pictures: _containers.RepeatedScalarFieldContainer[int]
+        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., pictures: _Optional[_Iterable[int]] = ...) -> None: ...
+    class Chunk(_message.Message):
+        __slots__ = ("data",)
+        DATA_FIELD_NUMBER: _ClassVar[int]
+        data: bytes
+        def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+    class End(_message.Message):
+        __slots__ = ("bytes",)
+        BYTES_FIELD_NUMBER: _ClassVar[int]
+        bytes: int
+        def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+    START_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: AskRequest.Start
+    chunk: AskRequest.Chunk
+    end: AskRequest.End
+    def __init__(self, start: _Optional[_Union[AskRequest.Start, _Mapping]] = ..., chunk: _Optional[_Union[AskRequest.Chunk, _Mapping]] = ..., end: _Optional[_Union[AskRequest.End, _Mapping]] = ...) -> None: ...
+
+class AskReply(_message.Message):
+    __slots__ = ("accepted", "received", "token", "done", "error")
+    class Accepted(_message.Message):
+        __slots__ = ("fingerprint", "model")
+        FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+        MODEL_FIELD_NUMBER: _ClassVar[int]
+        fingerprint: str
+        model: str
+        def __init__(self, fingerprint: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+    class Received(_message.Message):
+        __slots__ = ("bytes",)
+        BYTES_FIELD_NUMBER: _ClassVar[int]
+        bytes: int
+        def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+    class Token(_message.Message):
+        __slots__ = ("id", "text")
+        ID_FIELD_NUMBER: _ClassVar[int]
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        id: int
+        text: str
+        def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+    class Done(_message.Message):
+        __slots__ = ("text", "tokens", "bytes_received", "timings")
+        TEXT_FIELD_NUMBER: _ClassVar[int]
+        TOKENS_FIELD_NUMBER: _ClassVar[int]
+        BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+        TIMINGS_FIELD_NUMBER: _ClassVar[int]
+        text: str
+        tokens: int
+        bytes_received: int
+        timings: AskReply.Timings
+        def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes_received: _Optional[int] = ..., timings: _Optional[_Union[AskReply.Timings, _Mapping]] = ...) -> None: ...
+    class Timings(_message.Message):
+        __slots__ = ("decode", "queue", "prefill", "first_token", "total")
+        DECODE_FIELD_NUMBER: _ClassVar[int]
+        QUEUE_FIELD_NUMBER: _ClassVar[int]
+        PREFILL_FIELD_NUMBER: _ClassVar[int]
+        FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+        TOTAL_FIELD_NUMBER: _ClassVar[int]
+        decode: float
+        queue: float
+        prefill: float
+        first_token: float
+        total: float
+        def __init__(self, decode: _Optional[float] = ..., queue: _Optional[float] = ..., prefill: _Optional[float] = ..., first_token: _Optional[float] = ..., total: _Optional[float] = ...) -> None: ...
+    class Error(_message.Message):
+        __slots__ = ("kind", "message")
+        KIND_FIELD_NUMBER: _ClassVar[int]
+        MESSAGE_FIELD_NUMBER: _ClassVar[int]
+        kind: ErrorKind
+        message: str
+        def __init__(self, kind: _Optional[_Union[ErrorKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    accepted: AskReply.Accepted
+    received: AskReply.Received
+    token: AskReply.Token
+    done: AskReply.Done
+    error: AskReply.Error
+    def __init__(self, accepted: _Optional[_Union[AskReply.Accepted, _Mapping]] = ..., received: _Optional[_Union[AskReply.Received, _Mapping]] = ..., token: _Optional[_Union[AskReply.Token, _Mapping]] = ..., done: _Optional[_Union[AskReply.Done, _Mapping]] = ..., error: _Optional[_Union[AskReply.Error, _Mapping]] = ...) -> None: ...
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeReply(_message.Message):
+    __slots__ = ("kvferry_version", "model", "fingerprint", "has_vision", "modes", "max_request_bytes", "max_request_seconds")
+    KVFERRY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    HAS_VISION_FIELD_NUMBER: _ClassVar[int]
+    MODES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    kvferry_version: str
+    model: str
+    fingerprint: str
+    has_vision: bool
+    modes: _containers.RepeatedScalarFieldContainer[Mode]
+    max_request_bytes: int
+    max_request_seconds: float
+    def __init__(self, kvferry_version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., has_vision: _Optional[bool] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ..., max_request_bytes: _Optional[int] = ..., max_request_seconds: _Optional[float] = ...) -> None: ...
