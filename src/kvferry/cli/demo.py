@@ -150,8 +150,8 @@ def _print(console: Console, rows: list[dict[str, Any]], featured: Sample, n: in
         )
     console.print(table)
     console.print(
-        f'Answer shown: "{featured.question}" (truth: {featured.answer}). Bytes and times are means; bytes are all bytes\n'
-        "of the TCP stream towards the cloud. A small model trained on drawn scenes: RESULTS.md has the full tables."
+        f'Answer shown: "{featured.question}" (truth: {featured.answer}). Bytes and times are means; bytes are\n'
+        "all bytes of the TCP stream towards the cloud. A small model trained on drawn scenes: RESULTS.md has the full tables."
     )
 
 
