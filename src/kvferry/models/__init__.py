@@ -1,0 +1,9 @@
+"""Models: load, prefill with evidence, resume from a cache. The only floor that imports transformers."""
+
+from kvferry.models.layout import layout_of
+from kvferry.models.load import load
+from kvferry.models.prefill import prefill_inputs
+from kvferry.models.resume import Continuation, Decoder, continue_from
+from kvferry.models.vlm import VLM
+
+__all__ = ["VLM", "Continuation", "Decoder", "continue_from", "layout_of", "load", "prefill_inputs"]

@@ -1,0 +1,55 @@
+"""A model's digest: a cache is only ever resumed on the model that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import google_crc32c
+import torch
+from transformers import PreTrainedModel
+
+_FIELDS = (
+    "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "rope_parameters", "layer_types", "sliding_window",
+)  # fmt: skip
+_CHUNK = 1 << 24
+
+_known: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+
+
+def folder_fingerprint(folder: Path, config: Any) -> str:
+    """Digest of a checkpoint's weight files and of the configuration that shapes its cache."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    digest = _start(config)
+    for path in files:
+        digest.update(f"{path.stat().st_size}:{_file_crc(path):08x}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of(model: PreTrainedModel) -> str:
+    """Digest of a model in memory, from its weights. Computed once per object: do not train it meanwhile."""
+    if model not in _known:
+        digest = _start(model.config)
+        for name, tensor in sorted(model.state_dict().items()):
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(f"{name}:{list(tensor.shape)}:{google_crc32c.value(data.tobytes()):08x}\n".encode())
+        _known[model] = digest.hexdigest()
+    return _known[model]
+
+
+def _start(config: Any) -> hashlib._Hash:
+    text = config.get_text_config(decoder=True)
+    facts = {name: getattr(text, name, None) for name in _FIELDS}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+
+
+def _file_crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = google_crc32c.extend(crc, chunk)
+    return int(crc)

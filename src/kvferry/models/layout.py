@@ -1,0 +1,172 @@
+"""From raw Hugging Face inputs to a :class:`PromptLayout`: token ids decide what each token stands for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from kvferry.cache import Modality, PromptLayout, Role
+from kvferry.errors import InputError, UnsupportedModelError
+from kvferry.models.support import visual_token_ids
+
+Inputs = Mapping[str, Any]
+
+_SPECIAL_NAMES = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "vision_start_token_id", "vision_end_token_id",
+    "boi_token_index", "eoi_token_index", "boi_token_id", "eoi_token_id",
+)  # fmt: skip
+
+
+def token_ids_of(inputs: Inputs) -> npt.NDArray[np.int32]:
+    """The one unpadded prompt in ``inputs``, int32 ``[n]``.
+
+    Raises
+    ------
+    InputError
+        No ``input_ids``, or an empty prompt.
+    UnsupportedModelError
+        More than one prompt, or padding.
+    """
+    ids = inputs.get("input_ids")
+    if ids is None or ids.numel() == 0:
+        raise InputError("the inputs need non-empty input_ids of shape [1, n]")
+    if ids.ndim != 2 or len(ids) != 1:
+        raise UnsupportedModelError("only one prompt at a time can be compressed; call once per prompt")
+    mask = inputs.get("attention_mask")
+    if mask is not None and not bool((mask != 0).all()):
+        raise UnsupportedModelError("padded prompts cannot be compressed; pass the prompt without padding")
+    token_ids: npt.NDArray[np.int32] = ids[0].detach().cpu().numpy().astype(np.int32)
+    return token_ids
+
+
+def layout_of(
+    model: PreTrainedModel, inputs: Inputs, question_mask: npt.ArrayLike | None = None
+) -> PromptLayout:
+    """What each prompt token of raw Hugging Face inputs is.
+
+    Parameters
+    ----------
+    inputs : mapping
+        ``input_ids`` ``[1, n]`` and whatever the model's processor returned beside.
+    question_mask : bool ``[n]``, optional
+        True on the question. By default: the text after the last visual token up to the generation prompt, or, in
+        a prompt without pictures, the last 32 tokens.
+
+    Raises
+    ------
+    InputError, UnsupportedModelError
+        See :func:`token_ids_of`.
+    """
+    ids = token_ids_of(inputs)
+    modality = np.full(len(ids), Modality.TEXT, dtype=np.uint8)
+    for token, kind in visual_token_ids(model.config).items():
+        modality[ids == token] = kind
+    special = np.isin(ids, list(_special_ids(model)))
+    role = np.where(special & (modality == Modality.TEXT), Role.SPECIAL, Role.CONTEXT).astype(np.uint8)
+    if question_mask is None:
+        question_mask = _guess_question(model, ids, modality, special)
+    asked = np.asarray(question_mask, dtype=bool)
+    if asked.shape != ids.shape:
+        raise InputError(f"question_mask must have one entry for each of the {len(ids)} tokens")
+    role[asked] = Role.QUESTION
+    positions, delta = rotary_positions(model, inputs, modality)
+    return PromptLayout(ids, modality, role, positions, delta, grids_of(model, inputs, modality))
+
+
+def _special_ids(model: PreTrainedModel) -> set[int]:
+    found: set[int] = set()
+    generation = model.generation_config
+    for config in (model.config, model.config.get_text_config(), generation):
+        for name in _SPECIAL_NAMES:
+            value = getattr(config, name, None)
+            if value is not None:
+                found.update([value] if isinstance(value, int) else value)
+    return found
+
+
+def _end_ids(model: PreTrainedModel) -> list[int]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    ends = model.config.get_text_config().eos_token_id if ends is None else ends
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _guess_question(
+    model: PreTrainedModel,
+    ids: npt.NDArray[np.int32],
+    modality: npt.NDArray[np.uint8],
+    special: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    n = len(ids)
+    seen = np.flatnonzero(modality)
+    if not len(seen):
+        return np.arange(n) >= n - 32
+    asked = (np.arange(n) > seen[-1]) & ~special
+    ends = np.flatnonzero(np.isin(ids, _end_ids(model)) & (np.arange(n) > seen[-1]))
+    if len(ends) and asked[: ends[-1]].any():
+        asked[ends[-1] :] = False
+    if not asked.any():
+        asked = np.arange(n) > seen[-1]
+    return asked
+
+
+def rotary_positions(
+    model: PreTrainedModel, inputs: Inputs, modality: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.int32], int]:
+    """Rotary positions ``[1 or 3, n]`` as the model itself would number them, and the offset of what follows."""
+    n = len(modality)
+    inner = getattr(model, "model", model)
+    if not hasattr(inner, "get_rope_index"):
+        return np.arange(n, dtype=np.int32)[None], 0
+    if not modality.any():
+        return np.tile(np.arange(n, dtype=np.int32), (3, 1)), 0
+    given = {"mm_token_type_ids": torch.from_numpy(modality.astype(np.int64))[None], **inputs}
+    given["input_ids"] = given["input_ids"].cpu()
+    given["mm_token_type_ids"] = given["mm_token_type_ids"].cpu()
+    given.pop("attention_mask", None)
+    known = inspect.signature(inner.get_rope_index).parameters
+    positions, delta = inner.get_rope_index(**{k: v for k, v in given.items() if k in known})
+    return positions[:, 0].cpu().numpy().astype(np.int32), int(delta.flatten()[0])
+
+
+def grids_of(
+    model: PreTrainedModel, inputs: Inputs, modality: npt.NDArray[np.uint8]
+) -> tuple[tuple[int, int, int], ...]:
+    """(frames, rows, columns) in merged visual tokens for each run of visual tokens, where the family has a grid."""
+    runs = [(kind, len(list(run))) for kind, run in groupby(modality.tolist()) if kind != Modality.TEXT]
+    merge = getattr(getattr(model.config, "vision_config", None), "spatial_merge_size", 1)
+    sizes = {
+        Modality.IMAGE: _grids(inputs.get("image_grid_thw"), merge),
+        Modality.VIDEO: _grids(inputs.get("video_grid_thw"), merge, "qwen3" in model.config.model_type),
+    }
+    grids = []
+    for kind, count in runs:
+        grid = _square(model.config, count) or next(sizes[Modality(kind)], None)
+        if grid is None:
+            return ()
+        frames, rows, columns = grid
+        if count != frames * rows * columns:
+            return ()
+        grids.append(grid)
+    return tuple(grids)
+
+
+def _grids(thw: Any, merge: int, frame_by_frame: bool = False) -> Iterator[tuple[int, int, int]]:
+    """Qwen3-VL writes a time stamp before every frame of a video, so that each is a run of its own."""
+    for frames, rows, columns in [] if thw is None else thw.tolist():
+        runs, depth = (frames, 1) if frame_by_frame else (1, frames)
+        yield from [(int(depth), int(rows) // merge, int(columns) // merge)] * int(runs)
+
+
+def _square(config: Any, count: int) -> tuple[int, int, int] | None:
+    """Families whose every picture is one square of tokens."""
+    side = round(count**0.5)
+    if config.model_type in ("llava", "gemma3") and side * side == count:
+        return 1, side, side
+    return None

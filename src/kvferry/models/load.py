@@ -1,0 +1,131 @@
+"""Load a model by name: a folder, a model that ships with the project, or a Hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+
+import kvferry
+from kvferry.errors import ModelError
+from kvferry.models.fingerprint import folder_fingerprint
+from kvferry.models.support import visual_token_ids
+from kvferry.models.vlm import VLM
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
+    """Load a model with its tokenizer and image processor.
+
+    Parameters
+    ----------
+    name : str or path
+        A local folder, a shipped model such as ``testbed/edge``, or a Hub id.
+    device : str or torch.device, optional
+        By default the CPU.
+    dtype : "auto", str or torch.dtype
+        ``auto`` takes the checkpoint's own.
+
+    Raises
+    ------
+    ModelError
+        Not a model folder, an unknown name, or no network.
+    UnsupportedModelError
+        A family that cannot be served.
+    """
+    folder = find_folder(str(name))
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        kind = AutoModelForImageTextToText if visual_token_ids(config) else AutoModelForCausalLM
+        model = kind.from_pretrained(folder, dtype=_dtype(dtype))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if device is not None:
+            model = model.to(device)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{name} cannot be loaded ({reason}); check that the folder is a complete model") from error
+    processor, image_processor = _processors(folder, bool(visual_token_ids(config)))
+    return VLM(
+        model,
+        tokenizer,
+        processor,
+        image_processor,
+        name=str(name),
+        fingerprint=folder_fingerprint(folder, config),
+    )
+
+
+def find_folder(name: str) -> Path:
+    """The folder that a name stands for; a Hub id is downloaded first."""
+    here = Path(name).expanduser()
+    for folder in (here, *_shipped(name)):
+        if folder.is_dir():
+            if not (folder / "config.json").is_file():
+                raise ModelError(f"{name} is not a model folder: it has no config.json; pass the folder that has one")
+            return folder
+    if name.startswith("testbed/") or not _HUB_ID.fullmatch(name):
+        raise ModelError(f"there is no model at {name}; pass a model folder, testbed/edge, testbed/cloud or a Hub id")
+    return _download(name)
+
+
+def _shipped(name: str) -> tuple[Path, ...]:
+    package = Path(kvferry.__file__).parent
+    return (package.parent.parent / name, package / "shipped" / name) if name.startswith("testbed/") else ()
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["original/*", "consolidated*"])
+        )
+    except LocalEntryNotFoundError:
+        raise ModelError(
+            f"{name} is not a folder here and the Hugging Face Hub cannot be reached; check the name or the network"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{name} is neither a folder nor a model on the Hub ({reason}); check the name") from None
+
+
+def _dtype(dtype: Any) -> Any:
+    if not isinstance(dtype, str) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ModelError(f"{dtype!r} is not a dtype for a model; use auto, float32, bfloat16 or float16")
+    return found
+
+
+def _processors(folder: Path, vision: bool) -> tuple[Any, Any]:
+    """Processor and image processor; either is None where this machine cannot make it.
+
+    Without torchvision the Qwen-VL processors refuse to load for want of a video processor; their image processor
+    is then enough.
+    """
+    if not vision:
+        return None, None
+    processor = image_processor = None
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError, ImportError):
+        pass
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError, ImportError, TypeError):
+        pass
+    return (processor if hasattr(processor, "image_processor") else None), image_processor

@@ -1,0 +1,205 @@
+"""Prompts from pictures and words: the model's own template, and the span of the question in it.
+
+A prompt is always tokenised in two pieces, what comes before the question and what follows from there, so that a
+scene cached without its question continues exactly as if the question had been there from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from kvferry.cache import Role
+from kvferry.errors import InputError, UnsupportedModelError
+from kvferry.models.pictures import MAX_VISUAL_TOKENS
+from kvferry.models.support import visual_token_ids
+
+_CONTEXT, _QUESTION = "KVFERRYCONTEXT", "KVFERRYQUESTION"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The words around one question.
+
+    ``before`` holds one placeholder per picture and ends where the question goes; the context stands at
+    ``context_start`` in it. ``space`` is what separates the question from ``before``.
+    """
+
+    before: str
+    space: str
+    after: str
+    context_start: int = -1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Inputs of a forward pass with the role of each token; the question starts at ``scene``."""
+
+    inputs: dict[str, Any]
+    roles: npt.NDArray[np.uint8]
+    scene: int
+
+
+class Prompter:
+    """Builds prompts for one model from its tokenizer and its processor or image processor."""
+
+    def __init__(self, config: Any, tokenizer: Any, processor: Any = None, image_processor: Any = None) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._processor = processor
+        self._image_processor = image_processor
+        self._visual = visual_token_ids(config)
+        self._special = _special_strings(tokenizer, self._visual)
+
+    def build(
+        self, images: Sequence[Image.Image], context: str | None, question: str | None
+    ) -> Prompt:
+        """Tokens, pixels and roles of a prompt; without a question it ends where the question would go.
+
+        Raises
+        ------
+        InputError
+            Special tokens in the caller's words, an empty text, or too many visual tokens.
+        """
+        self.check_text(context, "context")
+        template = self._template(len(images), context is not None)
+        start = template.context_start
+        before = template.before
+        if context is not None:
+            before = before[:start] + context + before[start:]
+        inputs = self._read(before, images)
+        scene = inputs["input_ids"].shape[1]
+        roles = np.full(scene, Role.SPECIAL, dtype=np.uint8)
+        roles[np.isin(inputs["input_ids"][0].numpy(), list(self._visual))] = Role.CONTEXT
+        if context is not None:
+            first, last = self._span_from_end(before, start, start + len(context))
+            roles[scene - first : scene - last] = Role.CONTEXT
+        if question is not None:
+            ids, asked = self._ask(template, question)
+            roles = np.concatenate([roles, np.where(asked, Role.QUESTION, Role.SPECIAL).astype(np.uint8)])
+            _append(inputs, ids)
+        return Prompt(inputs, roles, scene)
+
+    def question_ids(self, question: str, *, images: bool, context: bool) -> list[int]:
+        """The tokens of a question and of the template after it, to be fed on top of a scene."""
+        return self._ask(self._template(int(images), context), question)[0]
+
+    def check_text(self, text: str | None, name: str) -> None:
+        """Refuse empty words and words that the tokenizer would read as template tokens."""
+        if text is None:
+            return
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"the {name} is empty; write at least one word")
+        for special in self._special:
+            if special in text:
+                raise InputError(f"the {name} contains the template token {special!r}; remove it")
+
+    def _template(self, images: int, context: bool) -> Template:
+        text = self._render(images, (_CONTEXT + "\n" if context else "") + _QUESTION)
+        before, found, after = text.partition(_QUESTION)
+        if not found or _QUESTION in after or (context and before.count(_CONTEXT) != 1):
+            raise UnsupportedModelError("this model's chat template drops or repeats the question; pass raw inputs")
+        context_start = before.find(_CONTEXT)
+        before = before.replace(_CONTEXT, "")
+        bare = before.rstrip(" ")
+        return Template(bare, before[len(bare) :], after, context_start)
+
+    def _render(self, images: int, text: str) -> str:
+        for source in (self._processor, self._tokenizer):
+            if getattr(source, "chat_template", None):
+                content: Any = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+                message = {"role": "user", "content": content if self._visual else text}
+                return str(source.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+        placeholder = self._tokenizer.convert_ids_to_tokens(next(iter(self._visual))) + "\n" if images else ""
+        return f"{placeholder * images}{text}\nAnswer:"
+
+    def _read(self, before: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+        bos = getattr(self._tokenizer, "bos_token", None)
+        add_special = not (bos and before.startswith(bos))
+        if not images:
+            ids = self._tokenizer(before, add_special_tokens=add_special)["input_ids"]
+            return {"input_ids": torch.tensor([ids])}
+        if self._image_processor is not None and hasattr(self._image_processor, "merge_size"):
+            ids = self._tokenizer(before, add_special_tokens=add_special)["input_ids"]
+            inputs = self._expand(ids, images)
+        elif self._processor is not None:
+            inputs = dict(
+                self._processor(
+                    text=[before], images=list(images), return_tensors="pt", add_special_tokens=add_special
+                )
+            )
+        else:
+            raise UnsupportedModelError("this model's processor could not be loaded; see the message of load()")
+        count = int(np.isin(inputs["input_ids"].numpy(), list(self._visual)).sum())
+        if count > MAX_VISUAL_TOKENS:
+            raise InputError(
+                f"the pictures make {count:,} visual tokens, more than {MAX_VISUAL_TOKENS:,}; scale them down"
+            )
+        return inputs
+
+    def _expand(self, ids: list[int], images: Sequence[Image.Image]) -> dict[str, Any]:
+        """Families whose image processor returns a patch grid: one placeholder becomes one token per merged patch."""
+        try:
+            pixels = self._image_processor(images=list(images), return_tensors="pt")
+        except ValueError as error:
+            raise InputError(f"the picture cannot be used: {error}") from None
+        counts = iter((pixels["image_grid_thw"].prod(-1) // self._image_processor.merge_size**2).tolist())
+        image_ids = [token for token, kind in self._visual.items() if kind.name == "IMAGE"]
+        wide = [token for t in ids for token in ([t] * next(counts) if t in image_ids else [t])]
+        tokens = torch.tensor([wide])
+        return {
+            "input_ids": tokens,
+            "mm_token_type_ids": torch.isin(tokens, torch.tensor(image_ids)).long(),
+            "pixel_values": pixels["pixel_values"],
+            "image_grid_thw": pixels["image_grid_thw"],
+        }
+
+    def _span_from_end(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """Tokens of ``text[start:end]``, counted from the end of ``text`` (pictures stand before it)."""
+        spans = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        inside = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
+        return (len(spans) - inside[0], len(spans) - inside[-1] - 1) if inside else (0, 0)
+
+    def _ask(self, template: Template, question: str) -> tuple[list[int], list[bool]]:
+        """Token ids of the question and what follows, and which of them are the question's."""
+        self.check_text(question, "question")
+        bare = template.before.endswith(tuple(self._special)) or not template.before
+        anchor = "" if bare else template.before[-1]
+        ids, spans, straddles = self._after(anchor, template.space + question + template.after)
+        if straddles:
+            ids, spans, _ = self._after("", template.space + question + template.after)
+            anchor = ""
+        end = len(anchor) + len(template.space) + len(question)
+        return ids, [a < end for a, _ in spans]
+
+    def _after(self, anchor: str, text: str) -> tuple[list[int], list[tuple[int, int]], bool]:
+        """Tokens of ``text`` as they come out behind one character; whether one token spans the seam."""
+        tokens = self._tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=True)
+        seam = len(anchor)
+        both = list(zip(tokens["input_ids"], tokens["offset_mapping"], strict=True))
+        behind = [(token, span) for token, span in both if span[0] >= seam and span != (0, 0)]
+        straddles = any(a < seam < b for _, (a, b) in both)
+        return [token for token, _ in behind], [span for _, span in behind], straddles
+
+
+def _special_strings(tokenizer: Any, visual: dict[int, Any]) -> tuple[str, ...]:
+    found = {str(x) for x in tokenizer.added_tokens_decoder.values() if x.special}
+    found |= set(tokenizer.all_special_tokens)
+    found |= {str(x) for x in tokenizer.convert_ids_to_tokens(list(visual)) if x}
+    return tuple(sorted(x for x in found if x.strip()))
+
+
+def _append(inputs: dict[str, Any], ids: list[int]) -> None:
+    """Put text tokens behind the prompt, in every input that has one entry per token."""
+    old = inputs["input_ids"].shape[1]
+    for name, fill in (("attention_mask", 1), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
+        value = inputs.get(name)
+        if value is not None and value.shape[-1] == old:
+            inputs[name] = torch.nn.functional.pad(value, (0, len(ids)), value=fill)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)

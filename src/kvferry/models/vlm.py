@@ -1,0 +1,267 @@
+"""One model, ready to read pictures and questions into a cache and to answer from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from kvferry.cache import KVCache, PromptLayout, Role
+from kvferry.errors import FingerprintError, InputError, UnsupportedModelError
+from kvferry.evidence import EvidenceRequest, Prefilled
+from kvferry.models.attention import attach
+from kvferry.models.fingerprint import fingerprint_of
+from kvferry.models.layout import layout_of
+from kvferry.models.pictures import open_picture
+from kvferry.models.prefill import read_prompt
+from kvferry.models.prompt import Prompt, Prompter
+from kvferry.models.resume import Continuation, continue_from
+from kvferry.models.rotary import rotary_of
+from kvferry.models.support import check_supported, text_config, visual_token_ids
+from kvferry.rope import Rotary
+
+
+class VLM:
+    """A vision-language or language model with what belongs to it.
+
+    Safe to use from several threads at once.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Its language model's attention implementation is set to kvferry's own (SDPA that can be watched).
+    tokenizer
+        The model's tokenizer; by default the processor's.
+    processor, image_processor
+        The model's processor, or for the Qwen-VL families only its image processor.
+    name : str
+        For people; by default the model's name or path.
+    fingerprint : str
+        By default computed from the weights.
+
+    Raises
+    ------
+    UnsupportedModelError
+        A family that cannot be served, with the reason.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any = None,
+        processor: Any = None,
+        image_processor: Any = None,
+        *,
+        name: str = "",
+        fingerprint: str = "",
+    ) -> None:
+        check_supported(model)
+        self.model = model.eval()
+        self.processor = processor
+        self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
+        self.image_processor = (
+            image_processor if image_processor is not None else getattr(processor, "image_processor", None)
+        )
+        if self.tokenizer is None:
+            raise UnsupportedModelError("a model needs a tokenizer; pass tokenizer=... or use prefill_inputs()")
+        self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
+        self.fingerprint = fingerprint or fingerprint_of(model)
+        self._prompter = Prompter(model.config, self.tokenizer, processor, self.image_processor)
+        attach(model)
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether the model can look at pictures."""
+        return bool(visual_token_ids(self.model.config))
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return int(text_config(self.model).num_hidden_layers)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key-value heads per layer."""
+        config = text_config(self.model)
+        return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per head."""
+        config = text_config(self.model)
+        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+    @property
+    def rotary(self) -> tuple[Rotary | None, ...]:
+        """How each layer rotates its keys; None where it is not a fixed rotation."""
+        return rotary_of(self.model)
+
+    def prefill(
+        self,
+        images: Sequence[Any] | Any = (),
+        question: str | None = None,
+        *,
+        recipe: Any = None,
+        proxy_question: str | None = None,
+        context: str | None = None,
+        requests: Sequence[EvidenceRequest] = (),
+    ) -> Prefilled:
+        """Read a prompt into a full cache and observe what a recipe needs.
+
+        With a question (protocol A) the cache holds all prompt tokens but the last, which is fed again on resuming.
+        Without (protocol B) the prompt ends where the question would go, and the cache holds all of it.
+
+        Parameters
+        ----------
+        images : sequence of PIL images, paths or arrays
+            May be empty.
+        question : str, optional
+        recipe : str or Recipe, optional
+            Only decides what is observed of attention.
+        proxy_question : str, optional
+            Without a question: run behind the scene for evidence only, then forgotten. Passing the question that
+            will be asked later makes an oracle.
+        context : str, optional
+            Text before the question, such as a document.
+        requests : sequence of EvidenceRequest
+            Observed besides what the recipe needs.
+
+        Raises
+        ------
+        InputError
+            No usable picture or text, or template tokens in the caller's words.
+        EvidenceError
+            The recipe looks at the question, and there is none.
+        """
+        if question is not None and proxy_question is not None:
+            raise InputError("proxy_question is for scenes without a question; pass only one of the two")
+        pictures = self._pictures(images)
+        if not pictures and context is None and question is None:
+            raise InputError("there is nothing to read; pass a picture, a context or a question")
+        asked = question if question is not None else proxy_question
+        prompt = self._prompter.build(pictures, context, asked)
+        layout = self._layout(prompt)
+        scene = question is None
+        length = prompt.scene if scene else len(layout) - 1
+        wanted = tuple(dict.fromkeys((*_requests(recipe), *requests)))
+        return read_prompt(
+            self.model, prompt.inputs, layout, wanted, length=length, fingerprint=self.fingerprint, scene=scene
+        )
+
+    def resume(
+        self,
+        cache: KVCache,
+        question: str | None = None,
+        *,
+        max_new_tokens: int = 16,
+        on_token: Callable[[int, str], None] | None = None,
+    ) -> Continuation:
+        """Answer from a cache, greedily; the cache stays as it is.
+
+        Parameters
+        ----------
+        question : str, optional
+            Only for a scene that was cached without one.
+        on_token : callable, optional
+            Called with every token and the text it adds, as soon as it is known.
+
+        Raises
+        ------
+        FingerprintError
+            The cache was made by another model.
+        InputError
+            A question is missing, or there already is one.
+        """
+        self._check(cache)
+        feed = self._feed(cache, question)
+        stream = _Stream(self.tokenizer, on_token)
+        done = continue_from(self.model, cache, feed, max_new_tokens, on_token=stream.add)
+        return Continuation(stream.finish(), done.token_ids, done.first_token_seconds, done.seconds)
+
+    def answer(
+        self,
+        cache: KVCache,
+        question: str | None = None,
+        *,
+        max_new_tokens: int = 16,
+        on_token: Callable[[int, str], None] | None = None,
+    ) -> str:
+        """The text of :meth:`resume`."""
+        return self.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token).text
+
+    def _pictures(self, images: Sequence[Any] | Any) -> list[Any]:
+        many = images if isinstance(images, (list, tuple)) else [images]
+        if many and not self.has_vision:
+            raise InputError(f"{self.name} reads text only; leave the pictures out")
+        return [open_picture(x) for x in many]
+
+    def _layout(self, prompt: Prompt) -> PromptLayout:
+        """The layout; a scene without a question borrows one text token, so that it knows what position follows."""
+        n = len(prompt.roles)
+        if n > prompt.scene:
+            layout = layout_of(self.model, prompt.inputs, np.zeros(n, dtype=bool))
+            return _with_roles(layout, prompt.roles)
+        longer = {**prompt.inputs, "input_ids": torch.nn.functional.pad(prompt.inputs["input_ids"], (0, 1))}
+        for name in ("mm_token_type_ids", "token_type_ids", "attention_mask"):
+            if name in longer:
+                longer[name] = torch.nn.functional.pad(longer[name], (0, 1), value=int(name == "attention_mask"))
+        return _with_roles(layout_of(self.model, longer, np.zeros(n + 1, dtype=bool)).head(n), prompt.roles)
+
+    def _check(self, cache: KVCache) -> None:
+        if cache.fingerprint != self.fingerprint:
+            made_by = f" ({cache.model_name})" if cache.model_name else ""
+            raise FingerprintError(
+                f"this cache was made by another model{made_by}, not by {self.name}; load the model that made it"
+            )
+
+    def _feed(self, cache: KVCache, question: str | None) -> list[int]:
+        if len(cache.pending):
+            if question is not None:
+                raise InputError("this cache already holds a question; leave question out, or cache a scene without")
+            return [int(x) for x in cache.pending]
+        if question is None:
+            raise InputError("this cache holds a scene without a question; pass question=...")
+        layout = cache.layout
+        has_context = bool(((layout.role == Role.CONTEXT) & ~layout.visual).any())
+        return self._prompter.question_ids(question, images=bool(layout.visual.any()), context=has_context)
+
+
+def _with_roles(layout: PromptLayout, roles: np.ndarray[Any, np.dtype[np.uint8]]) -> PromptLayout:
+    return PromptLayout(
+        layout.token_ids, layout.modality, roles, layout.positions, layout.rope_delta, layout.grids
+    )
+
+
+def _requests(recipe: Any) -> tuple[EvidenceRequest, ...]:
+    if recipe is None:
+        return ()
+    if isinstance(recipe, str):
+        from kvferry.recipe import Recipe
+
+        recipe = Recipe.parse(recipe)
+    return tuple(recipe.requests)
+
+
+class _Stream:
+    """Turns tokens into text piece by piece; a piece waits until its last character is complete."""
+
+    def __init__(self, tokenizer: Any, on_token: Callable[[int, str], None] | None) -> None:
+        self._tokenizer = tokenizer
+        self._on_token = on_token
+        self._ids: list[int] = []
+        self._text = ""
+
+    def add(self, token: int) -> None:
+        self._ids.append(token)
+        if self._on_token is None:
+            return
+        text = self.finish()
+        piece = "" if text.endswith("\ufffd") or not text.startswith(self._text) else text[len(self._text) :]
+        self._text = self._text + piece
+        self._on_token(token, piece)
+
+    def finish(self) -> str:
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
