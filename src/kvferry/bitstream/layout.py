@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,7 +31,8 @@ def encode(layout: PromptLayout) -> Layout:
         message.segments.append(segment)
     rebuilt = follow(layout.modality, layout.grids, layout.positions.shape[0])
     if rebuilt is None or not np.array_equal(rebuilt, layout.positions):
-        message.positions.extend(np.diff(layout.positions.astype(np.int64), prepend=0).reshape(-1).tolist())
+        steps: list[int] = np.diff(layout.positions, prepend=0).reshape(-1).tolist()
+        message.positions.extend(steps)
     return message
 
 
@@ -61,9 +64,7 @@ def decode(message: Layout) -> PromptLayout:
     )
 
 
-def follow(
-    modality: npt.NDArray[np.uint8], grids: tuple[tuple[int, int, int], ...], axes: int
-) -> Positions | None:
+def follow(modality: npt.NDArray[np.uint8], grids: tuple[tuple[int, int, int], ...], axes: int) -> Positions | None:
     """Rotary positions ``[axes, n]`` as most models place them, or ``None`` where the grids do not fit.
 
     One axis counts tokens. Three are Qwen2-VL's M-RoPE (arXiv 2409.12191): text counts on all three; a picture's
@@ -95,7 +96,7 @@ def follow(
 def _runs(values: npt.NDArray[np.generic]) -> list[tuple[int, int]]:
     """Start and stop of every run of equal values."""
     edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _tokens(message: Layout, n: int) -> npt.NDArray[np.int32]:

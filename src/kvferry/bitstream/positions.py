@@ -15,7 +15,8 @@ _SHIFTS = np.arange(5, dtype=np.uint64) * np.uint64(7)
 def encode(rows: Rows, length: int, seen: dict[bytes, int]) -> Positions:
     """The message for ``rows`` (``[heads, kept]``, ascending, below ``length``).
 
-    Rows that are all equal are stored once; ``seen`` maps the :func:`key` of what earlier frames held to their numbers, and a repetition is stored as that number.
+    Rows that are all equal are stored once. ``seen`` maps the :func:`key` of what earlier frames held to their
+    numbers, and a repetition is stored as that number.
     """
     rows = _distinct(rows)
     heads, kept = rows.shape

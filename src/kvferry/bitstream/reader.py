@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from kvferry.bitstream import layout as layouts
+from kvferry.bitstream import header as headers
 from kvferry.bitstream import positions
+from kvferry.bitstream.header import Header, Shape
 from kvferry.bitstream.records import (
     CHECKSUM,
     FIRST_OPTIONAL_KIND,
     MAGIC,
     MAX_HEADER,
+    OVERHEAD,
     PREFIX,
     VERSION,
     Kind,
@@ -21,40 +23,21 @@ from kvferry.bitstream.records import (
     parse,
 )
 from kvferry.bitstream.writer import join_planes
-from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.codecs import Codec, parse_codec
-from kvferry.errors import BitstreamError, CorruptError, RecipeError, TruncatedError, VersionError
-from kvferry.wire.bitstream_pb2 import Frame, Trailer
-from kvferry.wire.bitstream_pb2 import Header as HeaderMessage
+from kvferry.cache import KVCache, LayerCache
+from kvferry.errors import BitstreamError, CorruptError, TruncatedError, VersionError
+from kvferry.wire import bitstream_pb2 as pb
 
 MAX_CACHE = 1 << 32
-MAX_LAYERS = 4096
-MAX_DIM = 1 << 16
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a stream says about its cache before the first frame.
-
-    ``shapes`` has (kv_heads, key_dim, value_dim) per layer; the rest is as in :class:`kvferry.cache.KVCache`.
-    """
-
-    fingerprint: str
-    model_name: str
-    recipe: str
-    length: int
-    layout: PromptLayout
-    shapes: tuple[tuple[int, int, int], ...]
-
-    @property
-    def full_bf16_bytes(self) -> int:
-        """Size of the whole prompt's cache in BF16."""
-        return len(self.layout) * sum(2 * heads * (key + value) for heads, key, value in self.shapes)
+_START = len(MAGIC) + 1
 
 
 @dataclass(frozen=True)
 class FrameSize:
-    """Where the bytes of one frame went; ``overhead`` is everything but positions and payload."""
+    """Where the bytes of one frame went; ``overhead_bytes`` is everything but positions and payload.
+
+    ``rows`` is 1 where all heads keep the same tokens; ``form`` is how the positions are written;
+    ``unpacked_bytes`` is the payload's size before the lossless stage.
+    """
 
     layer: int
     kept: int
@@ -67,7 +50,7 @@ class FrameSize:
 
     @property
     def total(self) -> int:
-        """All bytes of the record."""
+        """All bytes of the frame."""
         return self.position_bytes + self.payload_bytes + self.overhead_bytes
 
 
@@ -104,10 +87,10 @@ class Reader:
         self._device = device
         self._max_bytes = max_bytes
         self._buffer = bytearray()
+        self._started = False
         self._error: BitstreamError | None = None
-        self._codec: Codec | None = None
         self._rows: list[positions.Rows] = []
-        self._open: set[int] = set()
+        self._unfinished: set[int] = set()
         self._checksums = bytearray()
 
     def feed(self, chunk: bytes) -> list[int]:
@@ -120,16 +103,19 @@ class Reader:
         """
         if self._error is not None:
             raise self._error
-        whole = self._whole()
+        before = self._whole()
         self._buffer += chunk
         self.total_bytes += len(chunk)
         try:
-            self._advance()
+            consumed = self._read_records(self._read_start())
+            del self._buffer[:consumed]
+            if self.complete and self._buffer:
+                raise CorruptError("bytes follow the end of the stream")
         except BitstreamError as error:
             self._error = error
             self._buffer.clear()
             raise
-        return sorted(self._whole() - whole)
+        return sorted(self._whole() - before)
 
     def cache(self) -> KVCache:
         """The cache; :class:`TruncatedError` while anything is missing."""
@@ -150,139 +136,113 @@ class Reader:
         )
 
     def _whole(self) -> set[int]:
-        return self.layers.keys() - self._open
+        return self.layers.keys() - self._unfinished
 
-    def _advance(self) -> None:
-        """Consume every record that is entirely in the buffer."""
-        start = 0
-        if self.total_bytes == len(self._buffer):  # nothing consumed yet
-            if not MAGIC.startswith(self._buffer[: len(MAGIC)]):
-                raise CorruptError("not a kvferry bitstream (it does not start with 'KVF')")
-            start = len(MAGIC) + 1
-            if len(self._buffer) < start:
-                return
-            version = self._buffer[len(MAGIC)]
-            if version > VERSION:
-                raise VersionError(f"the bitstream is of version {version}, this kvferry reads {VERSION}; update it")
-            if version != VERSION:
-                raise CorruptError(f"there is no bitstream version {version}")
-        while len(self._buffer) - start >= PREFIX.size:
+    def _read_start(self) -> int:
+        """Check magic and version once; returns how many bytes they take in the buffer."""
+        if self._started:
+            return 0
+        if not MAGIC.startswith(self._buffer[: len(MAGIC)]):
+            raise CorruptError(f"not a kvferry bitstream: it does not start with {MAGIC.decode()}")
+        if len(self._buffer) < _START:
+            return 0
+        version = self._buffer[len(MAGIC)]
+        if version > VERSION:
+            raise VersionError(f"the bitstream is of version {version}, this kvferry reads {VERSION}; update it")
+        if version != VERSION:
+            raise CorruptError(f"there is no bitstream version {version}")
+        self._started = True
+        return _START
+
+    def _read_records(self, start: int) -> int:
+        """Take every record that is entirely in the buffer from ``start`` on; returns where the next one starts."""
+        while self._started and len(self._buffer) - start >= PREFIX.size:
             kind, size = PREFIX.unpack_from(self._buffer, start)
-            if size > self._limit(kind):
-                raise CorruptError(f"a record of kind {kind} and {size} bytes, where {self._limit(kind)} are possible")
+            limit = self._limit(kind)
+            if size > limit:
+                raise CorruptError(f"a record of kind {kind} and {size} bytes, where at most {limit} are possible")
             stop = start + PREFIX.size + size
             if len(self._buffer) < stop + CHECKSUM.size:
                 break
             framed = bytes(memoryview(self._buffer)[start:stop])
             (checksum,) = CHECKSUM.unpack_from(self._buffer, stop)
             if crc32c(framed) != checksum:
-                raise CorruptError(f"the checksum of a record of kind {kind} is wrong; have it sent again")
+                raise CorruptError(f"the checksum of a record of kind {kind} is wrong; have the stream sent again")
             start = stop + CHECKSUM.size
             self._take(kind, framed[PREFIX.size :])
             self._checksums += CHECKSUM.pack(checksum)
-        if self.header is not None or start > len(MAGIC) + 1:
-            del self._buffer[:start]
-        if self.complete and self._buffer:
-            raise CorruptError("bytes follow the end of the stream")
+        return start
 
     def _limit(self, kind: int) -> int:
         """The largest size that a record of this kind can have."""
-        if kind != Kind.FRAME:
+        if kind != Kind.FRAME or self.header is None:
             return MAX_HEADER
-        if self.header is None:
-            return 0
-        return max(map(self._layer_limit, self.header.shapes)) + 1024
+        return max(self._layer_limit(shape) for shape in self.header.shapes) + 1024
 
-    def _layer_limit(self, shape: tuple[int, int, int]) -> int:
-        """Bytes of one layer that no sane codec exceeds: all tokens in float32, and their positions."""
-        assert self.header is not None
-        heads, key, value = shape
-        return self.header.length * heads * (4 * (key + value) + 8)
+    def _layer_limit(self, shape: Shape) -> int:
+        """Bytes that no codec needs for one layer: all tokens in float32, and their positions."""
+        length = self.header.length if self.header else 0
+        return length * shape.kv_heads * (4 * (shape.key_dim + shape.value_dim) + 8)
 
     def _take(self, kind: int, body: bytes) -> None:
-        if self.complete:
-            raise CorruptError("a record follows the end of the stream")
         if kind >= FIRST_OPTIONAL_KIND:
             return
-        if kind in (Kind.HEADER, Kind.HEADER_ZSTD) and self.header is None:
-            self._take_header(decompress(body, MAX_HEADER) if kind == Kind.HEADER_ZSTD else body)
-            self.header_bytes = len(MAGIC) + 1 + PREFIX.size + len(body) + CHECKSUM.size
-        elif kind == Kind.FRAME:
-            self._take_frame(body)
-        elif kind == Kind.TRAILER and self.header is not None:
-            self._take_trailer(body)
-        elif kind in list(Kind):
-            raise CorruptError(f"a {Kind(kind).name} record in the wrong place")
-        else:
+        if kind not in list(Kind):
             raise VersionError(f"records of kind {kind} come from a newer version; update kvferry")
+        if (self.header is None) != (kind in (Kind.HEADER, Kind.HEADER_ZSTD)) or self.complete:
+            raise CorruptError(f"a {Kind(kind).name} record in the wrong place")
+        if self.header is None:
+            opened = decompress(body, MAX_HEADER) if kind == Kind.HEADER_ZSTD else body
+            header = headers.decode(parse(pb.Header, opened), self._max_bytes)
+            self._codec = header.codec
+            self.header = header
+            self.header_bytes = _START + OVERHEAD + len(body)
+        elif kind == Kind.FRAME:
+            self._take_frame(self.header, body)
+        else:
+            self._take_trailer(self.header, parse(pb.Trailer, body))
 
-    def _take_header(self, body: bytes) -> None:
-        message = parse(HeaderMessage, body)
-        shapes = []
-        for shape in message.layers:
-            if not 0 < shape.repeat <= MAX_LAYERS - len(shapes):
-                raise CorruptError(f"more layers than {MAX_LAYERS}, or none")
-            if not all(0 < x <= MAX_DIM for x in (shape.kv_heads, shape.key_dim, shape.value_dim)):
-                raise CorruptError(f"layers of {shape.kv_heads} x {shape.key_dim}, {shape.value_dim} numbers a token")
-            shapes += [(shape.kv_heads, shape.key_dim, shape.value_dim)] * shape.repeat
-        layout = layouts.decode(message.layout)
-        if not shapes or not 0 < message.length <= len(layout):
-            raise CorruptError(f"{len(shapes)} layers for {message.length} of {len(layout)} tokens")
-        header = Header(
-            message.fingerprint, message.model_name, message.recipe, message.length, layout, tuple(shapes)
-        )
-        if header.full_bf16_bytes > self._max_bytes:
-            raise CorruptError(
-                f"the full cache would be {header.full_bf16_bytes} bytes; this reader takes {self._max_bytes} "
-                "(raise max_bytes if that is right)"
-            )
-        try:
-            self._codec = parse_codec(message.recipe.split("|")[1].strip())
-        except (IndexError, RecipeError) as error:
-            raise VersionError(f"cannot decode the recipe {message.recipe!r} ({error}); update kvferry") from None
-        self.header = header
-
-    def _take_frame(self, body: bytes) -> None:
-        message = parse(Frame, body)
-        assert self.header is not None
-        assert self._codec is not None
-        layer = message.layer
-        if layer >= len(self.header.shapes) or (layer in self.layers and layer not in self._open):
-            raise CorruptError(f"a frame for layer {layer}, which is not there or was already whole")
-        heads, key, value = shape = self.header.shapes[layer]
-        rows = positions.decode(message.positions, self.header.length, heads, self._rows)
-        payload = message.payload
+    def _take_frame(self, header: Header, body: bytes) -> None:
+        message = parse(pb.Frame, body)
+        layer, payload = message.layer, message.payload
+        if layer >= len(header.shapes) or layer in self._whole():
+            raise CorruptError(f"a frame for layer {layer}, which does not exist or was whole already")
+        shape = header.shapes[layer]
+        rows = positions.decode(message.positions, header.length, shape.kv_heads, self._rows)
         if message.zstd:
             payload = join_planes(decompress(payload, self._layer_limit(shape)), message.planes)
         kept = rows.shape[1]
-        index = torch.from_numpy(rows).expand(heads, -1).contiguous()
+        index = torch.from_numpy(rows).expand(shape.kv_heads, -1).contiguous()
         keys, values = self._codec.decode(
-            layer, payload, (heads, kept, key), (heads, kept, value), index, self.header.layout
+            layer,
+            payload,
+            (shape.kv_heads, kept, shape.key_dim),
+            (shape.kv_heads, kept, shape.value_dim),
+            index,
+            header.layout,
         )
         tokens = LayerCache(keys.to(self._device), values.to(self._device), index.to(self._device))
         self.layers[layer] = _merge(self.layers[layer], tokens) if layer in self.layers else tokens
-        (self._open.add if message.more else self._open.discard)(layer)
+        (self._unfinished.add if message.more else self._unfinished.discard)(layer)
         self._rows.append(rows)
-        where = message.positions.ByteSize()
+        where, encoded = message.positions.ByteSize(), len(message.payload)
         self.frames.append(
             FrameSize(
                 layer=layer,
                 kept=kept,
                 rows=len(rows),
-                form=message.positions.WhichOneof("form"),
+                form=message.positions.WhichOneof("form") or "",
                 position_bytes=where,
-                payload_bytes=len(message.payload),
+                payload_bytes=encoded,
                 unpacked_bytes=len(payload),
-                overhead_bytes=PREFIX.size + len(body) + CHECKSUM.size - where - len(message.payload),
+                overhead_bytes=OVERHEAD + len(body) - where - encoded,
             )
         )
 
-    def _take_trailer(self, body: bytes) -> None:
-        message = parse(Trailer, body)
-        assert self.header is not None
+    def _take_trailer(self, header: Header, message: pb.Trailer) -> None:
         if message.frames != len(self.frames) or message.digest != crc32c(bytes(self._checksums)):
-            raise CorruptError("the frames are not those that were written")
-        missing = set(range(len(self.header.shapes))) - self._whole()
+            raise CorruptError("the frames are not those that were written; have the stream sent again")
+        missing = set(range(len(header.shapes))) - self._whole()
         if missing:
             raise CorruptError(f"the stream ends without layers {sorted(missing)}")
         self.complete = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import google_crc32c
 import zstandard
@@ -73,7 +73,8 @@ def parse(kind: type[M], body: bytes) -> M:
 
 
 def _refuse_unknown(message: Message) -> None:
-    for unknown in UnknownFieldSet(message):  # type: ignore[no-untyped-call]
+    unknowns: Any = UnknownFieldSet(message)  # type: ignore[no-untyped-call]
+    for unknown in unknowns:
         if unknown.field_number < FIRST_OPTIONAL_FIELD:
             raise VersionError(
                 f"field {unknown.field_number} of {message.DESCRIPTOR.name} comes from a newer version; update kvferry"

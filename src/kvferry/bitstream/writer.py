@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 import numpy as np
-import torch
 
-from kvferry.bitstream import layout as layouts
+from kvferry.bitstream import header as headers
 from kvferry.bitstream import positions
 from kvferry.bitstream.records import CHECKSUM, MAGIC, VERSION, Kind, compress, crc32c, record
-from kvferry.cache import KVCache, LayerCache
+from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs import Codec
 from kvferry.errors import InputError
-from kvferry.wire.bitstream_pb2 import BFLOAT16, FLOAT16, FLOAT32, Frame, Header, LayerShape, Trailer
-
-DTYPES = {torch.bfloat16: BFLOAT16, torch.float16: FLOAT16, torch.float32: FLOAT32}
+from kvferry.wire.bitstream_pb2 import Frame, Trailer
 
 
 class Writer:
@@ -32,27 +27,16 @@ class Writer:
     def __init__(self, codec: Codec, lossless: bool = False) -> None:
         self._codec = codec
         self._lossless = lossless
-        self._cache: KVCache | None = None
+        self._layout: PromptLayout | None = None
+        self._length = 0
         self._seen: dict[bytes, int] = {}
         self._frames = 0
         self._checksums = bytearray()
 
     def header(self, cache: KVCache) -> bytes:
-        """Magic and header. Only the cache's layout, shapes and names are read."""
-        self._cache = cache
-        shapes = groupby(_shape(layer) for layer in cache)
-        message = Header(
-            fingerprint=cache.fingerprint,
-            model_name=cache.model_name,
-            recipe=cache.recipe,
-            length=cache.length,
-            layout=layouts.encode(cache.layout),
-            layers=[
-                LayerShape(repeat=len(list(same)), kv_heads=heads, key_dim=key, value_dim=value, dtype=dtype)
-                for (heads, key, value, dtype), same in shapes
-            ],
-        )
-        body = message.SerializeToString()
+        """Magic, version and header. Of the cache's layers only shapes and dtypes are read."""
+        self._layout, self._length = cache.layout, cache.length
+        body = headers.encode(cache).SerializeToString()
         packed = compress(body)
         if len(packed) < len(body):
             return MAGIC + bytes([VERSION]) + self._record(Kind.HEADER_ZSTD, packed)
@@ -60,19 +44,19 @@ class Writer:
 
     def frame(self, layer: int, tokens: LayerCache, more: bool = False) -> bytes:
         """Some or all kept ``tokens`` of ``layer``; ``more`` says that another frame of this layer will follow."""
-        if self._cache is None:
+        if self._layout is None:
             raise InputError("write the header before the first frame")
         rows = tokens.positions.cpu().numpy()
-        where = positions.encode(rows, self._cache.length, self._seen)
+        where = positions.encode(rows, self._length, self._seen)
         self._seen.setdefault(positions.key(rows), self._frames)
         self._frames += 1
-        payload = self._codec.encode(layer, tokens.keys, tokens.values, tokens.positions, self._cache.layout)
-        message = Frame(layer=layer, more=more, positions=where, payload=payload)
-        if self._lossless:
-            planes = self._codec.word
-            packed = compress(split_planes(payload, planes))
-            if len(packed) < len(payload):
-                message.payload, message.zstd, message.planes = packed, True, planes if planes > 1 else 0
+        payload = self._codec.encode(layer, tokens.keys, tokens.values, tokens.positions, self._layout)
+        message = Frame(layer=layer, more=more, positions=where)
+        packed = compress(split_planes(payload, self._codec.word)) if self._lossless else payload
+        if len(packed) < len(payload):
+            payload, message.zstd = packed, True
+            message.planes = self._codec.word if self._codec.word > 1 else 0
+        message.payload = payload
         return self._record(Kind.FRAME, message.SerializeToString())
 
     def trailer(self) -> bytes:
@@ -98,9 +82,3 @@ def join_planes(payload: bytes, planes: int) -> bytes:
     if planes <= 1 or len(payload) % planes:
         return payload
     return np.frombuffer(payload, np.uint8).reshape(planes, -1).T.tobytes()
-
-
-def _shape(layer: LayerCache) -> tuple[int, int, int, int]:
-    if layer.keys.dtype not in DTYPES:
-        raise InputError(f"a cache of {layer.keys.dtype} cannot be encoded; convert it to bfloat16 first")
-    return (layer.keys.shape[0], layer.keys.shape[2], layer.values.shape[2], DTYPES[layer.keys.dtype])

@@ -8,7 +8,9 @@ from kvferry.codecs.grammar import lookup, option_text, with_options
 from kvferry.codecs.integer import Integer
 from kvferry.errors import RecipeError
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (BF16(), *(Integer(bits) for bits in range(1, 9)))}
+_ALL: tuple[Codec, ...] = (BF16(), *(Integer(bits) for bits in range(1, 9)))
+
+CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 """What a recipe may name, with its default options."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -74,7 +75,7 @@ class Integer:
         check_size(layer, payload, sum(scale_sizes) + sum(value_sizes))
         cuts = np.cumsum([0, *scale_sizes, *value_sizes])
         body = np.frombuffer(payload, np.uint8)
-        key_scales, value_scales, keys, values = (body[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+        key_scales, value_scales, keys, values = (body[a:b] for a, b in pairwise(cuts))
         return self._restore(key_scales, keys, key_shape), self._restore(value_scales, values, value_shape)
 
     def _quantize(self, tensor: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

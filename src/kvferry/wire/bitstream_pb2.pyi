@@ -19,20 +19,22 @@ FLOAT16: DType
 FLOAT32: DType
 
 class Header(_message.Message):
-    __slots__ = ("fingerprint", "model_name", "recipe", "length", "layout", "layers")
-    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("digest", "fingerprint_text", "model_name", "recipe", "length", "layout", "layers")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_TEXT_FIELD_NUMBER: _ClassVar[int]
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
-    fingerprint: str
+    digest: bytes
+    fingerprint_text: str
     model_name: str
     recipe: str
     length: int
     layout: Layout
     layers: _containers.RepeatedCompositeFieldContainer[LayerShape]
-    def __init__(self, fingerprint: _Optional[str] = ..., model_name: _Optional[str] = ..., recipe: _Optional[str] = ..., length: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerShape, _Mapping]]] = ...) -> None: ...
+    def __init__(self, digest: _Optional[bytes] = ..., fingerprint_text: _Optional[str] = ..., model_name: _Optional[str] = ..., recipe: _Optional[str] = ..., length: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerShape, _Mapping]]] = ...) -> None: ...
 
 class Layout(_message.Message):
     __slots__ = ("token_ids", "segments", "grids", "rope_delta", "axes", "positions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tempfile
 from importlib import resources
@@ -24,8 +25,7 @@ def generate(target: Path = HERE, source: Path = PROTO) -> list[Path]:
     RuntimeError
         The compiler refused the schema; it has said why on standard error.
     """
-    from grpc_tools import protoc
-
+    protoc = importlib.import_module("grpc_tools.protoc")  # a development dependency
     schemas = sorted(source.rglob("*.proto"))
     if not schemas:
         raise FileNotFoundError(f"no .proto files under {source}; run this in a checkout of kvferry")

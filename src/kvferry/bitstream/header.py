@@ -1,0 +1,117 @@
+"""What a stream says about its cache before the first frame."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+
+from kvferry.bitstream import layout as layouts
+from kvferry.cache import KVCache, LayerCache, PromptLayout
+from kvferry.codecs import Codec, parse_codec
+from kvferry.errors import CorruptError, InputError, RecipeError, VersionError
+from kvferry.wire import bitstream_pb2 as pb
+
+MAX_LAYERS = 4096
+MAX_DIM = 1 << 16
+DTYPES = {torch.bfloat16: pb.BFLOAT16, torch.float16: pb.FLOAT16, torch.float32: pb.FLOAT32}
+_HEXADECIMAL = re.compile(r"(?:[0-9a-f]{2})+")
+
+
+class Shape(NamedTuple):
+    """One layer: ``dtype`` is what the sender held; codecs decode to bfloat16 whatever it was."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Header:
+    """A cache without its keys and values; the fields are those of :class:`kvferry.cache.KVCache`."""
+
+    fingerprint: str
+    model_name: str
+    recipe: str
+    length: int
+    layout: PromptLayout
+    shapes: tuple[Shape, ...]
+
+    @property
+    def full_bf16_bytes(self) -> int:
+        """Size of the whole prompt's cache in BF16."""
+        return len(self.layout) * sum(2 * x.kv_heads * (x.key_dim + x.value_dim) for x in self.shapes)
+
+    @property
+    def codec(self) -> Codec:
+        """What decodes the payloads; :class:`VersionError` where this version does not have it."""
+        try:
+            return parse_codec(self.recipe.split("|")[1].strip())
+        except (IndexError, RecipeError) as error:
+            raise VersionError(f"cannot decode the recipe {self.recipe!r} ({error}); update kvferry") from None
+
+
+def encode(cache: KVCache) -> pb.Header:
+    """The message for ``cache``; of its layers only shapes and dtypes are read."""
+    shapes = groupby(_shape(layer) for layer in cache)
+    message = pb.Header(
+        model_name=cache.model_name,
+        recipe=cache.recipe,
+        length=cache.length,
+        layout=layouts.encode(cache.layout),
+        layers=[
+            pb.LayerShape(
+                repeat=len(list(same)),
+                kv_heads=shape.kv_heads,
+                key_dim=shape.key_dim,
+                value_dim=shape.value_dim,
+                dtype=DTYPES[shape.dtype],
+            )
+            for shape, same in shapes
+        ],
+    )
+    if _HEXADECIMAL.fullmatch(cache.fingerprint):
+        message.digest = bytes.fromhex(cache.fingerprint)
+    else:
+        message.fingerprint_text = cache.fingerprint
+    return message
+
+
+def decode(message: pb.Header, max_bytes: int) -> Header:
+    """The header, every number in it within bounds; ``max_bytes`` limits the full cache in BF16."""
+    shapes: list[Shape] = []
+    for layer in message.layers:
+        if not 0 < layer.repeat <= MAX_LAYERS - len(shapes):
+            raise CorruptError(f"more layers than {MAX_LAYERS}, or none")
+        shapes += [_checked(layer)] * layer.repeat
+    layout = layouts.decode(message.layout)
+    if not shapes or not 0 < message.length <= len(layout):
+        raise CorruptError(f"{len(shapes)} layers for {message.length} of {len(layout)} tokens")
+    fingerprint = message.digest.hex() or message.fingerprint_text
+    header = Header(fingerprint, message.model_name, message.recipe, message.length, layout, tuple(shapes))
+    if header.full_bf16_bytes > max_bytes:
+        raise CorruptError(
+            f"the full cache would be {header.full_bf16_bytes} bytes; this reader takes {max_bytes} "
+            "(raise max_bytes if that is right)"
+        )
+    return header
+
+
+def _checked(layer: pb.LayerShape) -> Shape:
+    sizes = (layer.kv_heads, layer.key_dim, layer.value_dim)
+    if not all(0 < size <= MAX_DIM for size in sizes):
+        raise CorruptError("a layer of {} heads with keys of {} and values of {} numbers".format(*sizes))
+    for dtype, number in DTYPES.items():
+        if number == layer.dtype:
+            return Shape(*sizes, dtype)
+    raise CorruptError(f"a layer of the unknown dtype {layer.dtype}")
+
+
+def _shape(layer: LayerCache) -> Shape:
+    if layer.keys.dtype not in DTYPES:
+        raise InputError(f"a cache of {layer.keys.dtype} cannot be encoded; convert it to bfloat16 first")
+    return Shape(layer.keys.shape[0], layer.keys.shape[2], layer.values.shape[2], layer.keys.dtype)
