@@ -52,8 +52,8 @@ class Size:
     kv_heads: int
     intermediate: int
     tower_depth: int = 3
-    tower_width: int = 96
-    tower_heads: int = 3
+    tower_width: int = 128
+    tower_heads: int = 4
 
 
 SIZES: dict[str, Size] = {

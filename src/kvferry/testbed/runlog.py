@@ -1,0 +1,99 @@
+"""One training run's folder: resumable state, a log of JSON lines, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+
+class Stage:
+    """A resumable stretch of optimisation over some modules.
+
+    Parameters
+    ----------
+    folder
+        Where `NAME.pt` (state) and `log.jsonl` lie.
+    name
+        The stage's name.
+    modules
+        What is trained, by name.
+    steps, rate
+        Number of steps and the peak learning rate of a warm-up and cosine schedule.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, modules: dict[str, nn.Module], *, steps: int, rate: float, resume: bool
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.name, self.modules, self.steps, self.rate = folder, name, modules, steps, rate
+        parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+        self.parameters = parameters
+        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
+        self.done, self.seconds = 0, 0.0
+        self.state_path = folder / f"{name}.pt"
+        if resume and self.state_path.is_file():
+            self._load()
+
+    def _load(self) -> None:
+        state = torch.load(self.state_path, weights_only=True)
+        for key, module in self.modules.items():
+            module.load_state_dict(state["modules"][key])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done, self.seconds = state["done"], state["seconds"]
+
+    def save(self) -> None:
+        """Write the state so that a killed run goes on from here."""
+        state = {
+            "modules": {key: module.state_dict() for key, module in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "done": self.done,
+            "seconds": self.seconds,
+        }
+        partial = self.state_path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.state_path)
+
+    def _learning_rate(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / 60)
+        return self.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One optimisation step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(self.done)
+        self.optimizer.step()
+        self.done += 1
+
+    def log(self, **values: Any) -> None:
+        """Append one line to the run's log."""
+        line = {"stage": self.name, "step": self.done, "seconds": round(self.seconds, 1), **values}
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def __iter__(self) -> Iterator[int]:
+        """The steps still to do; saves every 100 and at the end."""
+        if self.done >= self.steps:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        with Progress(*columns, TimeRemainingColumn()) as progress:
+            bar = progress.add_task(self.name, total=self.steps, completed=self.done)
+            while self.done < self.steps:
+                began, before = time.monotonic(), self.done
+                yield self.done
+                if self.done == before:
+                    raise RuntimeError("a training step did not call Stage.step")
+                self.seconds += time.monotonic() - began
+                progress.update(bar, completed=self.done)
+                if self.done % 100 == 0 or self.done == self.steps:
+                    self.save()
