@@ -1,9 +1,12 @@
 """Models: load, prefill with evidence, resume from a cache. The only floor that imports transformers."""
 
+from kvferry.models.compressing import Report, compressing
 from kvferry.models.layout import layout_of
 from kvferry.models.load import load
 from kvferry.models.prefill import prefill_inputs
 from kvferry.models.resume import Continuation, Decoder, continue_from
 from kvferry.models.vlm import VLM
 
-__all__ = ["VLM", "Continuation", "Decoder", "continue_from", "layout_of", "load", "prefill_inputs"]
+__all__ = [
+    "VLM", "Continuation", "Decoder", "Report", "compressing", "continue_from", "layout_of", "load", "prefill_inputs",
+]  # fmt: skip

@@ -91,7 +91,7 @@ def column_sums(
     group = query.shape[0] // heads
     sums = torch.zeros(heads, len(weights), n, device=key.device)
     keys = key.float().transpose(1, 2)
-    for some, share in zip(rows.split(ROWS_PER_BLOCK), weights.split(ROWS_PER_BLOCK, dim=1), strict=True):
+    for some, share in zip(torch.split(rows, ROWS_PER_BLOCK), torch.split(weights, ROWS_PER_BLOCK, dim=1), strict=True):
         only_past = causal and mask is None
         seen = int(some[-1]) + 1 if only_past else n
         logits = (query[:, some].float() * scaling).reshape(heads, group * len(some), d) @ keys[..., :seen]

@@ -18,6 +18,7 @@ from kvferry.models.support import visual_token_ids
 
 Inputs = Mapping[str, Any]
 
+_QUESTION_TOKENS = 32
 _SPECIAL_NAMES = (
     "bos_token_id", "eos_token_id", "pad_token_id", "vision_start_token_id", "vision_end_token_id",
     "boi_token_index", "eoi_token_index", "boi_token_id", "eoi_token_id",
@@ -46,9 +47,7 @@ def token_ids_of(inputs: Inputs) -> npt.NDArray[np.int32]:
     return token_ids
 
 
-def layout_of(
-    model: PreTrainedModel, inputs: Inputs, question_mask: npt.ArrayLike | None = None
-) -> PromptLayout:
+def layout_of(model: PreTrainedModel, inputs: Inputs, question_mask: npt.ArrayLike | None = None) -> PromptLayout:
     """What each prompt token of raw Hugging Face inputs is.
 
     Parameters
@@ -103,17 +102,17 @@ def _guess_question(
     modality: npt.NDArray[np.uint8],
     special: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    n = len(ids)
+    index = np.arange(len(ids))
     seen = np.flatnonzero(modality)
     if not len(seen):
-        return np.arange(n) >= n - 32
-    asked = (np.arange(n) > seen[-1]) & ~special
-    ends = np.flatnonzero(np.isin(ids, _end_ids(model)) & (np.arange(n) > seen[-1]))
+        last: npt.NDArray[np.bool_] = index >= len(ids) - _QUESTION_TOKENS
+        return last
+    after: npt.NDArray[np.bool_] = index > seen[-1]
+    asked = after & ~special
+    ends = np.flatnonzero(np.isin(ids, _end_ids(model)) & after)
     if len(ends) and asked[: ends[-1]].any():
         asked[ends[-1] :] = False
-    if not asked.any():
-        asked = np.arange(n) > seen[-1]
-    return asked
+    return asked if asked.any() else after
 
 
 def rotary_positions(
@@ -124,6 +123,10 @@ def rotary_positions(
     inner = getattr(model, "model", model)
     if not hasattr(inner, "get_rope_index"):
         return np.arange(n, dtype=np.int32)[None], 0
+    positions = inputs.get("position_ids")
+    if positions is not None and positions.ndim == 3:
+        written = positions[-3:, 0].cpu().numpy().astype(np.int32)
+        return written, int(written.max()) + 1 - n
     if not modality.any():
         return np.tile(np.arange(n, dtype=np.int32), (3, 1)), 0
     given = {"mm_token_type_ids": torch.from_numpy(modality.astype(np.int64))[None], **inputs}

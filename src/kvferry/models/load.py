@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,10 @@ def _shipped(name: str) -> tuple[Path, ...]:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["original/*", "consolidated*"])
-        )
+        return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["original/*", "consolidated*"]))
     except LocalEntryNotFoundError:
         raise ModelError(
             f"{name} is not a folder here and the Hugging Face Hub cannot be reached; check the name or the network"
@@ -120,12 +119,8 @@ def _processors(folder: Path, vision: bool) -> tuple[Any, Any]:
     if not vision:
         return None, None
     processor = image_processor = None
-    try:
+    with suppress(OSError, ValueError, ImportError):
         image_processor = AutoImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError, ImportError):
-        pass
-    try:
+    with suppress(OSError, ValueError, ImportError, TypeError):
         processor = AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError, ImportError, TypeError):
-        pass
     return (processor if hasattr(processor, "image_processor") else None), image_processor

@@ -57,9 +57,7 @@ class Prompter:
         self._visual = visual_token_ids(config)
         self._special = _special_strings(tokenizer, self._visual)
 
-    def build(
-        self, images: Sequence[Image.Image], context: str | None, question: str | None
-    ) -> Prompt:
+    def build(self, images: Sequence[Image.Image], context: str | None, question: str | None) -> Prompt:
         """Tokens, pixels and roles of a prompt; without a question it ends where the question would go.
 
         Raises
@@ -130,9 +128,7 @@ class Prompter:
             inputs = self._expand(ids, images)
         elif self._processor is not None:
             inputs = dict(
-                self._processor(
-                    text=[before], images=list(images), return_tensors="pt", add_special_tokens=add_special
-                )
+                self._processor(text=[before], images=list(images), return_tensors="pt", add_special_tokens=add_special)
             )
         else:
             raise UnsupportedModelError("this model's processor could not be loaded; see the message of load()")

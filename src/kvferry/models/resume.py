@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.errors import FingerprintError, InputError
+from kvferry.errors import FingerprintError, InputError, UnsupportedModelError
 from kvferry.models.attention import Session, attached, session
 from kvferry.models.support import layer_windows
 
@@ -46,6 +46,8 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
     are sized. Positions of what is stored are kept beside, per head.
     """
 
+    is_croppable = False
+
     def __init__(self, layer: LayerCache, length: int, window: int | None, like: torch.Tensor) -> None:
         super().__init__()
         self.keys = layer.keys.to(like).unsqueeze(0)
@@ -74,6 +76,22 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
         """Stored length after ``query_length`` more tokens, and no offset."""
         return self.positions.shape[1] + query_length, 0
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: what was dropped cannot come back."""
+        raise UnsupportedModelError("a pruned cache cannot be rolled back; decode without an assistant model")
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Refused: there is one sequence."""
+        raise UnsupportedModelError("a pruned cache holds one sequence; decode without beams")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Refused: there is one sequence."""
+        raise UnsupportedModelError("a pruned cache holds one sequence; ask for one answer at a time")
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Refused: there is one sequence."""
+        raise UnsupportedModelError("a pruned cache holds one sequence; ask for one answer at a time")
+
     def mask(self, query_length: int, query_heads: int) -> torch.Tensor | None:
         """Which stored key each of the newest ``query_length`` tokens may see.
 
@@ -98,13 +116,10 @@ def kept_layers(model: PreTrainedModel, cache: KVCache) -> list[KeptLayer]:
     windows = layer_windows(model)
     if len(windows) != len(cache.layers):
         raise FingerprintError(
-            f"a cache of {len(cache.layers)} layers does not fit a model of {len(windows)}; "
-            "load the model that made it"
+            f"a cache of {len(cache.layers)} layers does not fit a model of {len(windows)}; load the model that made it"
         )
     like = torch.empty(0, dtype=model.dtype, device=model.device)
-    return [
-        KeptLayer(layer, cache.length, window, like) for layer, window in zip(cache, windows, strict=True)
-    ]
+    return [KeptLayer(layer, cache.length, window, like) for layer, window in zip(cache, windows, strict=True)]
 
 
 class Decoder:

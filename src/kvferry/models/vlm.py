@@ -230,9 +230,7 @@ class VLM:
 
 
 def _with_roles(layout: PromptLayout, roles: np.ndarray[Any, np.dtype[np.uint8]]) -> PromptLayout:
-    return PromptLayout(
-        layout.token_ids, layout.modality, roles, layout.positions, layout.rope_delta, layout.grids
-    )
+    return PromptLayout(layout.token_ids, layout.modality, roles, layout.positions, layout.rope_delta, layout.grids)
 
 
 def _requests(recipe: Any) -> tuple[EvidenceRequest, ...]:
