@@ -1,0 +1,91 @@
+"""kvferry compresses a vision-language model's KV cache on an edge device and carries it to the cloud.
+
+The names below are loaded when they are first used, so that ``import kvferry`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kvferry.errors import (
+    BitstreamError,
+    CorruptError,
+    DeadlineError,
+    EvidenceError,
+    FingerprintError,
+    InputError,
+    KVFerryError,
+    LinkError,
+    ModelError,
+    RecipeError,
+    TruncatedError,
+    UnsupportedModelError,
+    VersionError,
+)
+
+if TYPE_CHECKING:
+    from kvferry.cache import KVCache, PromptLayout
+    from kvferry.edge import Answer, Edge
+    from kvferry.evidence import Evidence, Prefilled
+    from kvferry.models import VLM, compressing, load
+    from kvferry.recipe import Recipe, compress, decompress
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Answer": "edge",
+    "Edge": "edge",
+    "Evidence": "evidence",
+    "KVCache": "cache",
+    "Prefilled": "evidence",
+    "PromptLayout": "cache",
+    "Recipe": "recipe",
+    "VLM": "models",
+    "compress": "recipe",
+    "compressing": "models",
+    "decompress": "recipe",
+    "load": "models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+__all__ = [
+    "VLM",
+    "Answer",
+    "BitstreamError",
+    "CorruptError",
+    "DeadlineError",
+    "Edge",
+    "Evidence",
+    "EvidenceError",
+    "FingerprintError",
+    "InputError",
+    "KVCache",
+    "KVFerryError",
+    "LinkError",
+    "ModelError",
+    "Prefilled",
+    "PromptLayout",
+    "Recipe",
+    "RecipeError",
+    "TruncatedError",
+    "UnsupportedModelError",
+    "VersionError",
+    "__version__",
+    "compress",
+    "compressing",
+    "decompress",
+    "load",
+]

@@ -1,0 +1,48 @@
+"""Commands by name, and what an error looks like to a person. Heavy imports live inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from kvferry import __version__
+from kvferry.cli.ask import ask
+from kvferry.cli.demo import demo
+from kvferry.cli.serve import serve
+from kvferry.cli.sweep import results, sweep
+from kvferry.errors import KVFerryError
+
+app = typer.Typer(
+    help="Compress a vision-language model's KV cache on the edge and carry it to the cloud.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (serve, ask, sweep, results, demo):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. Errors of ours are one sentence on stderr and exit code 2; others keep their traceback."""
+    try:
+        app()
+    except KVFerryError as error:
+        print(f"kvferry: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,95 @@
+"""``kvferry ask``."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from kvferry.cli.console import SendingBar, console, print_json, waiting
+from kvferry.errors import InputError
+
+if TYPE_CHECKING:
+    from kvferry.edge import Answer
+
+
+def ask(
+    words: Annotated[list[str], typer.Argument(metavar="PICTURE... QUESTION", help="Picture files, then the question.")],
+    cloud: Annotated[str, typer.Option(help="host:port of `kvferry serve`.")] = "127.0.0.1:7421",
+    model: Annotated[str, typer.Option(help="The cloud's model, for mode kv.")] = "testbed/cloud",
+    recipe: Annotated[str, typer.Option(help="How to compress, for mode kv.")] = "q2c@0.25|int4",
+    mode: Annotated[str, typer.Option(help="kv: send the compressed cache. image: send the picture.")] = "kv",
+    ship_first: Annotated[
+        bool, typer.Option("--ship-first", help="Compress without looking at the question (protocol B).")
+    ] = False,
+    uplink: Annotated[str | None, typer.Option(help="Emulate a link of this rate, like 10mbit.")] = None,
+    downlink: Annotated[str | None, typer.Option(help="The same for the way back.")] = None,
+    delay: Annotated[float, typer.Option(help="One-way delay of the emulated link, in ms.", min=0)] = 0.0,
+    deadline: Annotated[float, typer.Option(help="Seconds the question may take.")] = 30.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 16,
+    save: Annotated[Path | None, typer.Option(help="Keep what was sent, for `kvferry inspect`.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Ask a cloud a question about pictures."""
+    if mode not in ("kv", "image"):
+        raise InputError(f"there is no mode {mode!r}; use kv or image")
+    *pictures, question = words
+    for picture in pictures:
+        if not Path(picture).is_file():
+            raise InputError(f"there is no picture at {picture}; give picture files, then the question in quotes")
+    from kvferry.edge import Edge
+    from kvferry.models import load
+    from kvferry.recipe import Recipe
+
+    Recipe.parse(recipe)
+    vlm = None
+    if mode == "kv":
+        with waiting(f"loading {model}", json):
+            vlm = load(model)
+    said: list[str] = []
+
+    def speak(_: int, text: str) -> None:
+        said.append(text)
+        if not json:
+            print(text, end="", flush=True)
+
+    link = {"uplink": uplink, "downlink": downlink, "delay_ms": delay}
+    with Edge(vlm, cloud, deadline=deadline, **link) as edge, _copy_to(save) as keep, SendingBar(json) as bar:
+        answer = edge.ask(
+            pictures,
+            question,
+            recipe=recipe,
+            mode="image" if mode == "image" else "kv",
+            ship_first=ship_first,
+            max_new_tokens=max_new_tokens,
+            on_token=speak,
+            on_sent=bar.show,
+            keep=keep,
+        )
+    if json:
+        print_json(answer.as_dict())
+        return
+    print(answer.text.removeprefix("".join(said)))
+    console().print(_summary(answer), style="dim", soft_wrap=True)
+
+
+def _copy_to(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO | None]:
+    if path is None:
+        return contextlib.nullcontext()
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}); choose another file") from None
+
+
+def _summary(answer: Answer) -> str:
+    """What it cost, in one line."""
+    ratio = f", {answer.bf16_bytes / answer.bitstream_bytes:.1f}x below BF16" if answer.bf16_bytes else ""
+    wire = f"{answer.wire_bytes_up:,} bytes on the wire" if answer.wire_bytes_up is not None else "link not measured"
+    what = answer.recipe or "picture"
+    return (
+        f"{what}: {answer.bitstream_bytes:,} bytes{ratio}; {wire}; sent in {answer.seconds.send:.3f} s, "
+        f"first token after {answer.seconds.first_token:.3f} s, all after {answer.seconds.total:.3f} s"
+    )

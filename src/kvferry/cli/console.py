@@ -1,0 +1,67 @@
+"""What the commands share: progress bars for people, JSON for scripts. Results go to stdout, the rest to stderr."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """One object on one line, at once."""
+    print(jsonlib.dumps(record), flush=True)
+
+
+def console(json: bool = False) -> Console:
+    """A console on stderr that is silent for scripts."""
+    return Console(stderr=True, quiet=json, highlight=False)
+
+
+@contextmanager
+def waiting(what: str, json: bool = False) -> Iterator[None]:
+    """A spinner with a clock, on a terminal; Hugging Face's own bars would only fight with it."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console(json), transient=True, disable=_disabled(json)) as progress:
+        progress.add_task(what, total=None)
+        yield
+
+
+class SendingBar:
+    """How many bytes the cloud has acknowledged, on a terminal. It clears itself away before the answer."""
+
+    def __init__(self, json: bool = False) -> None:
+        columns = (TextColumn("sending"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console(json), transient=True, disable=_disabled(json))
+        self._task = self._progress.add_task("sending", total=None)
+
+    def __enter__(self) -> SendingBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, acknowledged: int, total: int | None) -> None:
+        """Move the bar; the callback for :meth:`kvferry.edge.Edge.ask`."""
+        self._progress.update(self._task, completed=acknowledged, total=total)
+        if acknowledged == total:
+            self._progress.stop()
+
+
+def _disabled(json: bool) -> bool:
+    return json or not sys.stderr.isatty()

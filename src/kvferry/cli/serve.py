@@ -1,0 +1,49 @@
+"""``kvferry serve``."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from kvferry.cli.console import print_json, waiting
+
+
+def serve(
+    model: Annotated[str, typer.Option(help="Shipped name, folder or Hub id.")] = "testbed/cloud",
+    listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one. No TLS: trusted networks only.")] = (
+        "127.0.0.1:7421"
+    ),
+    max_seconds: Annotated[float, typer.Option(help="A question may take this long.", min=0.1)] = 120.0,
+    max_bytes: Annotated[int, typer.Option(help="A question may bring so many bytes.", min=1)] = 512 * 1024 * 1024,
+    max_waiting: Annotated[int, typer.Option(help="So many questions may wait for the model.", min=0)] = 16,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log refused questions.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
+) -> None:
+    """Answer questions from caches (or pictures) that edges send, until interrupted."""
+    from kvferry.cloud import Limits
+    from kvferry.cloud import serve as run
+    from kvferry.models import load
+
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
+    with waiting(f"loading {model}", json):
+        vlm = load(model)
+
+    def ready(address: str) -> None:
+        if json:
+            host, _, port = address.rpartition(":")
+            print_json(
+                {
+                    "address": address,
+                    "host": host,
+                    "port": int(port),
+                    "model": vlm.name,
+                    "fingerprint": vlm.fingerprint,
+                }
+            )
+        else:
+            print(f"listening on {address} with {vlm.name} ({vlm.fingerprint[:12]})", flush=True)
+
+    limits = Limits(request_bytes=max_bytes, request_seconds=max_seconds, waiting=max_waiting)
+    run(vlm, listen, limits=limits, on_ready=ready)

@@ -1,0 +1,30 @@
+"""How much a cloud lets itself be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one edge may ask of a cloud.
+
+    Parameters
+    ----------
+    request_bytes : int
+        Of a request's chunks together.
+    request_seconds : float
+        From start to last token, whatever the edge's own deadline.
+    new_tokens : int
+        Per answer.
+    waiting : int
+        Questions that may wait for the model, beside the one it works on.
+    calls : int
+        Open conversations; more are turned away by gRPC.
+    """
+
+    request_bytes: int = 512 * 1024 * 1024
+    request_seconds: float = 120.0
+    new_tokens: int = 1024
+    waiting: int = 16
+    calls: int = 64

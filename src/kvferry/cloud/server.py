@@ -1,0 +1,97 @@
+"""The process around the conversation: listening, health, reflection and a graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvferry.cloud.engine import Engine
+from kvferry.cloud.limits import Limits
+from kvferry.cloud.service import FerryService
+from kvferry.errors import LinkError
+from kvferry.link import parse_address
+from kvferry.wire import service_pb2, service_pb2_grpc
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["Ferry"].full_name
+GRACE_SECONDS = 3.0
+MESSAGE_BYTES = 1024 * 1024
+OPTIONS = (
+    ("grpc.so_reuseport", 0),  # else a second server on the same port would silently take half of the calls
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+def serve(
+    vlm: VLM,
+    listen: str = "127.0.0.1:7421",
+    *,
+    limits: Limits | None = None,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve ``vlm`` until SIGINT or SIGTERM; running answers then get a few seconds to finish.
+
+    There is no TLS: listen on loopback or a network you trust.
+
+    Parameters
+    ----------
+    listen : str
+        ``host:port``; port 0 takes a free one.
+    on_ready : callable
+        Called with the address listened on, as soon as questions can be asked.
+
+    Raises
+    ------
+    LinkError
+        The port is taken or the host is not ours.
+    """
+    asyncio.run(_serve(vlm, listen, limits or Limits(), on_ready))
+
+
+async def _serve(vlm: VLM, listen: str, limits: Limits, on_ready: Callable[[str], None] | None) -> None:
+    parse_address(listen)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, ValueError):  # no such thing on this system, or in a thread
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.calls)
+    engine = Engine(limits.waiting)
+    service_pb2_grpc.add_FerryServicer_to_server(FerryService(vlm, engine, limits), server)
+    status = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    address = _bind(server, listen)
+    await server.start()
+    for name in ("", SERVICE):
+        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+    if on_ready is not None:
+        on_ready(address)
+    try:
+        await stop.wait()
+    finally:
+        await status.enter_graceful_shutdown()
+        await server.stop(GRACE_SECONDS)
+        await asyncio.to_thread(engine.close)
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> str:
+    """Listen; returns the address with the port that was taken."""
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise LinkError(f"cannot listen on {listen}: the port is taken or the host is not this machine; choose another")
+    return f"{listen.rpartition(':')[0]}:{port}"

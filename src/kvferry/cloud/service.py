@@ -1,0 +1,158 @@
+"""The conversation, as the cloud holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
+
+import grpc
+
+from kvferry.cloud.engine import Engine
+from kvferry.cloud.limits import Limits
+from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
+from kvferry.modes import RECEIVERS, ProtocolError, Receiver
+from kvferry.modes.faults import to_wire
+from kvferry.wire import service_pb2 as pb
+from kvferry.wire import service_pb2_grpc
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM
+
+    Context = grpc.aio.ServicerContext[pb.AskRequest, pb.AskReply]
+
+log = logging.getLogger(__name__)
+ACKNOWLEDGE_BYTES = 32 * 1024
+
+
+class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
+    """Answers questions on one model. Whatever goes wrong in one conversation is told to it and ends with it."""
+
+    def __init__(self, vlm: VLM, engine: Engine, limits: Limits) -> None:
+        self._vlm = vlm
+        self._engine = engine
+        self._limits = limits
+
+    async def Describe(  # noqa: N802
+        self, request: pb.DescribeRequest, context: object
+    ) -> pb.DescribeReply:
+        from kvferry import __version__
+
+        return pb.DescribeReply(
+            kvferry_version=__version__,
+            model=self._vlm.name,
+            fingerprint=self._vlm.fingerprint,
+            has_vision=self._vlm.has_vision,
+            modes=sorted(RECEIVERS),
+            max_request_bytes=self._limits.request_bytes,
+            max_request_seconds=self._limits.request_seconds,
+        )
+
+    async def Ask(  # noqa: N802
+        self, requests: AsyncIterator[pb.AskRequest], context: Context
+    ) -> None:
+        """One question. gRPC cancels this coroutine when the edge cancels or its deadline passes."""
+        conversation = _Conversation(self._vlm, self._engine, self._limits, requests, context)
+        try:
+            async with asyncio.timeout(self._limits.request_seconds):
+                await conversation.hold()
+        except TimeoutError:
+            message = f"the cloud gives a question {self._limits.request_seconds:g} s; send less or ask for less"
+            await context.write(to_wire(DeadlineError(message)))
+        except KVFerryError as error:
+            log.info("refused %s: %s: %s", conversation.name, type(error).__name__, error)
+            await context.write(to_wire(error))
+        except Exception as error:
+            log.exception("failed on %s", conversation.name)
+            await context.write(to_wire(error))
+
+
+class _Conversation:
+    def __init__(
+        self,
+        vlm: VLM,
+        engine: Engine,
+        limits: Limits,
+        requests: AsyncIterator[pb.AskRequest],
+        context: Context,
+    ) -> None:
+        self.name = "a request without a start"
+        self._vlm = vlm
+        self._engine = engine
+        self._limits = limits
+        self._requests = aiter(requests)
+        self._write = context.write
+        self._began = time.perf_counter()
+        self._received = 0
+        self._decode_seconds = 0.0
+
+    async def hold(self) -> None:
+        start = await self._start()
+        receiver: Receiver = RECEIVERS[start.mode](self._vlm, start, self._limits.request_bytes)
+        accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name)
+        await self._write(pb.AskReply(accepted=accepted))
+        await self._receive(receiver)
+        await self._answer(receiver, start.max_new_tokens)
+
+    async def _start(self) -> pb.AskRequest.Start:
+        request = await anext(self._requests, None)
+        if request is None or request.WhichOneof("part") != "start":
+            raise ProtocolError("a question begins with a start; update the edge")
+        start = request.start
+        self.name = f"request {start.request_id[:64]!r}"
+        if start.mode not in RECEIVERS:
+            raise ProtocolError(f"this cloud does not know mode {start.mode}; update it")
+        if not 1 <= start.max_new_tokens <= self._limits.new_tokens:
+            raise InputError(f"max_new_tokens is 1 to {self._limits.new_tokens} here, not {start.max_new_tokens}")
+        return start
+
+    async def _receive(self, receiver: Receiver) -> None:
+        """Take in chunks until the end; what has been taken in is acknowledged."""
+        acknowledged = 0
+        async for request in self._requests:
+            part = request.WhichOneof("part")
+            if part == "end":
+                if request.end.bytes != self._received:
+                    raise ProtocolError(f"{self._received} of {request.end.bytes} bytes arrived; send them again")
+                await self._decode(receiver.finish)
+                await self._acknowledge()
+                return
+            if part != "chunk":
+                raise ProtocolError("after the start come chunks and one end; update the edge")
+            self._received += len(request.chunk.data)
+            if self._received > self._limits.request_bytes:
+                raise InputError(f"more than {self._limits.request_bytes} bytes in one request; compress more")
+            await self._decode(receiver.feed, request.chunk.data)
+            if self._received - acknowledged >= ACKNOWLEDGE_BYTES:
+                acknowledged = self._received
+                await self._acknowledge()
+        raise TruncatedError(f"the edge stopped after {self._received} bytes without an end; send them again")
+
+    async def _decode(self, work: Callable[..., None], *arguments: bytes) -> None:
+        began = time.perf_counter()
+        await self._engine.decode(work, *arguments)
+        self._decode_seconds += time.perf_counter() - began
+
+    async def _acknowledge(self) -> None:
+        await self._write(pb.AskReply(received=pb.AskReply.Received(bytes=self._received)))
+
+    async def _answer(self, receiver: Receiver, max_new_tokens: int) -> None:
+        first = 0.0
+        async with self._engine.answering(receiver, max_new_tokens) as answering:
+            async for token in answering:
+                first = first or token.seconds
+                await self._write(pb.AskReply(token=pb.AskReply.Token(id=token.token_id, text=token.text)))
+            result = await answering.result()
+        timings = pb.AskReply.Timings(
+            decode=self._decode_seconds,
+            queue=answering.queue_seconds,
+            prefill=receiver.prefill_seconds,
+            first_token=first,
+            total=time.perf_counter() - self._began,
+        )
+        done = pb.AskReply.Done(
+            text=result.text, tokens=len(result.token_ids), bytes_received=self._received, timings=timings
+        )
+        await self._write(pb.AskReply(done=done))

@@ -1,0 +1,59 @@
+"""Errors on the wire: a kind and a sentence, which the edge turns back into the exception that the cloud raised."""
+
+from __future__ import annotations
+
+from kvferry.errors import (
+    BitstreamError,
+    CorruptError,
+    DeadlineError,
+    FingerprintError,
+    InputError,
+    KVFerryError,
+    LinkError,
+    ModelError,
+    RecipeError,
+    TruncatedError,
+    UnsupportedModelError,
+    VersionError,
+)
+from kvferry.wire import service_pb2 as pb
+
+
+class ProtocolError(LinkError):
+    """The two ends do not agree on whose turn it is to say what."""
+
+
+class BusyError(LinkError):
+    """The cloud has as much to do as it is willing to queue."""
+
+
+KINDS: dict[type[KVFerryError], pb.ErrorKind] = {
+    KVFerryError: pb.ERROR_KIND_INTERNAL,
+    ProtocolError: pb.ERROR_KIND_PROTOCOL,
+    BusyError: pb.ERROR_KIND_BUSY,
+    DeadlineError: pb.ERROR_KIND_DEADLINE,
+    InputError: pb.ERROR_KIND_INPUT,
+    RecipeError: pb.ERROR_KIND_RECIPE,
+    ModelError: pb.ERROR_KIND_MODEL,
+    UnsupportedModelError: pb.ERROR_KIND_UNSUPPORTED_MODEL,
+    FingerprintError: pb.ERROR_KIND_FINGERPRINT,
+    BitstreamError: pb.ERROR_KIND_BITSTREAM,
+    TruncatedError: pb.ERROR_KIND_TRUNCATED,
+    CorruptError: pb.ERROR_KIND_CORRUPT,
+    VersionError: pb.ERROR_KIND_VERSION,
+}
+_CLASSES = {kind: error for error, kind in KINDS.items()}
+
+
+def to_wire(error: BaseException) -> pb.AskReply:
+    """The reply that reports ``error``. What is not one of ours stays in the cloud's log."""
+    for ancestor in type(error).__mro__:
+        if ancestor in KINDS:
+            return pb.AskReply(error=pb.AskReply.Error(kind=KINDS[ancestor], message=str(error)))
+    message = "the cloud failed on this request through no fault of yours; its log says why"
+    return pb.AskReply(error=pb.AskReply.Error(kind=pb.ERROR_KIND_INTERNAL, message=message))
+
+
+def from_wire(error: pb.AskReply.Error) -> KVFerryError:
+    """The exception that ``error`` reports; a kind this version does not know becomes a plain one."""
+    return _CLASSES.get(error.kind, KVFerryError)(error.message or "the cloud refused without a word")
