@@ -129,7 +129,7 @@ def word(rng: np.random.Generator, scene: Scene) -> Question | None:
 def count(rng: np.random.Generator, scene: Scene) -> Question | None:
     """ "how many shapes are there?" """
     everything = tuple(range(len(scene.things)))
-    return Question("how many shapes are there?", str(len(everything)), "count", (), everything)
+    return everything and Question("how many shapes are there?", str(len(everything)), "count", (), everything) or None
 
 
 def count_if(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -202,7 +202,7 @@ def two_hop(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 def compare(rng: np.random.Generator, scene: Scene) -> Question | None:
     """ "what is the largest shape?", "what is the smallest shape?"; two tokens."""
-    levels = [thing.level for thing in scene.things]
+    levels = [thing.level for thing in scene.things] or [0]
     options = [
         (word, levels.index(level))
         for word, level in (("largest", max(levels)), ("smallest", min(levels)))

@@ -35,12 +35,12 @@ def _unit_outline(shape: str) -> tuple[tuple[float, float], ...]:
     if shape == "triangle":
         return ((0.0, -1.0), (0.98, 0.86), (-0.98, 0.86))
     if shape == "star":
-        spokes = [(1.0 if i % 2 == 0 else 0.5) for i in range(10)]
+        spokes = [(1.0 if i % 2 == 0 else 0.56) for i in range(10)]
         return tuple((r * math.sin(turn * i / 10), -r * math.cos(turn * i / 10)) for i, r in enumerate(spokes))
     if shape == "diamond":
         return ((0.0, -1.0), (0.74, 0.0), (0.0, 1.0), (-0.74, 0.0))
     if shape == "cross":
-        a = 0.4
+        a = 0.42
         return (
             (-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a), (-1, a), (-1, -a), (-a, -a),
         )  # fmt: skip
@@ -59,9 +59,8 @@ def _unit_outline(shape: str) -> tuple[tuple[float, float], ...]:
 def outline(thing: Thing, centre: tuple[float, float] | None = None, scale: float = 1.0) -> Points:
     """The thing's corners in pixels."""
     cx, cy = centre or (thing.x, thing.y)
-    c, s = math.cos(math.radians(thing.tilt)), math.sin(math.radians(thing.tilt))
     r = thing.diameter / 2 * scale
-    return [(cx + r * (c * x - s * y), cy + r * (s * x + c * y)) for x, y in _unit_outline(thing.shape)]
+    return [(cx + r * x, cy + r * y) for x, y in _unit_outline(thing.shape)]
 
 
 def cover_map(scene: Scene) -> npt.NDArray[np.uint8]:
@@ -106,11 +105,9 @@ def _draw_thing(picture: Image.Image, rng: np.random.Generator, thing: Thing) ->
     edge = (int(fill[0] * 0.4), int(fill[1] * 0.4), int(fill[2] * 0.4))
     pen.line([*points, points[0], points[1]], fill=edge, width=3 * _FINE, joint="curve")
     if thing.glyph:
-        share = 0.52 if thing.shape in ("circle", "square", "heart") else 0.44
-        height = max(14.0, thing.diameter * share * (0.86 if len(thing.glyph) > 1 else 1.0))
         drop = 0.12 if thing.shape == "triangle" else -0.04 if thing.shape == "heart" else 0.0
         spot = (centre[0], centre[1] + drop * thing.diameter * _FINE)
-        font = _font(round(height * _FINE))
+        font = _font((26 if thing.level == 2 else 18) * _FINE)
         pen.text(spot, thing.glyph.upper(), fill=_ink(ALL_COLOURS[thing.colour]), font=font, anchor="mm")
     small = (side, side)
     tile = tile.resize(small, Image.Resampling.BOX)

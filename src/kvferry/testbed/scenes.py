@@ -11,8 +11,11 @@ from . import words
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 in pixels."""
 
-SIZE_RANGES: tuple[tuple[int, int], ...] = ((28, 33), (42, 48), (60, 68))
+DIAMETERS: tuple[tuple[int, ...], ...] = ((30,), (42, 46), (60, 66))
 """Diameters in pixels of small, medium and large things."""
+
+STEP = 4
+"""Centres lie on a lattice of this many pixels: a quarter of a visual token, half a patch."""
 
 RARE = 0.01
 """Share of scenes with a rare colour, and share of scenes with a rare shape."""
@@ -29,7 +32,6 @@ class Thing:
     y: float
     diameter: float
     level: int
-    tilt: float = 0.0
 
     @property
     def box(self) -> Box:
@@ -105,12 +107,12 @@ def _place_signs(rng: np.random.Generator, width: int, height: int) -> list[Sign
     colours = rng.choice(list(words.COLOURS), size=count, replace=False)
     signs: list[Sign] = []
     for index, (text, colour) in enumerate(zip(texts, colours, strict=True)):
-        tall = int(rng.integers(18, 24))
-        wide = round(0.72 * tall * len(text)) + 4
+        tall = 20
+        wide = round(0.62 * tall * len(text)) + 4
         top = 0 if index == 0 else height // 2
         bottom = height if count == 1 else top + height // 2
-        x = int(rng.integers(2, width - wide - 2))
-        y = int(rng.integers(top + 2, bottom - tall - 4))
+        x = STEP * int(rng.integers(0, (width - wide) // STEP + 1))
+        y = STEP * int(rng.integers(top // STEP, (bottom - tall - 4) // STEP + 1))
         signs.append(Sign(str(text), str(colour), (x, y, x + wide, y + tall + 2), tall))
     return signs
 
@@ -129,7 +131,7 @@ def draw_scene(
     signs
         Whether words may appear.
     """
-    fits = most or min(8, 3 + (width * height - 128 * 128) // 6000)
+    fits = most or min(8, max(2, 3 + (width * height - 128 * 128) // 6000))
     count = int(rng.integers(min(3, fits), fits + 1))
     placed_signs = _place_signs(rng, width, height) if signs else []
     colours = _palette(rng, list(words.COLOURS), list(words.RARE_COLOURS), int(rng.integers(2, 6)))
@@ -138,18 +140,18 @@ def draw_scene(
     for _ in range(count):
         level = int(rng.choice(3, p=(0.4, 0.4, 0.2)))
         for attempt in range(40):
-            if attempt == 20:
+            if attempt == 20 or DIAMETERS[level][-1] + 3 * STEP > min(width, height):
                 level = 0
-            diameter = float(rng.uniform(*SIZE_RANGES[level]))
-            x = float(rng.uniform(diameter / 2 + 1, width - diameter / 2 - 1))
-            y = float(rng.uniform(diameter / 2 + 1, height - diameter / 2 - 1))
+            diameter = float(rng.choice(DIAMETERS[level]))
+            least = int(diameter / 2 + STEP) // STEP
+            x = float(STEP * rng.integers(least, width // STEP - least + 1))
+            y = float(STEP * rng.integers(least, height // STEP - least + 1))
             if all(_far_enough(x, y, diameter, other) for other in things) and all(
                 _clear_of(x, y, diameter, sign.box) for sign in placed_signs
             ):
                 colour, shape = str(rng.choice(colours)), str(rng.choice(shapes))
                 glyph = _glyph(rng, level, shape)
-                tilt = float(rng.uniform(-12, 12))
-                things.append(Thing(colour, shape, glyph, x, y, diameter, level, tilt))
+                things.append(Thing(colour, shape, glyph, x, y, diameter, level))
                 break
     return Scene(width, height, tuple(things), tuple(placed_signs), int(rng.integers(2**31)))
 

@@ -50,17 +50,22 @@ class DenseHeads(nn.Module):
         return list(self.linear(hidden).split((SIZES + 1).tolist(), dim=-1))
 
 
-def dense_loss(logits: list[torch.Tensor], labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """Cross-entropy, tokens with something and tokens with nothing weighted alike; and accuracy on the former."""
+def dense_loss(
+    logits: list[torch.Tensor], labels: torch.Tensor, beside: float = 0.5
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Cross-entropy, tokens with something and tokens with nothing weighted alike; and accuracy on the former.
+
+    `beside` weighs what a token should know of its neighbours.
+    """
     losses, accuracy = [], {}
     for column, (name, group) in enumerate(zip(GROUPS, logits, strict=True)):
-        wanted = labels[:, column]
+        wanted, weight = labels[:, column], beside if " " in name else 1.0
         each = F.cross_entropy(group.float(), wanted, ignore_index=IGNORE, reduction="none")
         some, none = wanted > 0, wanted == 0
         if bool(some.any()):
-            losses.append(each[some].mean() * (1.0 if " " not in name else 0.5))
+            losses.append(each[some].mean() * weight)
             accuracy[name] = float((group[some].argmax(-1) == wanted[some]).float().mean())
-        losses.append(each[none].mean() * 0.5)
+        losses.append(each[none].mean() * 0.5 * weight)
     return torch.stack(losses).sum(), accuracy
 
 
@@ -84,8 +89,10 @@ def scene_grids(scenes: list[Scene]) -> torch.Tensor:
 def pick_size(rng: np.random.Generator, progress: float) -> tuple[int, int, int]:
     """Batch size, width and height at a point of a stage: small pictures first, a mixture at the end."""
     if progress < 0.3:
+        return 96, 64, 64
+    if progress < 0.5:
         return 32, 128, 128
-    sides = (160, 192) if progress < 0.55 else (192, 224, 256)
+    sides = (160, 192) if progress < 0.7 else (192, 224, 256)
     width, height = (int(side) for side in rng.choice(sides, 2))
     return max(8, 16 * 192 * 192 // (width * height)), width, height
 
@@ -103,7 +110,7 @@ def train_tower(model: Any, folder: Path, *, seed: int, steps: int, rate: float,
         scenes, pixels = draw_batch(rng, *pick_size(rng, step / steps))
         with torch.autocast("cpu", torch.bfloat16):
             logits = heads(middle(tower, pixels, scene_grids(scenes)))
-        loss, accuracy = dense_loss(logits, batch_labels(scenes))
+        loss, accuracy = dense_loss(logits, batch_labels(scenes), 0.0 if step < 0.25 * steps else 0.5)
         stage.step(loss)
         if step % 20 == 0:
             stage.log(loss=loss.item(), **{key: round(value, 3) for key, value in accuracy.items()})
