@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from kvferry.cache import KVCache, PromptLayout
     from kvferry.edge import Answer, Edge
     from kvferry.evidence import Evidence, Prefilled
-    from kvferry.models import VLM, compressing, load
+    from kvferry.models.compressing import compressing
+    from kvferry.models.load import load
+    from kvferry.models.vlm import VLM
     from kvferry.recipe import Recipe, compress, decompress
 
 __version__ = "0.1.0"

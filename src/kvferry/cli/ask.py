@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def ask(
-    words: Annotated[list[str], typer.Argument(metavar="PICTURE... QUESTION", help="Picture files, then the question.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="PICTURE... QUESTION", help="Picture files, then the question.")
+    ],
     cloud: Annotated[str, typer.Option(help="host:port of `kvferry serve`.")] = "127.0.0.1:7421",
     model: Annotated[str, typer.Option(help="The cloud's model, for mode kv.")] = "testbed/cloud",
     recipe: Annotated[str, typer.Option(help="How to compress, for mode kv.")] = "q2c@0.25|int4",
@@ -55,8 +57,11 @@ def ask(
         if not json:
             print(text, end="", flush=True)
 
-    link = {"uplink": uplink, "downlink": downlink, "delay_ms": delay}
-    with Edge(vlm, cloud, deadline=deadline, **link) as edge, _copy_to(save) as keep, SendingBar(json) as bar:
+    with (
+        Edge(vlm, cloud, uplink=uplink, downlink=downlink, delay_ms=delay, deadline=deadline) as edge,
+        _copy_to(save) as keep,
+        SendingBar(json) as bar,
+    ):
         answer = edge.ask(
             pictures,
             question,

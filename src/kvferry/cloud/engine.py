@@ -121,4 +121,3 @@ class Engine:
         """Wait for running work, which ends soon once its requests have been cancelled."""
         self._model.shutdown(cancel_futures=True)
         self._decoders.shutdown(cancel_futures=True)
-
