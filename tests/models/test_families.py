@@ -1,0 +1,177 @@
+"""What must hold for every family: true evidence, evict equals mask, and the same tokens as stock generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+from kvferry.cache import KVCache, LayerCache
+from kvferry.evidence import EvidenceRequest
+from kvferry.models import Decoder, compressing, continue_from, layout_of, prefill_inputs
+from kvferry.models.attention import attached, rows_of
+from kvferry.models.support import text_config, text_config_key
+from kvferry.selection.base import Selection, evict
+from tests.models.families import FAMILIES, VISION, build
+
+REQUESTS = (
+    EvidenceRequest("question"),
+    EvidenceRequest("question", layers="last"),
+    EvidenceRequest("window", window=5),
+    EvidenceRequest("post_vision"),
+    EvidenceRequest("all"),
+)
+NEW = (7, 11, 13, 17)
+
+dropped: dict[int, torch.Tensor] = {}
+"""What the masked reference hides in each layer, bool ``[query_heads, rows, columns]``."""
+
+
+def _masked_attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **_: Any
+) -> Any:
+    group = query.shape[1] // key.shape[1]
+    logits = query @ key.repeat_interleave(group, 1).transpose(2, 3) * scaling + attention_mask
+    logits[0].masked_fill_(dropped[module.layer_idx], -torch.inf)
+    return (logits.softmax(-1) @ value.repeat_interleave(group, 1)).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("masked_reference", _masked_attention)
+AttentionMaskInterface.register("masked_reference", eager_mask)
+
+
+def use(model: Any, name: str) -> None:
+    key = text_config_key(model)
+    model.set_attn_implementation(name if key is None else {key: name})
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def family(request: pytest.FixtureRequest) -> Iterator[tuple[Any, dict[str, torch.Tensor]]]:
+    yield build(str(request.param))
+
+
+def longer(inputs: dict[str, torch.Tensor], tokens: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    extended = {**inputs, "input_ids": torch.cat([inputs["input_ids"], torch.tensor([tokens])], dim=1)}
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        if name in inputs:
+            extended[name] = torch.nn.functional.pad(inputs[name], (0, len(tokens)))
+    return extended
+
+
+def uneven(cache: KVCache, *, per_head: bool) -> Selection:
+    """A random selection with another length in every layer."""
+    torch.manual_seed(0)
+    kept = []
+    for index, layer in enumerate(cache):
+        count = cache.length * (2 + index) // 6
+        scores = torch.rand(len(layer.keys) if per_head else 1, cache.length)
+        positions = scores.topk(count).indices.sort().values.expand(len(layer.keys), -1)
+        kept.append(positions.contiguous())
+    return Selection(tuple(kept), tuple(torch.zeros(x.shape) for x in kept))
+
+
+def test_column_sums_equal_eager_attention(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    model, inputs = family
+    prefilled = prefill_inputs(model, inputs, REQUESTS)
+    before = text_config(model)._attn_implementation
+    use(model, "eager")
+    with torch.no_grad():
+        seen = model(**inputs, output_attentions=True)
+    use(model, before)
+    heads = len(prefilled.cache.layers[0].keys)
+    layout = prefilled.cache.layout
+    for request in REQUESTS:
+        rows = torch.from_numpy(rows_of(request, layout))
+        observed = prefilled.evidence.column_sums[request]
+        assert set(observed) == ({2} if request.layers == "last" else {0, 1, 2})
+        for layer, columns in observed.items():
+            attention = seen.attentions[layer][0]
+            expected = attention.unflatten(0, (heads, -1)).mean(1)[:, rows].sum(1)[:, :-1]
+            torch.testing.assert_close(columns, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(prefilled.next_logits, seen.logits[0, -1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_evict_equals_mask(family: tuple[Any, dict[str, torch.Tensor]], per_head: bool, step: int) -> None:
+    model, inputs = family
+    full = prefill_inputs(model, inputs).cache
+    pruned = evict(full, uneven(full, per_head=per_head))
+    tokens = [*full.pending.tolist(), *NEW]
+    with attached(model):
+        decoder = Decoder(model, pruned)
+        got = torch.cat([decoder.feed(tokens[i : i + step], logits=step) for i in range(0, len(tokens), step)])
+
+    group = text_config(model).num_attention_heads // len(full.layers[0].keys)
+    total = full.length + len(tokens)
+    for index, layer in enumerate(pruned):
+        hidden = torch.ones(len(layer.keys), full.length, dtype=torch.bool).scatter(1, layer.positions, False)
+        per_layer = torch.zeros(len(layer.keys), total, total, dtype=torch.bool)
+        per_layer[:, full.length :, : full.length] = hidden[:, None]
+        dropped[index] = per_layer.repeat_interleave(group, 0)
+    before = text_config(model)._attn_implementation
+    use(model, "masked_reference")
+    with torch.no_grad():
+        expected = model(**longer(inputs, NEW)).logits[0, full.length :]
+    use(model, before)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    with attached(model):
+        assert (Decoder(model, full).feed(tokens, logits=len(tokens)) - got).abs().max() > 1e-2
+
+
+def test_keeping_everything_is_stock_generation(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    model, inputs = family
+    n = inputs["input_ids"].shape[1]
+    wanted = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": -1}
+    stock = model.generate(**inputs, **wanted)[0, n:].tolist()
+    before = text_config(model)._attn_implementation
+    with compressing(model, "full") as report:
+        assert model.generate(**inputs, **wanted)[0, n:].tolist() == stock
+    assert report.kept == (n, n, n)
+    assert report.bytes_after == report.bytes_before > 0
+    assert text_config(model)._attn_implementation == before
+    cache = prefill_inputs(model, inputs).cache
+    assert list(continue_from(model, cache, max_new_tokens=12, stop=()).token_ids) == stock
+
+
+def test_compressing_frees_what_it_drops(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    model, inputs = family
+    n = inputs["input_ids"].shape[1]
+    with compressing(model, "q2c@0.5|int8") as report:
+        said = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=-1)
+    assert said.shape[1] == n + 4
+    assert set(report.kept) == {(n + 1) // 2}
+    assert report.bytes_after * n == report.bytes_before * report.kept[0]
+
+
+def test_plain_tensors_resume_the_same(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    model, inputs = family
+    full = prefill_inputs(model, inputs).cache
+    pruned = evict(full, uneven(full, per_head=True))
+    carried = replace(pruned, layers=tuple(_through_numpy(x) for x in pruned))
+    here = continue_from(model, pruned, max_new_tokens=8, stop=())
+    assert continue_from(model, carried, max_new_tokens=8, stop=()).token_ids == here.token_ids
+    assert continue_from(model, pruned, max_new_tokens=8, stop=()).token_ids == here.token_ids
+    assert pruned.kept == carried.kept
+
+
+def _through_numpy(layer: LayerCache) -> LayerCache:
+    return LayerCache(*(torch.from_numpy(np.array(x.numpy())) for x in (layer.keys, layer.values, layer.positions)))
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_layout_knows_the_pictures(name: str) -> None:
+    model, inputs = build(name)
+    layout = layout_of(model, inputs)
+    assert layout.visual.sum() == (inputs["input_ids"] == 90).sum()
+    assert layout.question[np.flatnonzero(layout.visual)[-1] + 1 :].all()
+    if layout.grids:
+        assert sum(f * r * c for f, r, c in layout.grids) == layout.visual.sum()
+    assert bool(layout.grids) == (name.startswith("qwen") or name in ("llava", "gemma3"))
+    assert layout.positions.shape[0] == (3 if name.startswith("qwen") else 1)
