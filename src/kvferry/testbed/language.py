@@ -71,10 +71,9 @@ def draw_questions(rng: np.random.Generator, scenes: tuple[Scene, ...], task: Ta
 
 
 def draw_batch(
-    rng: np.random.Generator, task: Task, count: int, width: int, height: int, *, guided: bool
+    rng: np.random.Generator, task: Task, count: int, width: int, height: int, *, guided: bool, pair: bool
 ) -> tuple[Pictures, Batch]:
     """Fresh scenes of one size with their questions, packed."""
-    pair = rng.random() < task.pairs
     pictures: Pictures = []
     packed: list[Packed] = []
     kinds: list[list[str]] = []
@@ -164,7 +163,9 @@ def train_symbolic(
     for step in stage:
         rng = np.random.default_rng((2, seed, step))
         strength = 0.5 * max(0.0, 1 - step / (0.5 * steps)) if guided else 0.0
-        pictures, batch = draw_batch(rng, task, *pick_size(rng, step / steps), guided=strength > 0)
+        size = pick_size(rng, step / steps)
+        pair = bool(rng.random() < task.pairs)
+        pictures, batch = draw_batch(rng, task, *size, guided=strength > 0, pair=pair)
         features = symbols.disturbed([scene for scenes in pictures for scene in scenes])
         with torch.autocast("cpu", torch.bfloat16):
             if strength > 0:
