@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -52,8 +51,8 @@ def use(model: Any, name: str) -> None:
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
-def family(request: pytest.FixtureRequest) -> Iterator[tuple[Any, dict[str, torch.Tensor]]]:
-    yield build(str(request.param))
+def family(request: pytest.FixtureRequest) -> tuple[Any, dict[str, torch.Tensor]]:
+    return build(str(request.param))
 
 
 def longer(inputs: dict[str, torch.Tensor], tokens: tuple[int, ...]) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -50,13 +51,16 @@ def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
     try:
         config = AutoConfig.from_pretrained(folder)
         kind = AutoModelForImageTextToText if visual_token_ids(config) else AutoModelForCausalLM
-        model = kind.from_pretrained(folder, dtype=_dtype(dtype))
+        model, loaded = kind.from_pretrained(folder, dtype=_dtype(dtype), output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if device is not None:
             model = model.to(device)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{name} cannot be loaded ({reason}); check that the folder is a complete model") from error
+    if loaded["missing_keys"]:
+        missing = f"{len(loaded['missing_keys'])} weights are missing, such as {min(loaded['missing_keys'])}"
+        raise ModelError(f"{name} cannot be loaded ({missing}); check that the folder is a complete model")
     processor, image_processor = _processors(folder, bool(visual_token_ids(config)))
     return VLM(
         model,
