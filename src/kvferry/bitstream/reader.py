@@ -22,7 +22,6 @@ from kvferry.bitstream.records import (
     decompress,
     parse,
 )
-from kvferry.bitstream.writer import join_planes
 from kvferry.cache import KVCache, LayerCache
 from kvferry.errors import BitstreamError, CorruptError, TruncatedError, VersionError
 from kvferry.wire import bitstream_pb2 as pb
@@ -210,7 +209,7 @@ class Reader:
         shape = header.shapes[layer]
         rows = positions.decode(message.positions, header.length, shape.kv_heads, self._rows)
         if message.zstd:
-            payload = join_planes(decompress(payload, self._layer_limit(shape)), message.planes)
+            payload = decompress(payload, self._layer_limit(shape))
         kept = rows.shape[1]
         index = torch.from_numpy(rows).expand(shape.kv_heads, -1).contiguous()
         keys, values = self._codec.decode(

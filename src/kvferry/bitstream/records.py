@@ -73,7 +73,7 @@ def parse(kind: type[M], body: bytes) -> M:
 
 
 def _refuse_unknown(message: Message) -> None:
-    unknowns: Any = UnknownFieldSet(message)  # type: ignore[no-untyped-call]
+    unknowns: Any = UnknownFieldSet(message)
     for unknown in unknowns:
         if unknown.field_number < FIRST_OPTIONAL_FIELD:
             raise VersionError(

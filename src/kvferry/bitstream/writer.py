@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from kvferry.bitstream import header as headers
 from kvferry.bitstream import positions
 from kvferry.bitstream.records import CHECKSUM, MAGIC, VERSION, Kind, compress, crc32c, record
@@ -52,11 +50,9 @@ class Writer:
         self._frames += 1
         payload = self._codec.encode(layer, tokens.keys, tokens.values, tokens.positions, self._layout)
         message = Frame(layer=layer, more=more, positions=where)
-        packed = compress(split_planes(payload, self._codec.word)) if self._lossless else payload
-        if len(packed) < len(payload):
-            payload, message.zstd = packed, True
-            message.planes = self._codec.word if self._codec.word > 1 else 0
-        message.payload = payload
+        packed = compress(payload) if self._lossless else payload
+        message.zstd = len(packed) < len(payload)
+        message.payload = packed if message.zstd else payload
         return self._record(Kind.FRAME, message.SerializeToString())
 
     def trailer(self) -> bytes:
@@ -68,17 +64,3 @@ class Writer:
         framed = record(kind, body)
         self._checksums += framed[-CHECKSUM.size :]
         return framed
-
-
-def split_planes(payload: bytes, planes: int) -> bytes:
-    """All first bytes, then all second ones ...: zstd finds the exponents of bfloat16 side by side."""
-    if planes <= 1 or len(payload) % planes:
-        return payload
-    return np.frombuffer(payload, np.uint8).reshape(-1, planes).T.tobytes()
-
-
-def join_planes(payload: bytes, planes: int) -> bytes:
-    """Undo :func:`split_planes`."""
-    if planes <= 1 or len(payload) % planes:
-        return payload
-    return np.frombuffer(payload, np.uint8).reshape(planes, -1).T.tobytes()

@@ -9,6 +9,7 @@ import torch
 from kvferry.cache import PromptLayout
 from kvferry.errors import CorruptError, InputError
 
+Shape = tuple[int, int, int]
 BF16_MAX = torch.finfo(torch.bfloat16).max
 
 
@@ -27,11 +28,6 @@ class Codec(Protocol):
         """What a recipe calls it: its key in :data:`kvferry.codecs.CODECS`."""
         ...
 
-    @property
-    def word(self) -> int:
-        """Bytes of one element of the payload: the lossless stage puts the bytes of equal rank together."""
-        ...
-
     def encode(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
     ) -> bytes: ...
@@ -40,21 +36,19 @@ class Codec(Protocol):
         self,
         layer: int,
         payload: bytes,
-        key_shape: tuple[int, int, int],
-        value_shape: tuple[int, int, int],
+        key_shape: Shape,
+        value_shape: Shape,
         positions: torch.Tensor,
         layout: PromptLayout,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
-def check_finite(layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Refuse NaN, infinity and what bfloat16 cannot hold, by the name of the layer."""
-    for what, tensor in (("keys", keys), ("values", values)):
-        if tensor.numel() and not bool(tensor.abs().amax() <= BF16_MAX):
-            raise InputError(
-                f"the {what} of layer {layer} hold NaN, infinity or numbers beyond {BF16_MAX:.3g}; "
-                "look for what broke the prefill (a float16 overflow is the usual cause: load in bfloat16)"
-            )
+def not_finite(layer: int, what: str) -> InputError:
+    """What is raised over NaN, infinity and what bfloat16 cannot hold, by the name of the layer."""
+    return InputError(
+        f"the {what} of layer {layer} hold NaN, infinity or numbers beyond {BF16_MAX:.3g}; look for what broke the "
+        "prefill (a float16 overflow is the usual cause: load the model in bfloat16)"
+    )
 
 
 def check_size(layer: int, payload: bytes, expected: int) -> None:

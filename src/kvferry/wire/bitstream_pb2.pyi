@@ -87,20 +87,18 @@ class LayerShape(_message.Message):
     def __init__(self, repeat: _Optional[int] = ..., kv_heads: _Optional[int] = ..., key_dim: _Optional[int] = ..., value_dim: _Optional[int] = ..., dtype: _Optional[_Union[DType, str]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("layer", "more", "positions", "payload", "zstd", "planes")
+    __slots__ = ("layer", "more", "positions", "payload", "zstd")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     ZSTD_FIELD_NUMBER: _ClassVar[int]
-    PLANES_FIELD_NUMBER: _ClassVar[int]
     layer: int
     more: bool
     positions: Positions
     payload: bytes
     zstd: bool
-    planes: int
-    def __init__(self, layer: _Optional[int] = ..., more: _Optional[bool] = ..., positions: _Optional[_Union[Positions, _Mapping]] = ..., payload: _Optional[bytes] = ..., zstd: _Optional[bool] = ..., planes: _Optional[int] = ...) -> None: ...
+    def __init__(self, layer: _Optional[int] = ..., more: _Optional[bool] = ..., positions: _Optional[_Union[Positions, _Mapping]] = ..., payload: _Optional[bytes] = ..., zstd: _Optional[bool] = ...) -> None: ...
 
 class Positions(_message.Message):
     __slots__ = ("kept", "rows", "bitmap", "gaps", "runs", "frame")
