@@ -1,9 +1,9 @@
 """Write a complete model folder: configuration, weights, tokenizer, image processor, chat template.
 
-What was found about processors (Transformers 5.23, no torchvision): `Qwen2VLProcessor` insists on a video
-processor, and the only one for Qwen2-VL imports torchvision, so `AutoProcessor` cannot give a `Qwen2VLProcessor`
-here. The folder therefore saves the tokenizer and the PIL image processor, which load with `AutoTokenizer` and
-`AutoImageProcessor`.
+What was found about processors (Transformers 5.23, no torchvision): `Qwen2VLProcessor` insists on a video processor,
+and Qwen2-VL's imports torchvision. `PaddleOCRVLProcessor` is the image half of the same code (repeat the placeholder once
+per visual token, mark the modality), needs neither, and takes any tokenizer with an `image_token`; naming it in
+`processor_config.json` lets `AutoProcessor` load the folder. `AutoTokenizer` and `AutoImageProcessor` work as ever.
 """
 
 from __future__ import annotations
@@ -134,7 +134,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=words.UNKNOWN,
         pad_token=words.END_OF_TEXT,
         eos_token=words.IM_END,
-        additional_special_tokens=[w for w in words.SPECIALS if w not in (words.UNKNOWN, words.END_OF_TEXT)],
+        extra_special_tokens={
+            "image_token": words.IMAGE_PAD,
+            "video_token": words.VIDEO_PAD,
+            "vision_start_token": words.VISION_START,
+            "vision_end_token": words.VISION_END,
+            "turn_start_token": words.IM_START,
+        },
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
     )
@@ -170,6 +176,7 @@ def write_folder(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
     build_tokenizer().save_pretrained(folder)
     build_image_processor().save_pretrained(folder)
     build_generation_config().save_pretrained(folder)
+    (folder / "processor_config.json").write_text('{"processor_class": "PaddleOCRVLProcessor"}\n')
 
 
 def main() -> None:
