@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -25,6 +27,7 @@ from kvferry.models.support import visual_token_ids
 from kvferry.models.vlm import VLM
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_UNAVAILABLE = (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError)
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
 
@@ -123,8 +126,18 @@ def _processors(folder: Path, vision: bool) -> tuple[Any, Any]:
     if not vision:
         return None, None
     processor = image_processor = None
-    with suppress(OSError, ValueError, ImportError):
-        image_processor = AutoImageProcessor.from_pretrained(folder)
-    with suppress(OSError, ValueError, ImportError, TypeError):
+    with suppress(*_UNAVAILABLE):
         processor = AutoProcessor.from_pretrained(folder)
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(folder)
+    except _UNAVAILABLE:
+        with suppress(*_UNAVAILABLE):
+            image_processor = _pil_image_processor(folder)
     return (processor if hasattr(processor, "image_processor") else None), image_processor
+
+
+def _pil_image_processor(folder: Path) -> Any:
+    """The PIL form of a checkpoint's image processor; older Transformers want torchvision to find it by itself."""
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    kind = str(settings["image_processor_type"]).removesuffix("Fast").removesuffix("Pil") + "Pil"
+    return getattr(transformers, kind).from_pretrained(folder)

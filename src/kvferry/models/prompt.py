@@ -131,7 +131,9 @@ class Prompter:
                 self._processor(text=[before], images=list(images), return_tensors="pt", add_special_tokens=add_special)
             )
         else:
-            raise UnsupportedModelError("this model's processor could not be loaded; see the message of load()")
+            raise UnsupportedModelError(
+                "this model's processor could not be loaded here; install torchvision, or use prefill_inputs()"
+            )
         count = int(np.isin(inputs["input_ids"].numpy(), list(self._visual)).sum())
         if count > MAX_VISUAL_TOKENS:
             raise InputError(
