@@ -184,11 +184,13 @@ class Reader:
         return length * shape.kv_heads * (4 * (shape.key_dim + shape.value_dim) + 8)
 
     def _take(self, kind: int, body: bytes) -> None:
+        if self.complete:
+            raise CorruptError("a record follows the end of the stream")
         if kind >= FIRST_OPTIONAL_KIND:
             return
         if kind not in list(Kind):
             raise VersionError(f"records of kind {kind} come from a newer version; update kvferry")
-        if (self.header is None) != (kind in (Kind.HEADER, Kind.HEADER_ZSTD)) or self.complete:
+        if (self.header is None) != (kind in (Kind.HEADER, Kind.HEADER_ZSTD)):
             raise CorruptError(f"a {Kind(kind).name} record in the wrong place")
         if self.header is None:
             opened = decompress(body, MAX_HEADER) if kind == Kind.HEADER_ZSTD else body

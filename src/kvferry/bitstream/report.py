@@ -12,7 +12,7 @@ from kvferry.errors import TruncatedError
 
 @dataclass(frozen=True)
 class Report:
-    """What a stream holds and what each part of it costs.
+    """What a stream holds and what each part of it costs; ``dtype`` is what the sender held.
 
     ``header_bytes + trailer_bytes + sum(frame.total) == total_bytes``. ``ratio`` is the full BF16 cache over
     ``total_bytes``.
@@ -26,6 +26,7 @@ class Report:
     length: int
     grids: tuple[tuple[int, int, int], ...]
     layers: int
+    dtype: str
     frames: tuple[FrameSize, ...]
     header_bytes: int
     trailer_bytes: int
@@ -74,6 +75,7 @@ def inspect(blob: bytes) -> Report:
         length=header.length,
         grids=header.layout.grids,
         layers=len(header.shapes),
+        dtype=", ".join(sorted({str(shape.dtype).removeprefix("torch.") for shape in header.shapes})),
         frames=frames,
         header_bytes=reader.header_bytes,
         trailer_bytes=len(blob) - reader.header_bytes - sum(frame.total for frame in frames),

@@ -10,7 +10,8 @@ from kvferry.cache import PromptLayout
 from kvferry.errors import CorruptError, InputError
 
 Shape = tuple[int, int, int]
-BF16_MAX = torch.finfo(torch.bfloat16).max
+LIMIT = 3.3e38
+"""Just under the largest bfloat16 (3.39e38), so that a scale that is rounded up cannot decode to infinity."""
 
 
 @runtime_checkable
@@ -46,7 +47,7 @@ class Codec(Protocol):
 def not_finite(layer: int, what: str) -> InputError:
     """What is raised over NaN, infinity and what bfloat16 cannot hold, by the name of the layer."""
     return InputError(
-        f"the {what} of layer {layer} hold NaN, infinity or numbers beyond {BF16_MAX:.3g}; look for what broke the "
+        f"the {what} of layer {layer} hold NaN, infinity or numbers beyond {LIMIT:g}; look for what broke the "
         "prefill (a float16 overflow is the usual cause: load the model in bfloat16)"
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import BF16_MAX, Shape, check_size, not_finite
+from kvferry.codecs.base import LIMIT, Shape, check_size, not_finite
 from kvferry.codecs.packing import Bytes, Words, join_words, pack, packed_size, split_words, unpack
 from kvferry.errors import InputError
 
@@ -81,7 +81,7 @@ class Integer:
         """Scales (bfloat16 as words ``[kv_heads * kept]``) and packed numbers."""
         magnitude = tensor.float().abs()
         peak = magnitude.amax(-1)
-        if not bool((peak <= BF16_MAX).all()):
+        if not bool((peak <= LIMIT).all()):
             raise not_finite(layer, what)
         if self.bits == 1:
             scale = _round_up(magnitude.mean(-1, dtype=torch.float64).float())
