@@ -99,7 +99,7 @@ class Answer:
 
 
 class Edge:
-    """A device that holds a model and asks a cloud.
+    """A device that holds a model and asks a cloud, one question at a time.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ import typer
 from kvferry import __version__
 from kvferry.cli.ask import ask
 from kvferry.cli.demo import demo
+from kvferry.cli.inspect import inspect
 from kvferry.cli.serve import serve
 from kvferry.cli.sweep import results, sweep
 from kvferry.errors import KVFerryError
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, sweep, results, demo):
+for command in (serve, ask, inspect, demo, sweep, results):
     app.command()(command)
 
 

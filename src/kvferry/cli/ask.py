@@ -42,13 +42,14 @@ def ask(
         if not Path(picture).is_file():
             raise InputError(f"there is no picture at {picture}; give picture files, then the question in quotes")
     from kvferry.edge import Edge
-    from kvferry.models import load
     from kvferry.recipe import Recipe
 
     Recipe.parse(recipe)
     vlm = None
     if mode == "kv":
         with waiting(f"loading {model}", json):
+            from kvferry.models import load
+
             vlm = load(model)
     said: list[str] = []
 

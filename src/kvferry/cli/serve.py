@@ -24,10 +24,11 @@ def serve(
     """Answer questions from caches (or pictures) that edges send, until interrupted."""
     from kvferry.cloud import Limits
     from kvferry.cloud import serve as run
-    from kvferry.models import load
 
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
     with waiting(f"loading {model}", json):
+        from kvferry.models import load
+
         vlm = load(model)
 
     def ready(address: str) -> None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from kvferry.modes import BusyError, Receiver
@@ -24,25 +23,23 @@ class _Abandoned(Exception):  # noqa: N818
     """Nobody waits for this answer any more; ends the decoding loop at its next token."""
 
 
-@dataclass(frozen=True)
-class Spoken:
-    """One token of an answer. ``seconds`` is the time since the answer was asked for."""
-
-    token_id: int
-    text: str
-    seconds: float
-
-
 class Answering:
-    """One answer under way: iterate over its tokens, then take the :meth:`result`."""
+    """One answer under way: iterate over its tokens (id, text), then take the :meth:`result`.
+
+    Attributes
+    ----------
+    queue_seconds, first_token_seconds : float
+        From asking until the model was free, and until the first token (or the end, if there was none).
+    """
 
     def __init__(self, receiver: Receiver, max_new_tokens: int) -> None:
         self.queue_seconds = 0.0
+        self.first_token_seconds = 0.0
         self._receiver = receiver
         self._max_new_tokens = max_new_tokens
         self._asked = time.perf_counter()
         self._loop = asyncio.get_running_loop()
-        self._tokens: asyncio.Queue[Spoken | None] = asyncio.Queue()
+        self._tokens: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
         self._abandoned = threading.Event()
         self._future: asyncio.Future[Continuation] | None = None
 
@@ -57,7 +54,7 @@ class Answering:
         if self._future is not None:
             self._future.cancel()
 
-    async def __aiter__(self) -> AsyncIterator[Spoken]:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
         while (token := await self._tokens.get()) is not None:
             yield token
 
@@ -70,13 +67,18 @@ class Answering:
         self.queue_seconds = time.perf_counter() - self._asked
         if self._abandoned.is_set():
             raise _Abandoned
-        return self._receiver.answer(self._max_new_tokens, self._say)
+        answer = self._receiver.answer(self._max_new_tokens, self._say)
+        self._note_first_token()
+        return answer
 
     def _say(self, token_id: int, text: str) -> None:
         if self._abandoned.is_set():
             raise _Abandoned
-        spoken = Spoken(token_id, text, time.perf_counter() - self._asked)
-        self._loop.call_soon_threadsafe(self._tokens.put_nowait, spoken)
+        self._note_first_token()
+        self._loop.call_soon_threadsafe(self._tokens.put_nowait, (token_id, text))
+
+    def _note_first_token(self) -> None:
+        self.first_token_seconds = self.first_token_seconds or time.perf_counter() - self._asked
 
     def _ended(self, future: asyncio.Future[Continuation]) -> None:
         if not future.cancelled():

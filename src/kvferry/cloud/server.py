@@ -64,7 +64,7 @@ async def _serve(vlm: VLM, listen: str, limits: Limits, on_ready: Callable[[str]
     parse_address(listen)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, ValueError):  # no such thing on this system, or in a thread
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # not on this system, or not in this thread
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.calls)
     engine = Engine(limits.waiting)

@@ -109,25 +109,25 @@ class _Conversation:
         return start
 
     async def _receive(self, receiver: Receiver) -> None:
-        """Take in chunks until the end; what has been taken in is acknowledged."""
+        """Take in chunks until the end. They are acknowledged as they arrive, so that the edge learns of the link."""
         acknowledged = 0
         async for request in self._requests:
             part = request.WhichOneof("part")
             if part == "end":
                 if request.end.bytes != self._received:
                     raise ProtocolError(f"{self._received} of {request.end.bytes} bytes arrived; send them again")
-                await self._decode(receiver.finish)
                 await self._acknowledge()
+                await self._decode(receiver.finish)
                 return
             if part != "chunk":
                 raise ProtocolError("after the start come chunks and one end; update the edge")
             self._received += len(request.chunk.data)
             if self._received > self._limits.request_bytes:
                 raise InputError(f"more than {self._limits.request_bytes} bytes in one request; compress more")
-            await self._decode(receiver.feed, request.chunk.data)
             if self._received - acknowledged >= ACKNOWLEDGE_BYTES:
                 acknowledged = self._received
                 await self._acknowledge()
+            await self._decode(receiver.feed, request.chunk.data)
         raise TruncatedError(f"the edge stopped after {self._received} bytes without an end; send them again")
 
     async def _decode(self, work: Callable[..., None], *arguments: bytes) -> None:
@@ -139,17 +139,15 @@ class _Conversation:
         await self._write(pb.AskReply(received=pb.AskReply.Received(bytes=self._received)))
 
     async def _answer(self, receiver: Receiver, max_new_tokens: int) -> None:
-        first = 0.0
         async with self._engine.answering(receiver, max_new_tokens) as answering:
-            async for token in answering:
-                first = first or token.seconds
-                await self._write(pb.AskReply(token=pb.AskReply.Token(id=token.token_id, text=token.text)))
+            async for token_id, text in answering:
+                await self._write(pb.AskReply(token=pb.AskReply.Token(id=token_id, text=text)))
             result = await answering.result()
         timings = pb.AskReply.Timings(
             decode=self._decode_seconds,
             queue=answering.queue_seconds,
             prefill=receiver.prefill_seconds,
-            first_token=first,
+            first_token=answering.first_token_seconds,
             total=time.perf_counter() - self._began,
         )
         done = pb.AskReply.Done(

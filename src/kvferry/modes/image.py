@@ -109,24 +109,31 @@ def file_bytes(image: Image.Image | str | PathLike[str]) -> bytes:
         data = Path(image).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read the picture {image} ({error.strerror}); check the path") from None
-    opened = open_picture(data, str(image))
-    return data if opened.format in FORMATS else _as_jpeg(opened)
+    picture = _identify(data, str(image))
+    return data if picture.format in FORMATS else _as_jpeg(open_picture(data, str(image)))
 
 
 def open_picture(data: bytes, name: str = "the picture") -> Image.Image:
     """Decode a picture file, refusing what is not one and what would unfold to too many pixels."""
+    picture = _identify(data, name)
+    try:
+        picture.load()
+    except (OSError, SyntaxError, ValueError):
+        raise InputError(f"{name} cannot be decoded; it may be cut off, send a whole JPEG or PNG file") from None
+    return picture
+
+
+def _identify(data: bytes, name: str) -> Image.Image:
+    """Read a picture's format and size, no pixel yet."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(data))
-        if opened.width * opened.height > MAX_PIXELS:
-            raise InputError(f"{name} has {opened.width} x {opened.height} pixels; make it smaller")
-        opened.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name} cannot be decoded as a picture; send a whole JPEG or PNG file") from None
-    return opened
+            picture = Image.open(io.BytesIO(data))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise InputError(f"{name} is not a picture that can be read; send a JPEG or PNG file") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise InputError(f"{name} has {picture.width} x {picture.height} pixels; make it smaller")
+    return picture
 
 
 def _as_jpeg(image: Image.Image) -> bytes:
