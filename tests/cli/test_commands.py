@@ -75,7 +75,7 @@ def test_ask(run: Ran, cloud: CloudProcess, vlm: VLM, model_folder: Path, pictur
 def test_ask_two_processes(cloud: CloudProcess, picture: Path) -> None:
     """Also without a terminal nothing but the answer is on stdout."""
     command = [*COMMAND, "ask", str(picture), str(picture), QUESTION, "--cloud", cloud.address, "--mode", "image"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=ENVIRONMENT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert done.stdout.count("\n") == 1

@@ -59,7 +59,7 @@ class CloudProcess:
     def stop(self) -> int:
         """Ask it to end; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(120)
 
     def __enter__(self) -> CloudProcess:
         return self
