@@ -77,7 +77,7 @@ def demo(
     from kvferry.models import load
     from kvferry.testbed import exact_match, samples
 
-    console = Console(stderr=json)
+    console = Console(stderr=json, width=None if sys.stdout.isatty() else 120)
     began = time.monotonic()
     questions = list(samples("test", n, start=start))
     vlm = load(model)
@@ -136,7 +136,8 @@ def _print(console: Console, rows: list[dict[str, Any]], featured: Sample, n: in
     table = Table(title=title, title_justify="left")
     names = ("way", "bytes on the wire", "x smaller than BF16", "send ms", "first token ms", "its answer")
     for name in (*names, f"right of {n}"):
-        table.add_column(name, justify="left" if name in ("way", "its answer") else "right")
+        left = name in ("way", "its answer")
+        table.add_column(name, justify="left" if left else "right", no_wrap=left)
     for row in rows:
         mark = "[green]right[/]" if row["right"] else "[red]wrong[/]"
         table.add_row(

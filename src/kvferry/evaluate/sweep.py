@@ -203,6 +203,7 @@ def run(sweep: Sweep, out: Path, processes: int = 1) -> Iterator[Line]:
         if any(before["sweep"][k] != head["sweep"][k] for k in fixed) or before["fingerprint"] != head["fingerprint"]:
             raise InputError(f"{out} holds another sweep's results; choose another --out or remove it")
         done = {(line.index, line.protocol) for line in lines}
+        _drop_half_line(out)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(head) + "\n")
@@ -212,6 +213,12 @@ def run(sweep: Sweep, out: Path, processes: int = 1) -> Iterator[Line]:
             file.write(json.dumps(asdict(line)) + "\n")
             file.flush()
             yield line
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut off what an interrupted run left of its last line."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rfind(b"\n") + 1])
 
 
 def _work(sweep: Sweep, jobs: list[tuple[int, Protocol]], processes: int) -> Iterator[Line]:

@@ -1,0 +1,90 @@
+"""The sweep on an untrained model: pairing, honest bytes, resuming, and both protocols kept apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kvferry.cli.app import app
+from kvferry.errors import InputError
+from kvferry.evaluate.sweep import Sweep, read, run, run_sample
+from kvferry.models import VLM, load
+from kvferry.recipe import compress
+from kvferry.testbed import samples
+from kvferry.testbed.build import Size, build_model, write_folder
+
+RECIPES = ("full|bf16", "none|bf16", "q2c@0.25|int4", "knorm@0.5|int8|zstd")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    size = Size(layers=2, hidden=64, heads=2, kv_heads=1, intermediate=96, tower_depth=1, tower_width=32, tower_heads=2)
+    write_folder(build_model(size), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vlm(folder: Path) -> VLM:
+    return load(folder)
+
+
+@pytest.fixture
+def plan(folder: Path) -> Sweep:
+    return Sweep(str(folder), RECIPES, split="validation", n=2, max_new_tokens=2)
+
+
+def test_bytes_are_those_of_the_real_bitstream(vlm: VLM, plan: Sweep) -> None:
+    (sample,) = samples("validation", 1)
+    line = run_sample(vlm, sample, plan, "A")
+    assert list(line.outcomes) == list(RECIPES)
+    prefilled = vlm.prefill(sample.images, sample.question, recipe="q2c@0.25|int4")
+    assert line.outcomes["q2c@0.25|int4"][1] == len(compress(prefilled, "q2c@0.25|int4"))
+    assert line.bf16_bytes == prefilled.cache.full_bf16_bytes
+    assert line.tokens == len(prefilled.cache.layout)
+
+
+def test_protocol_b_labels_what_it_may_not_know(vlm: VLM, plan: Sweep) -> None:
+    (sample,) = samples("validation", 1)
+    line = run_sample(vlm, sample, plan, "B")
+    assert set(line.outcomes) == {*RECIPES} - {"q2c@0.25|int4"} | {"q2c@0.25|int4 proxy", "q2c@0.25|int4 oracle"}
+    assert line.tokens < run_sample(vlm, sample, plan, "A").tokens
+
+
+def test_a_sweep_is_continued_where_it_stopped(plan: Sweep, tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    assert len(list(run(plan, whole))) == 4
+    assert not list(run(plan, whole))
+    text = whole.read_text().splitlines(keepends=True)
+    broken.write_text("".join(text[:3]) + text[3][:40])
+    assert len(list(run(plan, broken))) == 2
+    assert sorted(map(str, read(broken)[1])) == sorted(map(str, read(whole)[1]))
+
+
+def test_another_sweep_is_not_mixed_in(plan: Sweep, tmp_path: Path) -> None:
+    out = tmp_path / "x.jsonl"
+    list(run(plan, out))
+    other = Sweep(plan.model, ("full|bf16",), split="validation", n=1)
+    with pytest.raises(InputError, match="another sweep"):
+        list(run(other, out))
+
+
+def test_the_command_prints_a_table_and_json(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.jsonl"
+    words = ["sweep", "--model", str(folder), "--out", str(out), "--n", "1", "--split", "validation", "--processes", "1"]
+    for recipe in RECIPES:
+        words += ["--recipe", recipe]
+    done = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    table = json.loads(done.stdout.splitlines()[-1])
+    assert {row["recipe"] for row in table["A"]} == set(RECIPES)
+    assert all(row["n"] == 1 for row in table["A"] + table["B"])
+    again = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "ceiling" in again.stdout
+    page = tmp_path / "RESULTS.md"
+    words = ["results", "--raw", str(tmp_path), "--out", str(page), "--figures", str(tmp_path / "figures")]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    assert "Protocol B" in page.read_text()
