@@ -74,7 +74,7 @@ def test_another_sweep_is_not_mixed_in(plan: Sweep, tmp_path: Path) -> None:
 
 def test_the_command_prints_a_table_and_json(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
-    words = ["sweep", "--model", str(folder), "--out", str(out), "--n", "1", "--split", "validation", "--processes", "1"]
+    words = ["sweep", "--model", str(folder), "--out", str(out), "--split", "validation", "--n=1", "--processes=1"]
     for recipe in RECIPES:
         words += ["--recipe", recipe]
     done = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)

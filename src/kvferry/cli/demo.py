@@ -118,11 +118,11 @@ def _row(way: str, crossings: list[Crossing], featured: Sample) -> dict[str, Any
     """Means over all questions, and the featured one's answer."""
     n = len(crossings)
     shown = next(c for c in crossings if c.sample is featured)
-    mean_bytes = sum(c.answer.wire_bytes_up for c in crossings) / n
+    mean_bytes = sum(c.answer.wire_bytes_up or 0 for c in crossings) / n
     return {
         "way": way,
         "wire_bytes": mean_bytes,
-        "ratio_to_bf16": sum(c.answer.bf16_bytes for c in crossings if way != IMAGE) / n / mean_bytes,
+        "ratio_to_bf16": sum(c.answer.bf16_bytes or 0 for c in crossings) / n / mean_bytes,
         "send_seconds": sum(c.answer.seconds.send for c in crossings) / n,
         "first_token_seconds": sum(c.answer.seconds.first_token for c in crossings) / n,
         "answer": shown.answer.text,
@@ -152,7 +152,7 @@ def _print(console: Console, rows: list[dict[str, Any]], featured: Sample, n: in
     console.print(table)
     console.print(
         f'Answer shown: "{featured.question}" (truth: {featured.answer}). Bytes and times are means; bytes are\n'
-        "all bytes of the TCP stream towards the cloud. A small model trained on drawn scenes: RESULTS.md has the full tables."
+        "all bytes of the TCP stream towards the cloud. A small model trained on drawn scenes; full tables: RESULTS.md."
     )
 
 

@@ -50,7 +50,8 @@ def kept_share(cache: KVCache, picture: int = 0) -> npt.NDArray[np.float32]:
     sizes = [int(np.prod(g)) for g in grids]
     start = sum(sizes[:picture])
     share = counts[visual[start : start + sizes[picture]]] / pairs
-    return share.reshape(grids[picture]).mean(0)
+    mean: npt.NDArray[np.float32] = share.reshape(grids[picture]).mean(0)
+    return mean
 
 
 def draw_kept(axes: Axes, image: Image, share: npt.NDArray[np.float32], title: str) -> None:
