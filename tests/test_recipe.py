@@ -5,7 +5,7 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from kvferry.codecs import CODECS, Integer
 from kvferry.errors import EvidenceError, InputError, RecipeError
@@ -40,6 +40,7 @@ scorers = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.builds(Recipe, scorers, fractions, codecs, stages))
 def test_canonical_text_reads_back(recipe: Recipe) -> None:
     assert Recipe.parse(str(recipe)) == recipe

@@ -5,7 +5,7 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from kvferry.bitstream import Reader, Writer, inspect
 from kvferry.bitstream.records import Kind, record
@@ -27,7 +27,6 @@ def same(one: KVCache, other: KVCache) -> bool:
     )
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=40))
 def test_any_chunks_give_the_same_cache(sizes: list[int]) -> None:
     blob = compress(cache(), INT8)

@@ -1,8 +1,9 @@
 """Numbers <-> bytes in the order a lossless stage likes best.
 
 Both codecs write channel by channel (``[heads, dim, kept]``), because one channel's numbers resemble each other more
-than one token's do, and 16-bit numbers as all high bytes, then all low bytes. On caches of the testbed's cloud model
-zstd then takes 12 % less for BF16, 13 % for INT4 and 2 % for INT8 than in token order.
+than one token's do, and 16-bit numbers as all high bytes, then all low bytes. On full caches of the testbed's cloud
+(untrained weights) zstd then takes 12 % less for BF16, 13 % for INT4 and 2 % for INT8 than in token order; with a
+random quarter of the tokens kept 7, 8 and 2 %.
 """
 
 from __future__ import annotations
