@@ -174,7 +174,7 @@ class Edge:
 
     def ask(
         self,
-        images: Sequence[Any],
+        images: Sequence[Any] | Any,
         question: str,
         *,
         recipe: str | Recipe = DEFAULT_RECIPE,
@@ -190,7 +190,8 @@ class Edge:
 
         Parameters
         ----------
-        images : sequence of path, PIL image or array
+        images : path, PIL image or array, or a list of them
+            May be empty. Mode ``image`` takes no arrays.
         ship_first : bool
             Protocol B: compress the scene without looking at the question, and ask it in the cloud.
         deadline : float, optional
@@ -213,7 +214,8 @@ class Edge:
         seconds = self._deadline if deadline is None else _checked_deadline(deadline)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
-        sender = self._sender(images, question, recipe, mode, ship_first)
+        pictures = images if isinstance(images, list | tuple) else [images]
+        sender = self._sender(pictures, question, recipe, mode, ship_first)
         start = sender.start()
         start.request_id = uuid.uuid4().hex
         start.max_new_tokens = max_new_tokens

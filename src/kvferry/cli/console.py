@@ -33,8 +33,9 @@ def console(json: bool = False) -> Console:
 
 @contextmanager
 def waiting(what: str, json: bool = False) -> Iterator[None]:
-    """A spinner with a clock, on a terminal; Hugging Face's own bars would only fight with it."""
+    """A spinner with a clock, on a terminal; Hugging Face's own bars and warnings would only fight with it."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console(json), transient=True, disable=_disabled(json)) as progress:
         progress.add_task(what, total=None)
@@ -45,9 +46,15 @@ class SendingBar:
     """How many bytes the cloud has acknowledged, on a terminal. It clears itself away before the answer."""
 
     def __init__(self, json: bool = False) -> None:
-        columns = (TextColumn("sending"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+        )
         self._progress = Progress(*columns, console=console(json), transient=True, disable=_disabled(json))
-        self._task = self._progress.add_task("sending", total=None)
+        self._task = self._progress.add_task("reading the pictures", total=None)
 
     def __enter__(self) -> SendingBar:
         self._progress.start()
@@ -58,7 +65,7 @@ class SendingBar:
 
     def show(self, acknowledged: int, total: int | None) -> None:
         """Move the bar; the callback for :meth:`kvferry.edge.Edge.ask`."""
-        self._progress.update(self._task, completed=acknowledged, total=total)
+        self._progress.update(self._task, description="sending", completed=acknowledged, total=total)
         if acknowledged == total:
             self._progress.stop()
 
