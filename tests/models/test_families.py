@@ -174,3 +174,24 @@ def test_layout_knows_the_pictures(name: str) -> None:
         assert sum(f * r * c for f, r, c in layout.grids) == layout.visual.sum()
     assert bool(layout.grids) == (name.startswith("qwen") or name in ("llava", "gemma3"))
     assert layout.positions.shape[0] == (3 if name.startswith("qwen") else 1)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_videos_are_stock_generation(name: str) -> None:
+    """Three merged frames of 2 x 2 tokens; Qwen3-VL writes a time stamp before each."""
+    model, _ = build(name)
+    frame = torch.full((4,), 91)
+    between = torch.tensor([5, 6]) if name == "qwen3_vl" else torch.tensor([], dtype=torch.long)
+    words = torch.tensor([3, 4, 7, 8, 9])
+    ids = torch.cat([words, *[x for _ in range(3) for x in (between, frame)], words])[None]
+    inputs = {
+        "input_ids": ids,
+        "mm_token_type_ids": 2 * (ids == 91).long(),
+        "pixel_values_videos": torch.randn(3 * 16, 3 * 2 * 4 * 4),
+        "video_grid_thw": torch.tensor([[3, 4, 4]]),
+    }
+    said = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=-1)[0, ids.shape[1] :]
+    cache = prefill_inputs(model, inputs).cache
+    assert continue_from(model, cache, max_new_tokens=6, stop=()).token_ids == tuple(said.tolist())
+    assert cache.layout.grids == (((1, 2, 2),) * 3 if name == "qwen3_vl" else ((3, 2, 2),))
+    assert set(cache.layout.modality.tolist()) == {0, 2}

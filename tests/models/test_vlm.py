@@ -195,6 +195,21 @@ def test_too_many_visual_tokens(vlm: VLM, picture: Image.Image, monkeypatch: pyt
         vlm.prefill([picture])
 
 
+def test_pictures_and_texts_beyond_the_model(vlm: VLM, picture: Image.Image) -> None:
+    with pytest.raises(InputError, match="cannot be used"):
+        vlm.prefill([picture.resize((4000, 8))])
+    with pytest.raises(InputError, match="shorten the text"):
+        vlm.prefill(question="what? " * 2100)
+
+
+def test_hostile_token_ids(vlm: VLM, picture: Image.Image) -> None:
+    cache = vlm.prefill([picture], QUESTION).cache
+    ids = cache.layout.token_ids.copy()
+    ids[-1] = 10**6
+    with pytest.raises(InputError, match="outside the model's vocabulary"):
+        vlm.answer(replace(cache, layout=replace(cache.layout, token_ids=ids)))
+
+
 def test_facts(vlm: VLM) -> None:
     assert (vlm.layers, vlm.kv_heads, vlm.head_dim, vlm.has_vision) == (2, 1, 32, True)
     assert [x.sections for x in vlm.rotary if x] == [(4, 6, 6)] * 2
@@ -245,6 +260,32 @@ def test_a_family_with_its_own_processor(picture: Image.Image) -> None:
     assert asked.cache.layout.token_ids.tolist() == inputs["input_ids"][0].tolist()
     assert list(vlm.resume(asked.cache, max_new_tokens=5).token_ids) == said
     scene = vlm.prefill([picture] * 2, context="note says red").cache
+    assert list(vlm.resume(scene, "what colour is the circle ?", max_new_tokens=5).token_ids) == said
+
+
+def test_gemma3_with_its_own_processor(picture: Image.Image) -> None:
+    tokenizer = words_tokenizer("<soft>", "<boi>", "<eoi>")
+    for name, token in (("image", "<soft>"), ("boi", "<boi>"), ("eoi", "<eoi>")):
+        setattr(tokenizer, f"{name}_token", token)
+        setattr(tokenizer, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
+    template = (
+        "{{ bos_token }}USER : {% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<boi>"
+        "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}\nASSISTANT :"
+    )
+    pixels = tf.Gemma3ImageProcessorPil(size={"height": 16, "width": 16})
+    processor = tf.Gemma3Processor(pixels, tokenizer, chat_template=template, image_seq_length=4)
+    model, _ = build("gemma3")
+    model.config.image_token_id = tokenizer.image_token_id
+    text = "<s>USER : <boi><boi>what colour is the circle ?\nASSISTANT :"
+    inputs = processor(text=[text], images=[picture] * 2, return_tensors="pt", add_special_tokens=False)
+    inputs.pop("attention_mask", None)
+    said = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+    vlm = VLM(model, processor=processor)
+    asked = vlm.prefill([picture] * 2, "what colour is the circle ?")
+    assert asked.cache.layout.token_ids.tolist() == inputs["input_ids"][0].tolist()
+    assert asked.cache.layout.grids == ((1, 2, 2), (1, 2, 2))
+    assert list(vlm.resume(asked.cache, max_new_tokens=5).token_ids) == said
+    scene = vlm.prefill([picture] * 2).cache
     assert list(vlm.resume(scene, "what colour is the circle ?", max_new_tokens=5).token_ids) == said
 
 

@@ -73,7 +73,7 @@ def column_sums(
     ----------
     query : ``[query_heads, n, d]``, post-rotary
     key : ``[kv_heads, n, d]``, post-rotary
-    rows : int64 ``[r]``, ascending
+    rows : int64 ``[r]``, ascending, on the CPU
         Which queries to look at.
     weights : float32 ``[requests, r]``
         What each row counts in each sum.
@@ -93,13 +93,13 @@ def column_sums(
     keys = key.float().transpose(1, 2)
     for some, share in zip(torch.split(rows, ROWS_PER_BLOCK), torch.split(weights, ROWS_PER_BLOCK, dim=1), strict=True):
         only_past = causal and mask is None
-        seen = int(some[-1]) + 1 if only_past else n
+        first, seen = int(some[0]), int(some[-1]) + 1 if only_past else n
+        some = some.to(key.device)
         logits = (query[:, some].float() * scaling).reshape(heads, group * len(some), d) @ keys[..., :seen]
         by_row = logits.view(heads, group, len(some), seen)
         if mask is not None:
             _apply_mask(by_row, mask[:, some])
         elif only_past:
-            first = int(some[0])
             future = torch.arange(first, seen, device=key.device) > some[:, None]
             by_row[..., first:].masked_fill_(future, -torch.inf)
         sums[..., :seen] += (share / group).repeat(1, group) @ logits.softmax(-1)
@@ -149,7 +149,7 @@ class Observer:
         sums = column_sums(
             query[0],
             key[0],
-            plan.rows.to(key.device),
+            plan.rows,
             plan.weights.to(key.device),
             scaling=scaling,
             mask=None if mask is None else mask[0],

@@ -116,7 +116,10 @@ class _Work:
 
     def after(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After a fresh prompt: select, round-trip the codec, and swap the layers."""
-        if current_session() is not self.session or self._layout is None or self.session.observer is None:
+        if current_session() is not self.session:
+            return
+        self.session.kept = None
+        if self._layout is None or self.session.observer is None:
             return
         length = len(self._layout)
         full = KVCache(layers_from(output.past_key_values, length), self._layout, length, fingerprint="")

@@ -125,17 +125,20 @@ def rotary_positions(
         return np.arange(n, dtype=np.int32)[None], 0
     positions = inputs.get("position_ids")
     if positions is not None and positions.ndim == 3:
-        written = positions[-3:, 0].cpu().numpy().astype(np.int32)
-        return written, int(written.max()) + 1 - n
+        return _with_offset(positions[-3:, 0], modality)
     if not modality.any():
         return np.tile(np.arange(n, dtype=np.int32), (3, 1)), 0
     given = {"mm_token_type_ids": torch.from_numpy(modality.astype(np.int64))[None], **inputs}
-    given["input_ids"] = given["input_ids"].cpu()
-    given["mm_token_type_ids"] = given["mm_token_type_ids"].cpu()
-    given.pop("attention_mask", None)
-    known = inspect.signature(inner.get_rope_index).parameters
-    positions, delta = inner.get_rope_index(**{k: v for k, v in given.items() if k in known})
-    return positions[:, 0].cpu().numpy().astype(np.int32), int(delta.flatten()[0])
+    known = set(inspect.signature(inner.get_rope_index).parameters) - {"attention_mask"}
+    near = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in given.items() if k in known}
+    positions, _ = inner.get_rope_index(**near)
+    return _with_offset(positions[:, 0], modality)
+
+
+def _with_offset(positions: torch.Tensor, modality: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int32], int]:
+    """Text goes on where the last text token stood, as in ``generate()``; a long video may reach further in time."""
+    last = positions[:, -1] if modality[-1] == Modality.TEXT else positions
+    return positions.cpu().numpy().astype(np.int32), int(last.max()) + 1 - len(modality)
 
 
 def grids_of(

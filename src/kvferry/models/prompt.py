@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from kvferry.cache import Role
+from kvferry.cache import Modality, Role
 from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.models.pictures import MAX_VISUAL_TOKENS
 from kvferry.models.support import visual_token_ids
@@ -119,21 +119,13 @@ class Prompter:
 
     def _read(self, before: str, images: Sequence[Image.Image]) -> dict[str, Any]:
         bos = getattr(self._tokenizer, "bos_token", None)
-        add_special = not (bos and before.startswith(bos))
+        special = not (bos and before.startswith(bos))
         if not images:
-            ids = self._tokenizer(before, add_special_tokens=add_special)["input_ids"]
-            return {"input_ids": torch.tensor([ids])}
-        if self._image_processor is not None and hasattr(self._image_processor, "merge_size"):
-            ids = self._tokenizer(before, add_special_tokens=add_special)["input_ids"]
-            inputs = self._expand(ids, images)
-        elif self._processor is not None:
-            inputs = dict(
-                self._processor(text=[before], images=list(images), return_tensors="pt", add_special_tokens=add_special)
-            )
-        else:
-            raise UnsupportedModelError(
-                "this model's processor could not be loaded here; install torchvision, or use prefill_inputs()"
-            )
+            return {"input_ids": self._ids(before, special)}
+        try:
+            inputs = self._read_pictures(before, images, special)
+        except ValueError as error:
+            raise InputError(f"the pictures cannot be used: {error}") from None
         count = int(np.isin(inputs["input_ids"].numpy(), list(self._visual)).sum())
         if count > MAX_VISUAL_TOKENS:
             raise InputError(
@@ -141,22 +133,34 @@ class Prompter:
             )
         return inputs
 
-    def _expand(self, ids: list[int], images: Sequence[Image.Image]) -> dict[str, Any]:
+    def _read_pictures(self, before: str, images: Sequence[Image.Image], special: bool) -> dict[str, Any]:
+        if self._image_processor is not None and hasattr(self._image_processor, "merge_size"):
+            return self._expand(self._ids(before, special), images)
+        if self._processor is not None:
+            return dict(
+                self._processor(text=[before], images=list(images), return_tensors="pt", add_special_tokens=special)
+            )
+        raise UnsupportedModelError(
+            "this model's processor could not be loaded here; install torchvision, or use prefill_inputs()"
+        )
+
+    def _expand(self, ids: torch.Tensor, images: Sequence[Image.Image]) -> dict[str, Any]:
         """Families whose image processor returns a patch grid: one placeholder becomes one token per merged patch."""
-        try:
-            pixels = self._image_processor(images=list(images), return_tensors="pt")
-        except ValueError as error:
-            raise InputError(f"the picture cannot be used: {error}") from None
-        counts = iter((pixels["image_grid_thw"].prod(-1) // self._image_processor.merge_size**2).tolist())
-        image_ids = [token for token, kind in self._visual.items() if kind.name == "IMAGE"]
-        wide = [token for t in ids for token in ([t] * next(counts) if t in image_ids else [t])]
-        tokens = torch.tensor([wide])
+        pixels = self._image_processor(images=list(images), return_tensors="pt")
+        pictures = torch.tensor([token for token, kind in self._visual.items() if kind == Modality.IMAGE])
+        counts = torch.ones_like(ids[0])
+        counts[torch.isin(ids[0], pictures)] = pixels["image_grid_thw"].prod(-1) // self._image_processor.merge_size**2
+        wide = ids[0].repeat_interleave(counts)[None]
         return {
-            "input_ids": tokens,
-            "mm_token_type_ids": torch.isin(tokens, torch.tensor(image_ids)).long(),
+            "input_ids": wide,
+            "mm_token_type_ids": torch.isin(wide, pictures).long(),
             "pixel_values": pixels["pixel_values"],
             "image_grid_thw": pixels["image_grid_thw"],
         }
+
+    def _ids(self, text: str, special: bool) -> torch.Tensor:
+        ids = self._tokenizer(text, add_special_tokens=special)["input_ids"]
+        return torch.tensor([ids], dtype=torch.long)
 
     def _span_from_end(self, text: str, start: int, end: int) -> tuple[int, int]:
         """Tokens of ``text[start:end]``, counted from the end of ``text`` (pictures stand before it)."""
@@ -200,4 +204,4 @@ def _append(inputs: dict[str, Any], ids: list[int]) -> None:
         value = inputs.get(name)
         if value is not None and value.shape[-1] == old:
             inputs[name] = torch.nn.functional.pad(value, (0, len(ids)), value=fill)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([ids], dtype=torch.long)], dim=1)

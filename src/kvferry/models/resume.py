@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.errors import FingerprintError, InputError, UnsupportedModelError
 from kvferry.models.attention import Session, attached, session
-from kvferry.models.support import layer_windows
+from kvferry.models.support import kv_shape, layer_windows
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,28 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
 def kept_layers(model: PreTrainedModel, cache: KVCache) -> list[KeptLayer]:
     """The cache's layers on the model's device and in its dtype; ``cache`` itself is not touched."""
     windows = layer_windows(model)
-    if len(windows) != len(cache.layers):
-        raise FingerprintError(
-            f"a cache of {len(cache.layers)} layers does not fit a model of {len(windows)}; load the model that made it"
-        )
+    _check_fit(model, cache, len(windows))
     like = torch.empty(0, dtype=model.dtype, device=model.device)
     return [KeptLayer(layer, cache.length, window, like) for layer, window in zip(cache, windows, strict=True)]
+
+
+def _check_fit(model: PreTrainedModel, cache: KVCache, layers: int) -> None:
+    """A cache may come from far away: shapes and token ids must be what this model can take."""
+    shape = kv_shape(model)
+    shapes = {(t.shape[0], t.shape[2]) for layer in cache for t in (layer.keys, layer.values)}
+    if len(cache.layers) != layers or shapes != {shape}:
+        raise FingerprintError(
+            f"a cache of {len(cache.layers)} layers and (heads, channels) {sorted(shapes)} does not fit a model of "
+            f"{layers} layers and {shape}; load the model that made it"
+        )
+
+
+def check_token_ids(model: PreTrainedModel, token_ids: Iterable[int]) -> None:
+    """Refuse token ids outside the model's vocabulary: on a GPU they would end the process."""
+    size = model.get_input_embeddings().num_embeddings
+    for token in token_ids:
+        if not 0 <= token < size:
+            raise InputError(f"token id {token} is outside the model's vocabulary of {size}; use its own tokenizer")
 
 
 class Decoder:
@@ -134,6 +150,7 @@ class Decoder:
 
     def feed(self, token_ids: Sequence[int], logits: int = 1) -> torch.Tensor:
         """Logits after the last ``logits`` of the given tokens, float32 ``[logits, vocabulary]``."""
+        check_token_ids(self._model, token_ids)
         device = self._model.device
         positions = positions_after(self._layout, self.length, len(token_ids)).to(device)
         with torch.inference_mode(), session(Session(kept=self._kept)):

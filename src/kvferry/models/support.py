@@ -42,6 +42,13 @@ def layer_windows(model: PreTrainedModel) -> list[int | None]:
     return [x.sliding_window if getattr(x, "is_sliding", False) else None for x in layers]
 
 
+def kv_shape(model: PreTrainedModel) -> tuple[int, int]:
+    """Key-value heads per layer and channels per head."""
+    config = text_config(model)
+    heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return heads, int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def visual_token_ids(config: Any) -> dict[int, Modality]:
     """Placeholder token ids and what they stand for."""
     found: dict[int, Modality] = {}

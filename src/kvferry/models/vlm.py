@@ -20,7 +20,7 @@ from kvferry.models.prefill import read_prompt
 from kvferry.models.prompt import Prompt, Prompter
 from kvferry.models.resume import Continuation, continue_from
 from kvferry.models.rotary import rotary_of
-from kvferry.models.support import check_supported, text_config, visual_token_ids
+from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
 from kvferry.rope import Rotary
 
 
@@ -67,6 +67,8 @@ class VLM:
         )
         if self.tokenizer is None:
             raise UnsupportedModelError("a model needs a tokenizer; pass tokenizer=... or use prefill_inputs()")
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise UnsupportedModelError("the tokenizer cannot tell where its tokens stand; pass a fast tokenizer")
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
         self.fingerprint = fingerprint or fingerprint_of(model)
         self._prompter = Prompter(model.config, self.tokenizer, processor, self.image_processor)
@@ -85,14 +87,12 @@ class VLM:
     @property
     def kv_heads(self) -> int:
         """Key-value heads per layer."""
-        config = text_config(self.model)
-        return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        return kv_shape(self.model)[0]
 
     @property
     def head_dim(self) -> int:
         """Channels per head."""
-        config = text_config(self.model)
-        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        return kv_shape(self.model)[1]
 
     @property
     def rotary(self) -> tuple[Rotary | None, ...]:
@@ -144,6 +144,7 @@ class VLM:
         asked = question if question is not None else proxy_question
         prompt = self._prompter.build(pictures, context, asked)
         layout = self._layout(prompt)
+        self._check_length(layout)
         scene = question is None
         length = prompt.scene if scene else len(layout) - 1
         wanted = tuple(dict.fromkeys((*_requests(recipe), *requests)))
@@ -209,6 +210,14 @@ class VLM:
             if name in longer:
                 longer[name] = torch.nn.functional.pad(longer[name], (0, 1), value=int(name == "attention_mask"))
         return _with_roles(layout_of(self.model, longer, np.zeros(n + 1, dtype=bool)).head(n), prompt.roles)
+
+    def _check_length(self, layout: PromptLayout) -> None:
+        longest = getattr(text_config(self.model), "max_position_embeddings", None)
+        if longest is not None and layout.next_position > longest:
+            raise InputError(
+                f"the prompt reaches position {layout.next_position:,}, beyond the model's {longest:,}; "
+                "shorten the text or scale the pictures down"
+            )
 
     def _check(self, cache: KVCache) -> None:
         if cache.fingerprint != self.fingerprint:
