@@ -107,7 +107,7 @@ def test_guessing_is_poor() -> None:
 
 def test_evidence_boxes_lie_in_their_pictures() -> None:
     for drawn in samples("validation", 39):
-        assert bool(drawn.evidence_boxes) or drawn.kind in ("lookup", "exist", "count_if")
+        assert bool(drawn.evidence_boxes) or drawn.kind in ("lookup", "exist", "count")
         for picture, x0, y0, x1, y1 in drawn.evidence_boxes:
             width, height = drawn.images[picture].size
             assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height

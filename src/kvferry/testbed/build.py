@@ -51,7 +51,7 @@ class Size:
     heads: int
     kv_heads: int
     intermediate: int
-    tower_depth: int = 3
+    tower_depth: int = 4
     tower_width: int = 128
     tower_heads: int = 4
 

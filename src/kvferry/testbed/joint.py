@@ -1,4 +1,4 @@
-"""Join the tower and the language model, and train them together on pictures, without any guidance."""
+"""Join the tower and the language model, and train them together on pictures; attention is never guided here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .pixels import patches
 from .render import render
 from .runlog import Stage
 from .scenes import Scene, draw_scene
-from .tower import middle, scene_grids, speed_up
+from .tower import DenseHeads, batch_labels, dense_loss, middle, scene_grids, speed_up
 
 SIDES = (192, 208, 224, 240, 256)
 _PAIR_SIDES = (192, 208)
@@ -23,9 +23,13 @@ _PAIR_SIDES = (192, 208)
 
 def tower_features(model: Any, scenes: list[Scene]) -> torch.Tensor:
     """What the tower makes of the scenes' pictures, `[tokens, hidden]`."""
-    pixels = patches([render(scene) for scene in scenes])
-    features: torch.Tensor = model.model.visual(pixels, grid_thw=scene_grids(scenes)).pooler_output
+    features: torch.Tensor = model.model.visual.merger.mlp[2](tower_middle(model, scenes))
     return features
+
+
+def tower_middle(model: Any, scenes: list[Scene]) -> torch.Tensor:
+    """The same before the tower's last matrix, `[tokens, 4 * width]`."""
+    return middle(model.model.visual, patches([render(scene) for scene in scenes]), scene_grids(scenes))
 
 
 @torch.no_grad()
@@ -64,6 +68,7 @@ def fold_in(model: Any, symbols: SymbolicPicture, *, seed: int, scenes: int = 24
 def train_joint(
     model: Any,
     symbols: SymbolicPicture,
+    heads: DenseHeads,
     folder: Path,
     task: Task,
     *,
@@ -73,10 +78,14 @@ def train_joint(
     resume: bool,
     pictures: int = 12,
 ) -> None:
-    """Language-modelling loss alone, plus, in the first tenth, a pull of the tower's features to the symbolic ones."""
+    """Language-modelling loss; the tower is also held to its own lessons at first.
+
+    In the first tenth its features are pulled to the symbolic ones, in the first half the dense heads still count a
+    little. Both only touch the tower; from the middle on the language-modelling loss is alone.
+    """
     use_training_attention(model)
     speed_up(model.model.visual)
-    stage = Stage(folder, "joint", {"model": model}, steps=steps, rate=rate, resume=resume)
+    stage = Stage(folder, "joint", {"model": model, "heads": heads}, steps=steps, rate=rate, resume=resume)
     for step in stage:
         rng = np.random.default_rng((4, seed, step))
         pair = bool(rng.random() < task.pairs)
@@ -84,16 +93,19 @@ def train_joint(
         count = max(6, pictures * 192 * 192 // (width * height))
         drawn, batch = draw_batch(rng, task, count, width, height, guided=False, pair=pair)
         scenes = [scene for group in drawn for scene in group]
+        early = max(0.0, 1 - 2 * step / steps)
         with torch.autocast("cpu", torch.bfloat16):
-            features = tower_features(model, scenes)
+            hidden = tower_middle(model, scenes)
+            features = model.model.visual.merger.mlp[2](hidden)
             logits = answer_logits(model, batch, features)
-        loss = F.cross_entropy(logits, batch.wanted)
-        pull = max(0.0, 1 - 10 * step / steps)
-        if pull > 0:
+            lessons = heads(hidden) if early > 0 else []
+        loss = answers = F.cross_entropy(logits, batch.wanted)
+        if early > 0:
+            loss = loss + 0.03 * early * dense_loss(lessons, batch_labels(scenes))[0]
+        if step < steps // 10:
             with torch.no_grad():
                 wanted = symbols(scenes)
-            stage.step(loss + 5 * pull * F.mse_loss(features.float(), wanted))
-        else:
-            stage.step(loss)
+            loss = loss + 5 * (1 - 10 * step / steps) * F.mse_loss(features.float(), wanted)
+        stage.step(loss)
         if step % 10 == 0:
-            stage.log(loss=loss.item(), **accuracy_by_kind(logits, batch))
+            stage.log(loss=answers.item(), **accuracy_by_kind(logits, batch))

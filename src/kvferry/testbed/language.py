@@ -25,9 +25,9 @@ Pictures = list[tuple[Scene, ...]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is taught: kinds of questions with their weights, and how many slots a picture gets."""
+    """What a model is taught: kinds of questions (hard ones twice), the share of pairs, slots per picture."""
 
-    kinds: tuple[str, ...] = tuple(MAKERS)
+    kinds: tuple[str, ...] = (*MAKERS, "number", "count", "relation", "two_hop")
     pairs: float = 0.16
     slots: int = 16
 
@@ -106,18 +106,19 @@ def accuracy_by_kind(logits: torch.Tensor, batch: Batch) -> dict[str, float]:
     return {kind: float(right[torch.from_numpy(kinds == kind)].mean()) for kind in sorted(set(batch.kinds))}
 
 
-def guide_layers(layers: int) -> dict[str, int]:
-    """Which layer plays which role: links inside notes and pictures, reading the question, looking up."""
-    return {"link": 0, "read": 1, "look": 2 if layers <= 4 else 3}
+def guide_layers(layers: int) -> dict[str, tuple[int, ...]]:
+    """Which layers play which role: links inside notes and pictures, reading the question, looking up."""
+    return {"link": (0,), "read": (1,), "look": (2, 3) if layers <= 4 else (3, 4)}
 
 
-def _watch(guides: list[list[Guide]], layers: dict[str, int]) -> dict[int, tuple[list[int], list[Guide]]]:
+def _watch(guides: list[list[Guide]], layers: dict[str, tuple[int, ...]]) -> dict[int, tuple[list[int], list[Guide]]]:
     chosen: dict[int, tuple[list[int], list[Guide]]] = {}
     for b, group in enumerate(guides):
         for guide in group:
-            batch, kept = chosen.setdefault(layers[guide.role], ([], []))
-            batch.append(b)
-            kept.append(guide)
+            for layer in layers[guide.role]:
+                batch, kept = chosen.setdefault(layer, ([], []))
+                batch.append(b)
+                kept.append(guide)
     return chosen
 
 
@@ -154,7 +155,7 @@ def pick_size(rng: np.random.Generator, progress: float) -> tuple[int, int, int]
 def train_symbolic(
     model: Any, folder: Path, task: Task, *, seed: int, steps: int, rate: float, guided: bool, resume: bool
 ) -> SymbolicPicture:
-    """Teach the language model on symbolic pictures; guidance fades out by the middle."""
+    """Teach the language model on symbolic pictures; guidance fades out before the last tenth."""
     use_training_attention(model)
     torch.manual_seed(seed)
     symbols = SymbolicPicture(model.config.text_config.hidden_size)
@@ -162,7 +163,7 @@ def train_symbolic(
     stage = Stage(folder, "symbolic", modules, steps=steps, rate=rate, resume=resume)
     for step in stage:
         rng = np.random.default_rng((2, seed, step))
-        strength = 0.5 * max(0.0, 1 - step / (0.5 * steps)) if guided else 0.0
+        strength = 0.5 * min(1.0, max(0.0, 3 - step / (0.3 * steps))) if guided else 0.0
         size = pick_size(rng, step / steps)
         pair = bool(rng.random() < task.pairs)
         pictures, batch = draw_batch(rng, task, *size, guided=strength > 0, pair=pair)

@@ -31,6 +31,9 @@ class Question:
 
 
 T = TypeVar("T")
+MOST_COUNTED = 4
+"""The largest answer of a counting question."""
+
 Maker = Callable[[np.random.Generator, Scene], Question | None]
 
 
@@ -127,22 +130,17 @@ def word(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def count(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """ "how many shapes are there?" """
-    everything = tuple(range(len(scene.things)))
-    return everything and Question("how many shapes are there?", str(len(everything)), "count", (), everything) or None
-
-
-def count_if(rng: np.random.Generator, scene: Scene) -> Question | None:
     """ "how many red shapes are there?", "how many circles are there?"; small and large numbers alike."""
     by_number: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
     for name in (*words.COLOURS, *words.ALL_SHAPES):
         which = tuple(i for i, thing in enumerate(scene.things) if name in (thing.colour, thing.shape))
         spoken = words.ALL_SHAPES.get(name, f"{name} shapes")
-        by_number.setdefault(len(which), []).append((spoken, which))
+        if len(which) <= MOST_COUNTED:
+            by_number.setdefault(len(which), []).append((spoken, which))
     wanted = _pick(rng, [n for n in by_number for _ in range(1 if n < 2 else 2)])
     chosen = None if wanted is None else _pick(rng, by_number[wanted])
     return chosen and Question(
-        f"how many {chosen[0]} are there?", str(len(chosen[1])), "count_if", chosen[1], chosen[1]
+        f"how many {chosen[0]} are there?", str(len(chosen[1])), "count", chosen[1], chosen[1]
     )
 
 
@@ -165,7 +163,7 @@ def _beside(rng: np.random.Generator, scene: Scene, need_glyph: bool) -> tuple[i
     options = []
     for index in range(len(scene.things)):
         for name in _names(scene, index)[-2:]:
-            for direction in words.DIRECTIONS:
+            for direction in words.ASKED_DIRECTIONS:
                 other = neighbour(scene, index, direction)
                 if other is None or other < 0:
                     continue
@@ -233,7 +231,6 @@ MAKERS: dict[str, Maker] = {
     "number": number,
     "word": word,
     "count": count,
-    "count_if": count_if,
     "exist": exist,
     "relation": relation,
     "two_hop": two_hop,

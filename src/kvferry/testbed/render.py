@@ -14,6 +14,9 @@ from .scenes import Scene, Sign, Thing
 from .words import ALL_COLOURS, RGB
 
 Points = list[tuple[float, float]]
+GLYPH_SIZE = 18
+"""Font size of glyphs in pixels, on small and large things alike; capitals are about 13 pixels tall."""
+
 _FINE = 3
 """Things are drawn this many times larger and shrunk, for smooth edges."""
 
@@ -105,10 +108,12 @@ def _draw_thing(picture: Image.Image, rng: np.random.Generator, thing: Thing) ->
     edge = (int(fill[0] * 0.4), int(fill[1] * 0.4), int(fill[2] * 0.4))
     pen.line([*points, points[0], points[1]], fill=edge, width=3 * _FINE, joint="curve")
     if thing.glyph:
-        drop = 0.12 if thing.shape == "triangle" else -0.04 if thing.shape == "heart" else 0.0
-        spot = (centre[0], centre[1] + drop * thing.diameter * _FINE)
-        font = _font((26 if thing.level == 2 else 18) * _FINE)
-        pen.text(spot, thing.glyph.upper(), fill=_ink(ALL_COLOURS[thing.colour]), font=font, anchor="mm")
+        drop = (4 if thing.level == 0 else 8) if thing.shape == "triangle" else 0
+        ink, font = _ink(ALL_COLOURS[thing.colour]), _font(GLYPH_SIZE * _FINE)
+        first = -8 * (len(thing.glyph) - 1)
+        for place, character in enumerate(thing.glyph.upper()):
+            spot = (centre[0] + (first + 16 * place) * _FINE, centre[1] + drop * _FINE)
+            pen.text(spot, character, fill=ink, font=font, anchor="mm")
     small = (side, side)
     tile = tile.resize(small, Image.Resampling.BOX)
     picture.paste(tile, (left, top), mask.resize(small, Image.Resampling.BOX))

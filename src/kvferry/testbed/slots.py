@@ -107,8 +107,9 @@ def _picture_guides(scenes: Sequence[Scene], question: Question, starts: list[in
         return [tuple(start + np.flatnonzero(clear == 101 + i)) for i in question.signs]
     if question.kind in ("relation", "two_hop"):
         return [(start + centre_cell(scene, scene.things[question.named[0]]),)]
-    if question.kind.startswith("count"):
-        return [(start + centre_cell(scene, scene.things[i]),) for i in question.decisive] or [(0,)]
+    if question.kind == "count":
+        # The first token counts as one more: its share of the attention, 1 / (n + 1), tells the number.
+        return [(0,), *((start + centre_cell(scene, scene.things[i]),) for i in question.decisive)]
     return [tuple(start + np.flatnonzero(clear == i + 1)) for i in question.decisive[:1]] or [(0,)]
 
 

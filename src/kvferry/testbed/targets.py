@@ -93,7 +93,7 @@ def dense_labels(scene: Scene) -> Labels:
         for direction in words.DIRECTIONS:
             column = COLUMN[f"{direction} colour"]
             other = neighbour(scene, index, direction)
-            if other == -1:
+            if other == -1 or direction not in words.ASKED_DIRECTIONS:
                 labels[cell, column : column + 3] = IGNORE
             elif other is not None:
                 beside = scene.things[other]

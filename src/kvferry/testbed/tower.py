@@ -16,7 +16,9 @@ from .render import render
 from .runlog import Stage
 from .scenes import Scene, draw_scene
 from .targets import GROUPS, IGNORE, SIZES, dense_labels
+from .words import ASKED_DIRECTIONS, DIRECTIONS
 
+_UNASKED = tuple(set(DIRECTIONS) - set(ASKED_DIRECTIONS))
 HEADS_WIDTH = int((SIZES + 1).sum())
 
 
@@ -59,6 +61,8 @@ def dense_loss(
     """
     losses, accuracy = [], {}
     for column, (name, group) in enumerate(zip(GROUPS, logits, strict=True)):
+        if name.startswith(_UNASKED):
+            continue
         wanted, weight = labels[:, column], beside if " " in name else 1.0
         each = F.cross_entropy(group.float(), wanted, ignore_index=IGNORE, reduction="none")
         some, none = wanted > 0, wanted == 0
@@ -90,11 +94,8 @@ def pick_size(rng: np.random.Generator, progress: float) -> tuple[int, int, int]
     """Batch size, width and height at a point of a stage: small pictures first, a mixture at the end."""
     if progress < 0.3:
         return 96, 64, 64
-    if progress < 0.5:
-        return 32, 128, 128
-    sides = (160, 192) if progress < 0.7 else (192, 224, 256)
-    width, height = (int(side) for side in rng.choice(sides, 2))
-    return max(8, 16 * 192 * 192 // (width * height)), width, height
+    width, height = (int(side) for side in rng.choice((96, 128, 128, 192, 256), 2))
+    return min(40, max(8, 32 * 128 * 128 // (width * height))), width, height
 
 
 def train_tower(model: Any, folder: Path, *, seed: int, steps: int, rate: float, resume: bool) -> DenseHeads:
@@ -110,7 +111,7 @@ def train_tower(model: Any, folder: Path, *, seed: int, steps: int, rate: float,
         scenes, pixels = draw_batch(rng, *pick_size(rng, step / steps))
         with torch.autocast("cpu", torch.bfloat16):
             logits = heads(middle(tower, pixels, scene_grids(scenes)))
-        loss, accuracy = dense_loss(logits, batch_labels(scenes), 0.0 if step < 0.25 * steps else 0.5)
+        loss, accuracy = dense_loss(logits, batch_labels(scenes), 0.0 if step < 0.25 * steps else 0.25)
         stage.step(loss)
         if step % 20 == 0:
             stage.log(loss=loss.item(), **{key: round(value, 3) for key, value in accuracy.items()})

@@ -1,7 +1,7 @@
 """Train a testbed model: `python -m kvferry.testbed.train --model cloud --seed 0 --out runs/cloud-s0 [--resume]`.
 
-Stages: the tower alone with dense heads; the language model alone on symbolic pictures, with its attention guided in
-the first half; both joined and trained on pictures with the language-modelling loss only. The first two do not need
+Stages: the tower alone with dense heads; the language model alone on symbolic pictures, with its attention guided at
+first; both joined and trained on pictures with the language-modelling loss only. The first two do not need
 each other and may run at the same time (`--only tower`, `--only symbolic`); a tower may be shared (`--tower RUN`).
 """
 
@@ -17,7 +17,7 @@ import torch
 from .build import SIZES, build_model, write_folder
 from .joint import fold_in, train_joint
 from .language import SymbolicPicture, Task, train_symbolic
-from .tower import train_tower
+from .tower import DenseHeads, train_tower
 
 STAGES = ("tower", "symbolic", "joint", "export")
 
@@ -26,9 +26,9 @@ STAGES = ("tower", "symbolic", "joint", "export")
 class Plan:
     """How long and how fast each stage of a model's training runs."""
 
-    tower_steps: int = 2400
-    symbolic_steps: int = 900
-    joint_steps: int = 1000
+    tower_steps: int = 3000
+    symbolic_steps: int = 1500
+    joint_steps: int = 800
     tower_rate: float = 1.2e-3
     symbolic_rate: float = 1.5e-3
     joint_rate: float = 8e-4
@@ -38,9 +38,9 @@ class Plan:
 
 PLANS: dict[str, Plan] = {
     "cloud": Plan(),
-    "edge": Plan(joint_steps=900),
+    "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, joint_steps=800),
     "control": Plan(
-        guided=False, joint_steps=400, task=Task(kinds=("colour", "shape", "count_if", "exist", "compare"), pairs=0.0)
+        guided=False, joint_steps=400, task=Task(kinds=("colour", "shape", "count", "exist", "compare"), pairs=0.0)
     ),
 }
 
@@ -52,15 +52,20 @@ def _stored(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_parts(model: Any, run: Path, tower_run: Path) -> SymbolicPicture:
-    """Put a trained tower and a trained language model into one model; returns the symbolic vectors."""
-    model.model.visual.load_state_dict(_stored(tower_run / "tower.pt")["tower"])
+def load_parts(model: Any, run: Path, tower_run: Path) -> tuple[SymbolicPicture, DenseHeads]:
+    """Put a trained tower and a trained language model into one model; returns symbolic vectors and dense heads."""
+    seen = _stored(tower_run / "tower.pt")
+    tower = model.model.visual
+    kept = {name: weight for name, weight in seen["tower"].items() if not name.startswith("merger.mlp.2")}
+    tower.load_state_dict(kept, strict=False)
+    heads = DenseHeads(tower.merger.hidden_size)
+    heads.load_state_dict(seen["heads"])
     parts = _stored(run / "symbolic.pt")
     model.model.language_model.load_state_dict(parts["language"])
     model.lm_head.load_state_dict(parts["head"])
     symbols = SymbolicPicture(model.config.text_config.hidden_size)
     symbols.load_state_dict(parts["symbols"])
-    return symbols
+    return symbols, heads
 
 
 def export(name: str, run: Path, folder: Path) -> None:
@@ -81,12 +86,13 @@ def train(name: str, run: Path, *, seed: int, only: tuple[str, ...], tower_run: 
             guided=plan.guided, resume=resume,
         )  # fmt: skip
     if "joint" in only:
-        symbols = load_parts(model, run, tower_run)
+        symbols, heads = load_parts(model, run, tower_run)
         if not (resume and (run / "joint.pt").is_file()):
             print(f"folded in: {fold_in(model, symbols, seed=seed):.3f} of the variance explained", flush=True)
         train_joint(
-            model, symbols, run, plan.task, seed=seed, steps=plan.joint_steps, rate=plan.joint_rate, resume=resume
-        )
+            model, symbols, heads, run, plan.task, seed=seed, steps=plan.joint_steps, rate=plan.joint_rate,
+            resume=resume,
+        )  # fmt: skip
     if "export" in only:
         export(name, run, run / "model")
 

@@ -47,6 +47,8 @@ NAMES = ("tom", "ann", "ben", "sue", "max", "eva", "joe", "kim")
 
 SIZES = ("small", "medium", "large")
 DIRECTIONS = ("left", "right", "above", "below")
+ASKED_DIRECTIONS = ("left", "right")
+"""The directions that questions use; four at once took too long to learn."""
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
