@@ -64,7 +64,7 @@ def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
     if loaded["missing_keys"]:
         missing = f"{len(loaded['missing_keys'])} weights are missing, such as {min(loaded['missing_keys'])}"
         raise ModelError(f"{name} cannot be loaded ({missing}); check that the folder is a complete model")
-    processor, image_processor = _processors(folder, bool(visual_token_ids(config)))
+    processor, image_processor = _processors(folder, tokenizer) if visual_token_ids(config) else (None, None)
     return VLM(
         model,
         tokenizer,
@@ -117,22 +117,21 @@ def _dtype(dtype: Any) -> Any:
     return found
 
 
-def _processors(folder: Path, vision: bool) -> tuple[Any, Any]:
-    """Processor and image processor; either is None where this machine cannot make it.
+def _processors(folder: Path, tokenizer: Any) -> tuple[Any, Any]:
+    """Processor and image processor; either is None where it is not needed or this machine cannot make it.
 
-    Without torchvision the Qwen-VL processors refuse to load for want of a video processor; their image processor
-    is then enough.
+    For the Qwen-VL families the image processor is enough. (Without torchvision their processors refuse to load, for
+    want of a video processor.)
     """
-    if not vision:
-        return None, None
     processor = image_processor = None
-    with suppress(*_UNAVAILABLE):
-        processor = AutoProcessor.from_pretrained(folder)
     try:
         image_processor = AutoImageProcessor.from_pretrained(folder)
     except _UNAVAILABLE:
         with suppress(*_UNAVAILABLE):
             image_processor = _pil_image_processor(folder)
+    if not hasattr(image_processor, "merge_size") or not tokenizer.chat_template:
+        with suppress(*_UNAVAILABLE):
+            processor = AutoProcessor.from_pretrained(folder)
     return (processor if hasattr(processor, "image_processor") else None), image_processor
 
 
