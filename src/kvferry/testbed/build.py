@@ -1,8 +1,8 @@
 """Write a complete model folder: configuration, weights, tokenizer, image processor, chat template.
 
 What was found about processors (Transformers 5.23, no torchvision): `Qwen2VLProcessor` insists on a video processor,
-and Qwen2-VL's imports torchvision. `PaddleOCRVLProcessor` is the image half of the same code (repeat the placeholder once
-per visual token, mark the modality), needs neither, and takes any tokenizer with an `image_token`; naming it in
+and Qwen2-VL's imports torchvision. `PaddleOCRVLProcessor` is the image half of the same code (repeat the placeholder
+once per visual token, mark the modality), needs neither, and takes any tokenizer with an `image_token`; naming it in
 `processor_config.json` lets `AutoProcessor` load the folder. `AutoTokenizer` and `AutoImageProcessor` work as ever.
 """
 

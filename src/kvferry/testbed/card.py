@@ -16,14 +16,15 @@ from .build import SIZES
 from .train import PLANS
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 STAGE_TITLES = {
     "tower": "tower alone (accuracy on tokens that show something)",
     "symbolic": "language model alone, symbolic pictures",
     "joint": "both, on pictures",
 }
-_SHOWN = {"tower": ("colour", "shape", "first", "word", "left shape"), "joint": (), "symbolic": ()}
+_NOT_ACCURACY = {"stage", "step", "seconds", "loss", "astray"}
+_SHOWN = {"tower": ("colour", "shape", "first", "word", "left shape")}
 
 
 def read_log(paths: list[Path]) -> dict[str, list[dict[str, Any]]]:
@@ -37,14 +38,15 @@ def read_log(paths: list[Path]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _smooth(values: list[float], width: int = 5) -> list[float]:
-    return [sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))]
+    windows = [values[max(0, i - width + 1) : i + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 def draw_curve(stages: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Accuracy on fresh training scenes against steps, one panel per stage."""
     figure, axes = plt.subplots(1, len(stages), figsize=(5 * len(stages), 3.6), sharey=True, squeeze=False)
     for axis, (name, lines) in zip(axes[0], stages.items(), strict=True):
-        names = _SHOWN[name] or sorted({key for line in lines for key in line} - {"stage", "step", "seconds", "loss", "astray", "pull"})
+        names = _SHOWN.get(name) or sorted({key for line in lines for key in line} - _NOT_ACCURACY)
         for index, key in enumerate(names):
             points = [(line["step"], line[key]) for line in lines if key in line]
             axis.plot(
@@ -93,18 +95,20 @@ def write_card(folder: Path, name: str, run: Path, tower: Path, others: dict[str
         f"| {stage} | {lines[-1]['step']} | {lines[-1]['seconds'] / 60:.0f} min |" for stage, lines in stages.items()
     )
     guidance = (
-        "Attention is guided in the first half of the symbolic stage only (an auxiliary -log attention on the tokens that "
-        "decide the answer, fading to nothing); the rest of that stage and the whole joint stage use the "
-        "language-modelling loss alone."
+        "Attention is guided in the symbolic stage only (an auxiliary -log attention on the tokens that decide the "
+        "answer, fading to nothing before the stage ends), never on pictures; in the joint stage the tower is held to "
+        "its own lessons for the first half, and the language-modelling loss is alone after that."
         if plan.guided
         else "No attention guidance at any time: the control for conclusions about attention."
     )
     extra = "".join(f"\n* {note}" for note in notes)
+    kinds = tuple(dict.fromkeys((*plan.task.kinds, *(("pair",) if plan.task.pairs else ()))))
+    measured = f"--split {first['split']} -n {first['overall']['n']} --json"
     text = f"""# kvferry testbed: {name}
 
 A genuine `Qwen2VLForConditionalGeneration`, small: {size.layers} layers, hidden {size.hidden}, {size.heads} query and
-{size.kv_heads} key/value heads of 32 channels, a vision tower of {size.tower_depth} blocks and width {size.tower_width},
-{16} pixels per visual token. Weights in bfloat16. It answers questions about pictures that kvferry draws itself.
+{size.kv_heads} key/value heads of 32 channels, a vision tower of {size.tower_depth} blocks and width
+{size.tower_width}, 16 pixels per visual token. Weights in bfloat16. It answers questions about pictures that kvferry draws itself.
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -114,13 +118,14 @@ processor = AutoProcessor.from_pretrained("testbed/{name}")
 
 ## Accuracy
 
-{first["split"].capitalize()} split (its scenes are in no other split), full cache, {first["dtype"]}, plain Transformers, greedy; right means
-the exact answer followed by the end token. "Blind guess" always says the commonest answer of the kind.
+{first["split"].capitalize()} split (its scenes are in no other split), full cache, {first["dtype"]}, plain
+Transformers, greedy; right means the exact answer followed by the end token. "Blind guess" always says the commonest
+answer of the kind.
 
 {_accuracy_table(reports)}
 
-Written by `python -m kvferry.testbed.evaluate testbed/{name} --split {first["split"]} -n {first["overall"]["n"]} --json > testbed/{name}/evaluation.json`
-and `python -m kvferry.testbed.card`.
+Written by `python -m kvferry.testbed.evaluate testbed/{name} {measured} > testbed/{name}/evaluation.json` and
+`python -m kvferry.testbed.card`.
 
 ## Training
 
@@ -130,13 +135,14 @@ and `python -m kvferry.testbed.card`.
 |---|---:|---:|
 {rows}
 
-{guidance} Kinds taught: {", ".join((*plan.task.kinds, *(("pair",) if plan.task.pairs else ())))}.
+{guidance} Kinds taught: {", ".join(kinds)}.
 
 ![accuracy while training](curve.png)
 
 ## Take care
 
-* It is small, and trained on drawn scenes only: it knows {len(PLANS[name].task.kinds) + bool(plan.task.pairs)} kinds of question, a vocabulary of about 140 words, nothing else.
+* It is small, and trained on drawn scenes only: it knows {len(kinds)} kinds of question, about 140 words, and nothing
+  else.
 * Centres of things lie on a lattice of 8 pixels (half a visual token), in three sizes.
 * Early guidance and dense supervision make its features tidier than a large model's: check conclusions against the
   control model and against real models.{extra}

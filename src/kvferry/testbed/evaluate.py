@@ -131,9 +131,8 @@ def table(report: dict[str, Any]) -> Table:
     """The report for people."""
     shown = Table("kind", "n", "accuracy", "95 % interval", "blind guess", title=f"{report['split']} split")
     for kind, row in [*report["kinds"].items(), ("all", report["overall"])]:
-        shown.add_row(
-            kind, str(row["n"]), f"{row['accuracy']:.1%}", f"{row['low']:.1%} .. {row['high']:.1%}", f"{row['blind']:.0%}"
-        )
+        spread = f"{row['low']:.1%} .. {row['high']:.1%}"
+        shown.add_row(kind, str(row["n"]), f"{row['accuracy']:.1%}", spread, f"{row['blind']:.0%}")
     return shown
 
 

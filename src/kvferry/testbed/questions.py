@@ -79,7 +79,10 @@ def colour(rng: np.random.Generator, scene: Scene) -> Question | None:
         if _unique_glyph(scene, thing):
             options.append((index, f"what colour is the shape with {_spoken(thing.glyph)} on it?"))
     chosen = _pick(rng, options)
-    return chosen and Question(chosen[1], scene.things[chosen[0]].colour, "colour", (chosen[0],), (chosen[0],))
+    if chosen is None:
+        return None
+    index, text = chosen
+    return Question(text, scene.things[index].colour, "colour", (index,), (index,))
 
 
 def shape(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -91,7 +94,10 @@ def shape(rng: np.random.Generator, scene: Scene) -> Question | None:
         if _unique_glyph(scene, thing):
             options.append((index, f"what shape has {_spoken(thing.glyph)} on it?"))
     chosen = _pick(rng, options)
-    return chosen and Question(chosen[1], scene.things[chosen[0]].shape, "shape", (chosen[0],), (chosen[0],))
+    if chosen is None:
+        return None
+    index, text = chosen
+    return Question(text, scene.things[index].shape, "shape", (index,), (index,))
 
 
 def _on_it(rng: np.random.Generator, scene: Scene, kinds: tuple[str, ...], kind: str) -> Question | None:
@@ -139,9 +145,10 @@ def count(rng: np.random.Generator, scene: Scene) -> Question | None:
             by_number.setdefault(len(which), []).append((spoken, which))
     wanted = _pick(rng, [n for n in by_number for _ in range(1 if n < 2 else 2)])
     chosen = None if wanted is None else _pick(rng, by_number[wanted])
-    return chosen and Question(
-        f"how many {chosen[0]} are there?", str(len(chosen[1])), "count", chosen[1], chosen[1]
-    )
+    if chosen is None:
+        return None
+    spoken, which = chosen
+    return Question(f"how many {spoken} are there?", str(len(which)), "count", which, which)
 
 
 def exist(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -156,7 +163,7 @@ def exist(rng: np.random.Generator, scene: Scene) -> Question | None:
         options = names if yes else mixed
     name = _pick(rng, options)
     which = tuple(i for i, thing in enumerate(scene.things) if thing.name == name)
-    return name and Question(f"is there a {name}?", "yes" if which else "no", "exist", which, which) or None
+    return Question(f"is there a {name}?", "yes" if which else "no", "exist", which, which) if name else None
 
 
 def _beside(rng: np.random.Generator, scene: Scene, need_glyph: bool) -> tuple[int, int, str, str] | None:
@@ -252,9 +259,9 @@ def ask_pair(rng: np.random.Generator, scenes: tuple[Scene, Scene]) -> Question 
     which = int(rng.integers(2))
     question = ask(rng, scenes[which], str(rng.choice(_IN_PAIRS)))
     ordinal = ("first", "second")[which]
-    return question and replace(
-        question, text=f"in the {ordinal} picture, {question.text}", kind="pair", picture=which
-    )
+    if question is None:
+        return None
+    return replace(question, text=f"in the {ordinal} picture, {question.text}", kind="pair", picture=which)
 
 
 def majority(answers: list[str]) -> float:

@@ -28,17 +28,17 @@ class Plan:
 
     tower_steps: int = 3000
     symbolic_steps: int = 1500
-    joint_steps: int = 800
+    joint_steps: int = 700
     tower_rate: float = 1.2e-3
     symbolic_rate: float = 1.5e-3
-    joint_rate: float = 8e-4
+    joint_rate: float = 7e-4
     guided: bool = True
     task: Task = field(default_factory=Task)
 
 
 PLANS: dict[str, Plan] = {
     "cloud": Plan(),
-    "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, joint_steps=800),
+    "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, joint_steps=700),
     "control": Plan(
         guided=False, joint_steps=400, task=Task(kinds=("colour", "shape", "count", "exist", "compare"), pairs=0.0)
     ),
