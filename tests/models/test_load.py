@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvferry.errors import ModelError
+from kvferry.errors import ModelError, UnsupportedModelError
 from kvferry.models import VLM, load
 from kvferry.models.fingerprint import fingerprint_of
 from tests.models.families import build
+from tests.models.test_vlm import words_tokenizer
 
 
 def test_same_files_same_fingerprint(folder: Path, vlm: VLM, tmp_path: Path) -> None:
@@ -76,3 +78,17 @@ def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="check the name"):
         load("kvferry-tests/no-such-model")
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2"])
+def test_other_families_load_from_a_folder(name: str, tmp_path: Path) -> None:
+    """A text model, tied embeddings, and a vision model without a processor, which still reads text."""
+    model, _ = build(name)
+    model.save_pretrained(tmp_path)
+    words_tokenizer().save_pretrained(tmp_path)
+    vlm = load(tmp_path)
+    cache = vlm.prefill(question="what colour is the circle ?").cache
+    assert len(vlm.resume(cache, max_new_tokens=3).token_ids) <= 3
+    if vlm.has_vision:
+        with pytest.raises(UnsupportedModelError, match="processor could not be loaded"):
+            vlm.prefill([np.zeros((16, 16, 3), np.uint8)], "what ?")

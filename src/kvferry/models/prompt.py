@@ -54,6 +54,7 @@ class Prompter:
         self._tokenizer = tokenizer
         self._processor = processor
         self._image_processor = image_processor
+        self._has_grid = hasattr(image_processor, "merge_size")
         self._visual = visual_token_ids(config)
         self._special = _special_strings(tokenizer, self._visual)
 
@@ -66,6 +67,10 @@ class Prompter:
             Special tokens in the caller's words, an empty text, or too many visual tokens.
         """
         self.check_text(context, "context")
+        if images and not self._has_grid and self._processor is None:
+            raise UnsupportedModelError(
+                "this model's processor could not be loaded here; install torchvision, or use prefill_inputs()"
+            )
         template = self._template(len(images), context is not None)
         start = template.context_start
         before = template.before
@@ -114,7 +119,7 @@ class Prompter:
                 content: Any = [{"type": "image"}] * images + [{"type": "text", "text": text}]
                 message = {"role": "user", "content": content if self._visual else text}
                 return str(source.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
-        placeholder = self._tokenizer.convert_ids_to_tokens(next(iter(self._visual))) + "\n" if images else ""
+        placeholder = f"{self._tokenizer.convert_ids_to_tokens(next(iter(self._visual)))}\n" if images else ""
         return f"{placeholder * images}{text}\nAnswer:"
 
     def _read(self, before: str, images: Sequence[Image.Image]) -> dict[str, Any]:
@@ -134,14 +139,10 @@ class Prompter:
         return inputs
 
     def _read_pictures(self, before: str, images: Sequence[Image.Image], special: bool) -> dict[str, Any]:
-        if self._image_processor is not None and hasattr(self._image_processor, "merge_size"):
+        if self._has_grid:
             return self._expand(self._ids(before, special), images)
-        if self._processor is not None:
-            return dict(
-                self._processor(text=[before], images=list(images), return_tensors="pt", add_special_tokens=special)
-            )
-        raise UnsupportedModelError(
-            "this model's processor could not be loaded here; install torchvision, or use prefill_inputs()"
+        return dict(
+            self._processor(text=[before], images=list(images), return_tensors="pt", add_special_tokens=special)
         )
 
     def _expand(self, ids: torch.Tensor, images: Sequence[Image.Image]) -> dict[str, Any]:
