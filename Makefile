@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check results sweep bench proto clean
+.PHONY: help venv demo test results readme sweep bench proto clean
 
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ sweep: venv  ## the raw results behind RESULTS.md (an hour or so on 2 cores, res
 
 results: venv  ## RESULTS.md and its figures from the stored raw results
 	$(BIN)/kvferry results
+
+readme: venv  ## the README's table and picture, from a run of the demo
+	$(BIN)/kvferry demo --out docs/figures/demo.png --into README.md
 
 bench: venv  ## ratios of cost, measured in one run
 	$(BIN)/python benchmarks/evidence.py

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kvferry.errors import LinkError
+from kvferry.errors import InputError, LinkError
 
 if TYPE_CHECKING:
     from kvferry.edge import Answer
@@ -34,6 +35,7 @@ RECIPES = (
 SHOWN = ("q2c@0.25|int4|zstd", "q2c@0.1|int4|zstd")
 IMAGE = "image (JPEG)"
 START_SECONDS = 120
+MARKS = ("<!-- demo -->", "<!-- /demo -->")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def demo(
     uplink: Annotated[str, typer.Option(help="Emulated rate, such as 10mbit.")] = "10mbit",
     n: Annotated[int, typer.Option(help="Questions.", min=1, max=200)] = 20,
     start: Annotated[int, typer.Option(help="First test question.", min=0)] = 0,
+    into: Annotated[Path | None, typer.Option(help="A page whose demo block is replaced by this run's table.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Draw test scenes, ask real questions across an emulated uplink in several ways, show what each cost."""
@@ -105,7 +108,14 @@ def demo(
     if json:
         print(jsonlib.dumps({"question": featured.question, "truth": featured.answer, "n": n, "rows": rows}))
         return
-    _print(console, rows, featured, n, uplink, model)
+    title = f"{n} test questions over {uplink}/s, protocol A (ask, then ship), both ends hold {model}"
+    note = (
+        f'Answer shown: "{featured.question}" (truth: {featured.answer}). Bytes and times are means; bytes are all those '
+        "of the TCP stream to the cloud. A small model trained on drawn scenes; full tables: RESULTS.md."
+    )
+    if into is not None:
+        _write_into(into, rows, title, note, n)
+    _print(console, rows, title, note, n)
     console.print(f"\nPicture: {out}   ({time.monotonic() - began:.0f} s in all)")
 
 
@@ -131,29 +141,49 @@ def _row(way: str, crossings: list[Crossing], featured: Sample) -> dict[str, Any
     }
 
 
-def _print(console: Console, rows: list[dict[str, Any]], featured: Sample, n: int, uplink: str, model: str) -> None:
-    title = f"{n} test questions over {uplink}/s, protocol A (ask, then ship); model {model}"
-    table = Table(title=title, title_justify="left")
-    names = ("way", "bytes on the wire", "x smaller than BF16", "send ms", "first token ms", "its answer")
-    for name in (*names, f"right of {n}"):
-        left = name in ("way", "its answer")
-        table.add_column(name, justify="left" if left else "right", no_wrap=left)
-    for row in rows:
-        mark = "[green]right[/]" if row["right"] else "[red]wrong[/]"
-        table.add_row(
+def _table(rows: list[dict[str, Any]], n: int) -> tuple[list[str], list[list[str]]]:
+    """Column names and cells."""
+    names = ["way", "bytes on the wire", "x smaller than BF16", "send ms", "first token ms", "its answer"]
+    cells = [
+        [
             row["way"],
             f"{row['wire_bytes']:,.0f}",
             f"{row['ratio_to_bf16']:.1f}" if row["ratio_to_bf16"] else "",
             f"{1e3 * row['send_seconds']:.0f}",
             f"{1e3 * row['first_token_seconds']:.0f}",
-            f"{row['answer']} ({mark})",
+            f"{row['answer']} ({'right' if row['right'] else 'wrong'})",
             f"{row['right_share'] * n:.0f}",
-        )
+        ]
+        for row in rows
+    ]
+    return [*names, f"right of {n}"], cells
+
+
+def _print(console: Console, rows: list[dict[str, Any]], title: str, note: str, n: int) -> None:
+    table = Table(title=title, title_justify="left")
+    names, cells = _table(rows, n)
+    for name in names:
+        left = name in ("way", "its answer")
+        table.add_column(name, justify="left" if left else "right", no_wrap=left)
+    for row in cells:
+        table.add_row(*(escape(x) for x in row))
     console.print(table)
-    console.print(
-        f'Answer shown: "{featured.question}" (truth: {featured.answer}). Bytes and times are means; bytes are\n'
-        "all bytes of the TCP stream towards the cloud. A small model trained on drawn scenes; full tables: RESULTS.md."
-    )
+    console.print(note, highlight=False)
+
+
+def _write_into(page: Path, rows: list[dict[str, Any]], title: str, note: str, n: int) -> None:
+    """Replace what stands between the page's two demo marks."""
+    text = page.read_text()
+    before, opened, rest = text.partition(MARKS[0])
+    _, closed, after = rest.partition(MARKS[1])
+    if not (opened and closed):
+        raise InputError(
+            f"{page} has no block between {MARKS[0]} and {MARKS[1]}; add the two lines where it should stand"
+        )
+    names, cells = _table(rows, n)
+    lines = [names, ["---"] + ["---:"] * 4 + ["---", "---:"], *cells]
+    table = "\n".join("| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in lines)
+    page.write_text(f"{before}{opened}\n{title}:\n\n{table}\n\n{note}\n{closed}{after}")
 
 
 def _draw(out: Path, vlm: Any, featured: Sample, rows: list[dict[str, Any]], n: int) -> None:
