@@ -111,7 +111,7 @@ def demo(
     title = f"{n} test questions over {uplink}/s, protocol A (ask, then ship), both ends hold {model}"
     note = (
         f'Answer shown: "{featured.question}" (truth: {featured.answer}). Bytes and times are means; '
-        "bytes are all those of the TCP stream to the cloud. A small model trained on drawn scenes; full tables: RESULTS.md."
+        "bytes are all those of the TCP stream to the cloud. A small model, drawn scenes; full tables: RESULTS.md."
     )
     if into is not None:
         _write_into(into, rows, title, note, n)
