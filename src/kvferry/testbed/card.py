@@ -108,7 +108,8 @@ def write_card(folder: Path, name: str, run: Path, tower: Path, others: dict[str
 
 A genuine `Qwen2VLForConditionalGeneration`, small: {size.layers} layers, hidden {size.hidden}, {size.heads} query and
 {size.kv_heads} key/value heads of 32 channels, a vision tower of {size.tower_depth} blocks and width
-{size.tower_width}, 16 pixels per visual token. Weights in bfloat16. It answers questions about pictures that kvferry draws itself.
+{size.tower_width}, 16 pixels per visual token. Weights in bfloat16. It answers questions about pictures that kvferry
+draws itself.
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
