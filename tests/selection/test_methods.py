@@ -108,10 +108,19 @@ def test_q2c_ranks_by_the_last_layer_or_by_all() -> None:
     cache = random_cache()
     last, every = SCORERS["q2c"](), SCORERS["q2c"](layers="all")
     sums = observed(cache, *last.requests, *every.requests)
+    asked = int(cache.layout.question.nonzero()[0][-1]) + 1
     expected = sums.of(last.requests[0], 2).mean(0)
-    assert torch.equal(last.score(cache, sums)[0][0], expected)
+    assert torch.equal(last.score(cache, sums)[0][0][:asked], expected[:asked])
     expected = torch.stack([sums.of(every.requests[0], i).mean(0) for i in range(3)]).mean(0)
-    assert torch.allclose(every.score(cache, sums)[1][0], expected)
+    assert torch.allclose(every.score(cache, sums)[1][0][:asked], expected[:asked])
+
+
+def test_q2c_keeps_what_the_question_cannot_see() -> None:
+    cache = random_cache()
+    tail = list(range(int(cache.layout.question.nonzero()[0][-1]) + 1, cache.length))
+    assert tail
+    kept = choose("q2c", cache, (SINKS + len(tail)) / cache.length).positions[0][0].tolist()
+    assert kept == [*range(SINKS), *tail]
 
 
 def test_snapkv_pools_neighbours_and_keeps_its_window() -> None:

@@ -18,7 +18,8 @@ class Q2C:
 
     Based on W.-L. Cheng and W. Liao, "Task-Aware KV-Cache Compression for Bandwidth-Efficient Collaborative LLM
     Inference" (2026), equation of the Q2C score: sum over query heads and question tokens in the last layer.
-    We average over heads instead of summing, which leaves the ranking as it is.
+    We average over heads instead of summing, which leaves the ranking as it is. Tokens behind the question (the
+    template's tail) cannot be seen by it, so they have no score: they stay. The paper's prompts end in the question.
 
     Parameters
     ----------
@@ -41,4 +42,7 @@ class Q2C:
         device = cache.layers[0].keys.device
         sums = [evidence.of(request, layer).to(device).mean(0, keepdim=True) for layer in observed]
         ranking = torch.stack(sums).mean(0)
+        asked = cache.layout.question.nonzero()[0]
+        if len(asked):
+            ranking[:, int(asked[-1]) + 1 :] = torch.inf
         return [ranking] * count
