@@ -44,5 +44,5 @@ class Q2C:
         ranking = torch.stack(sums).mean(0)
         asked = cache.layout.question.nonzero()[0]
         if len(asked):
-            ranking[:, int(asked[-1]) + 1 :] = torch.inf
+            ranking[:, int(asked[-1]) + 1 :] = torch.finfo(ranking.dtype).max  # after the sinks, before all others
         return [ranking] * count
