@@ -15,7 +15,9 @@ from .pixels import patches
 from .render import render
 from .runlog import Stage
 from .scenes import Scene, draw_scene
-from .tower import DenseHeads, batch_labels, dense_loss, middle, scene_grids, speed_up
+from .targets import COLUMN
+from .tower import DenseHeads, batch_labels, dense_loss, middle, pick_size, scene_grids, speed_up
+from .tower import draw_batch as draw_pictures
 
 SIDES = (192, 208, 224, 240, 256)
 _PAIR_SIDES = (192, 208)
@@ -32,11 +34,17 @@ def tower_middle(model: Any, scenes: list[Scene]) -> torch.Tensor:
     return middle(model.model.visual, patches([render(scene) for scene in scenes]), scene_grids(scenes))
 
 
+def token_weights(scenes: list[Scene]) -> torch.Tensor:
+    """How much each visual token matters to a match, `[tokens]`: background 1, things 4, their centres 12."""
+    labels = batch_labels(scenes)
+    return 1 + 3 * (labels > 0).any(dim=1).float() + 8 * (labels[:, COLUMN["centre"]] > 0).float()
+
+
 @torch.no_grad()
 def fold_in(model: Any, symbols: SymbolicPicture, *, seed: int, scenes: int = 240) -> float:
     """Set the tower's last matrix so that its features come nearest to the symbolic ones (least squares).
 
-    Returns the share of the symbolic features' variance that is explained.
+    Returns the share of the symbolic features' (weighted) power that is explained.
     """
     use_training_attention(model)
     tower = model.model.visual
@@ -50,14 +58,16 @@ def fold_in(model: Any, symbols: SymbolicPicture, *, seed: int, scenes: int = 24
         batch = [draw_scene(rng, w, h) for _ in range(12)]
         with torch.autocast("cpu", torch.bfloat16):
             hidden = middle(tower, patches([render(scene) for scene in batch]), scene_grids(batch))
-        x = torch.cat([hidden.double(), torch.ones(len(hidden), 1, dtype=torch.float64)], dim=1)
-        y = symbols(batch).double()
+        weight = token_weights(batch).double().sqrt()[:, None]
+        x = torch.cat([hidden.double(), torch.ones(len(hidden), 1, dtype=torch.float64)], dim=1) * weight
+        y = symbols(batch).double() * weight
         gram += x.T @ x
         cross = x.T @ y if cross is None else cross + x.T @ y
-        target_power += float(((y - y.mean(0)) ** 2).sum())
+        target_power += float((y**2).sum())
         checks.append((x, y))
     assert cross is not None
-    solution = torch.linalg.solve(gram + 1e-3 * gram.diagonal().mean() * torch.eye(width, dtype=torch.float64), cross)
+    ridge = 1e-6 * gram.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    solution = torch.linalg.solve(gram + ridge, cross)
     last = tower.merger.mlp[2]
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])
@@ -65,9 +75,29 @@ def fold_in(model: Any, symbols: SymbolicPicture, *, seed: int, scenes: int = 24
     return 1 - left / target_power
 
 
+def train_match(
+    model: Any, symbols: SymbolicPicture, folder: Path, *, seed: int, steps: int, rate: float, resume: bool
+) -> None:
+    """Bring the whole tower's features nearer to the symbolic ones, after `fold_in` and before `train_joint`."""
+    use_training_attention(model)
+    speed_up(model.model.visual)
+    stage = Stage(folder, "match", {"tower": model.model.visual}, steps=steps, rate=rate, resume=resume)
+    for step in stage:
+        rng = np.random.default_rng((5, seed, step))
+        scenes, pixels = draw_pictures(rng, *pick_size(rng, 1.0))
+        with torch.no_grad():
+            wanted, weight = symbols(scenes), token_weights(scenes)
+        with torch.autocast("cpu", torch.bfloat16):
+            features = model.model.visual(pixels, grid_thw=scene_grids(scenes)).pooler_output
+        apart = (weight[:, None] * (features.float() - wanted) ** 2).sum()
+        loss = apart / (weight[:, None] * wanted**2).sum()
+        stage.step(loss)
+        if step % 10 == 0:
+            stage.log(loss=loss.item())
+
+
 def train_joint(
     model: Any,
-    symbols: SymbolicPicture,
     heads: DenseHeads,
     folder: Path,
     task: Task,
@@ -78,11 +108,7 @@ def train_joint(
     resume: bool,
     pictures: int = 12,
 ) -> None:
-    """Language-modelling loss; the tower is also held to its own lessons at first.
-
-    In the first tenth its features are pulled to the symbolic ones, in the first half the dense heads still count a
-    little. Both only touch the tower; from the middle on the language-modelling loss is alone.
-    """
+    """Language-modelling loss; in the first half the tower's dense heads still count a little, then nothing else."""
     use_training_attention(model)
     speed_up(model.model.visual)
     stage = Stage(folder, "joint", {"model": model, "heads": heads}, steps=steps, rate=rate, resume=resume)
@@ -102,10 +128,6 @@ def train_joint(
         loss = answers = F.cross_entropy(logits, batch.wanted)
         if early > 0:
             loss = loss + 0.03 * early * dense_loss(lessons, batch_labels(scenes))[0]
-        if step < steps // 10:
-            with torch.no_grad():
-                wanted = symbols(scenes)
-            loss = loss + 5 * (1 - 10 * step / steps) * F.mse_loss(features.float(), wanted)
         stage.step(loss)
         if step % 10 == 0:
             stage.log(loss=answers.item(), **accuracy_by_kind(logits, batch))

@@ -25,9 +25,9 @@ Pictures = list[tuple[Scene, ...]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is taught: kinds of questions (hard ones twice), the share of pairs, slots per picture."""
+    """What a model is taught: kinds of questions (hard ones more often), the share of pairs, slots per picture."""
 
-    kinds: tuple[str, ...] = (*MAKERS, "number", "count", "relation", "two_hop")
+    kinds: tuple[str, ...] = (*MAKERS, *("number", "count", "relation", "two_hop") * 4)
     pairs: float = 0.16
     slots: int = 16
 

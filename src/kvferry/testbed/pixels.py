@@ -15,8 +15,8 @@ from .build import MERGE, PATCH
 def patches(pictures: Sequence[Image.Image]) -> torch.Tensor:
     """Pictures of one size as `[pictures * patches, 384]` float32 in the tower's order."""
     pixels = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
-    mean, std = np.float32(OPENAI_CLIP_MEAN), np.float32(OPENAI_CLIP_STD)
-    pixels = (pixels / 255 - mean) / std
+    mean, std = np.array(OPENAI_CLIP_MEAN, np.float32), np.array(OPENAI_CLIP_STD, np.float32)
+    pixels = np.asarray((pixels / 255 - mean) / std, dtype=np.float32)
     count, height, width, _ = pixels.shape
     rows, columns = height // (PATCH * MERGE), width // (PATCH * MERGE)
     split = pixels.reshape(count, rows, MERGE, PATCH, columns, MERGE, PATCH, 3)

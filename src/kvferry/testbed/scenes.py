@@ -80,9 +80,9 @@ def _glyph(rng: np.random.Generator, level: int, shape: str) -> str:
     kind = rng.random()
     if kind < 0.15:
         return ""
-    if kind < 0.45 and level > 0 and shape in ("circle", "square"):
+    if kind < 0.65 and level > 0 and shape in ("circle", "square"):
         return f"{rng.integers(1, 10)}{rng.integers(0, 10)}"
-    if kind < 0.70:
+    if rng.random() < 0.4:
         return str(rng.choice(words.GLYPH_LETTERS))
     return str(rng.choice(words.DIGITS))
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .build import SIZES, build_model, write_folder
-from .joint import fold_in, train_joint
+from .joint import fold_in, train_joint, train_match
 from .language import SymbolicPicture, Task, train_symbolic
 from .tower import DenseHeads, train_tower
 
@@ -28,19 +28,21 @@ class Plan:
 
     tower_steps: int = 3000
     symbolic_steps: int = 1500
-    joint_steps: int = 700
+    match_steps: int = 150
+    joint_steps: int = 500
     tower_rate: float = 1.2e-3
     symbolic_rate: float = 1.5e-3
-    joint_rate: float = 7e-4
+    match_rate: float = 6e-4
+    joint_rate: float = 4e-4
     guided: bool = True
     task: Task = field(default_factory=Task)
 
 
 PLANS: dict[str, Plan] = {
-    "cloud": Plan(),
-    "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, joint_steps=700),
+    "cloud": Plan(joint_steps=800),
+    "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, joint_steps=600),
     "control": Plan(
-        guided=False, joint_steps=400, task=Task(kinds=("colour", "shape", "count", "exist", "compare"), pairs=0.0)
+        guided=False, symbolic_steps=320, symbolic_rate=2e-3, joint_steps=220, task=Task(kinds=("colour", "shape", "count", "exist", "compare"), pairs=0.0)
     ),
 }
 
@@ -87,10 +89,11 @@ def train(name: str, run: Path, *, seed: int, only: tuple[str, ...], tower_run: 
         )  # fmt: skip
     if "joint" in only:
         symbols, heads = load_parts(model, run, tower_run)
-        if not (resume and (run / "joint.pt").is_file()):
+        if not (resume and (run / "match.pt").is_file()):
             print(f"folded in: {fold_in(model, symbols, seed=seed):.3f} of the variance explained", flush=True)
+        train_match(model, symbols, run, seed=seed, steps=plan.match_steps, rate=plan.match_rate, resume=resume)
         train_joint(
-            model, symbols, heads, run, plan.task, seed=seed, steps=plan.joint_steps, rate=plan.joint_rate,
+            model, heads, run, plan.task, seed=seed, steps=plan.joint_steps, rate=plan.joint_rate,
             resume=resume,
         )  # fmt: skip
     if "export" in only:

@@ -1,0 +1,40 @@
+"""The models that ship with the project answer what their cards say they answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kvferry.testbed.data import samples
+from kvferry.testbed.evaluate import Testbed, exact_match
+
+SHIPPED = Path(__file__).parents[2] / "testbed"
+
+
+@pytest.mark.parametrize("name", ["cloud", "edge"])
+def test_shipped_model_reaches_its_figure(name: str) -> None:
+    """On 39 test questions, within three standard errors of the accuracy that the card states."""
+    stated = json.loads((SHIPPED / name / "evaluation.json").read_text())["overall"]["accuracy"]
+    testbed, drawn = Testbed.load(SHIPPED / name), list(samples("test", 39))
+    answers = testbed.answers(drawn)
+    right = sum(exact_match(said, sample.answer) for said, sample in zip(answers, drawn, strict=True))
+    spread = (stated * (1 - stated) / len(drawn)) ** 0.5
+    assert right / len(drawn) >= stated - 3 * spread
+
+
+def test_batched_answers_are_the_single_ones() -> None:
+    testbed, drawn = Testbed.load(SHIPPED / "edge"), list(samples("validation", 12))
+    batched = testbed.answers(drawn)
+    single = [testbed.answers([sample])[0] for sample in drawn]
+    assert sum(a == b for a, b in zip(batched, single, strict=True)) >= 11
+
+
+@pytest.mark.parametrize("name", ["cloud", "edge", "control"])
+def test_card_states_the_measured_figures(name: str) -> None:
+    report = json.loads((SHIPPED / name / "evaluation.json").read_text())
+    card = (SHIPPED / name / "README.md").read_text()
+    assert report["overall"]["n"] >= 1000
+    for row in [report["overall"], *report["kinds"].values()]:
+        assert f"{row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}] ({row['n']})" in card
