@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 STAGE_TITLES = {
     "tower": "tower alone (accuracy on tokens that show something)",
     "symbolic": "language model alone, symbolic pictures",
+    "match": "tower's features brought near the symbolic ones",
     "joint": "both, on pictures",
 }
 _NOT_ACCURACY = {"stage", "step", "seconds", "loss", "astray"}
@@ -44,6 +45,7 @@ def _smooth(values: list[float], width: int = 5) -> list[float]:
 
 def draw_curve(stages: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Accuracy on fresh training scenes against steps, one panel per stage."""
+    stages = {name: lines for name, lines in stages.items() if name != "match"}
     figure, axes = plt.subplots(1, len(stages), figsize=(5 * len(stages), 3.6), sharey=True, squeeze=False)
     for axis, (name, lines) in zip(axes[0], stages.items(), strict=True):
         names = _SHOWN.get(name) or sorted({key for line in lines for key in line} - _NOT_ACCURACY)
