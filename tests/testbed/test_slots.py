@@ -28,7 +28,8 @@ def test_slot_logits_are_the_plain_prompts_logits(kind: str) -> None:
     questions = draw_questions(np.random.default_rng(0), drawn.scenes, Task(slots=5))
     with torch.no_grad():
         batch = collate([pack(drawn.scenes, questions, guided=True)], [[q.kind for q in questions]])
-        slots = answer_logits(model, batch, tower_features(model, list(drawn.scenes)))
+        features = torch.cat([tower_features(model, [scene]) for scene in drawn.scenes])
+        slots = answer_logits(model, batch, features)
         tokenizer = build_tokenizer()
         pictures = build_image_processor()(drawn.images, return_tensors="pt")
         before = 0

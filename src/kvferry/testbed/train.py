@@ -42,7 +42,11 @@ PLANS: dict[str, Plan] = {
     "cloud": Plan(joint_steps=800),
     "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, joint_steps=600),
     "control": Plan(
-        guided=False, symbolic_steps=320, symbolic_rate=2e-3, joint_steps=220, task=Task(kinds=("colour", "shape", "count", "exist", "compare"), pairs=0.0)
+        guided=False,
+        symbolic_steps=320,
+        symbolic_rate=2e-3,
+        joint_steps=220,
+        task=Task(kinds=("colour", "shape", "count", "exist", "compare"), pairs=0.0),
     ),
 }
 
