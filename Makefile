@@ -26,7 +26,7 @@ test: venv  ## lint, types and tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 sweep: venv  ## the raw results behind RESULTS.md (an hour or so on 2 cores, resumable)
-	$(BIN)/kvferry sweep --model testbed/cloud --out results/selection-cloud.jsonl
+	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out results/selection-cloud.jsonl
 
 results: venv  ## RESULTS.md and its figures from the stored raw results
 	$(BIN)/kvferry results

@@ -47,6 +47,21 @@ def test_bytes_are_those_of_the_real_bitstream(vlm: VLM, plan: Sweep) -> None:
     assert line.tokens == len(prefilled.cache.layout)
 
 
+def test_a_forced_answer_is_judged_like_a_generated_one() -> None:
+    cloud = load("testbed/cloud")
+    recipes = ("full|bf16", "random@0.5|bf16", "random@0.2|int4", "none|int8")
+    judged = {"generate": [], "forced": []}
+    for check, rows in judged.items():
+        plan = Sweep("testbed/cloud", recipes, check=check)
+        for sample in samples("validation", 8):
+            for protocol in ("A", "B"):
+                outcomes = run_sample(cloud, sample, plan, protocol).outcomes
+                rows.append([right for right, _ in outcomes.values()])
+    assert judged["forced"] == judged["generate"]
+    flat = [x for row in judged["forced"] for x in row]
+    assert 0 < sum(flat) < len(flat)
+
+
 def test_protocol_b_labels_what_it_may_not_know(vlm: VLM, plan: Sweep) -> None:
     (sample,) = samples("validation", 1)
     line = run_sample(vlm, sample, plan, "B")

@@ -44,6 +44,7 @@ def sweep(
     split: Annotated[str, typer.Option(help="Of the testbed's questions.")] = "test",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
     start: Annotated[int, typer.Option(help="First question.", min=0)] = 0,
+    check: Annotated[str, typer.Option(help="'generate', or 'forced': the same for the testbed, faster.")] = "generate",
     processes: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -59,7 +60,9 @@ def sweep(
         if recipe
         else engine.grid(selections.split(","), _numbers(fractions), codecs.split(","), lossless)
     )
-    plan = engine.Sweep(model, recipes, tuple(p for p in ("A", "B") if p in protocols), split, n, start)
+    if check not in ("generate", "forced"):
+        raise InputError(f"--check is generate or forced, not {check!r}")
+    plan = engine.Sweep(model, recipes, tuple(p for p in ("A", "B") if p in protocols), split, n, start, check=check)  # type: ignore[arg-type]
     console = Console(stderr=True, quiet=json)
     columns = (
         TextColumn("{task.description}"),

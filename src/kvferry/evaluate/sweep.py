@@ -20,11 +20,13 @@ from kvferry.errors import InputError
 from kvferry.recipe import Recipe, compress, decompress
 
 if TYPE_CHECKING:
+    from kvferry.cache import KVCache
     from kvferry.evidence import Prefilled
     from kvferry.models import VLM
     from kvferry.testbed import Sample
 
 Protocol = Literal["A", "B"]
+Check = Literal["generate", "forced"]
 
 PROXY_QUESTION = "how many shapes are there?"
 """Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
@@ -44,6 +46,10 @@ class Sweep:
         Of the testbed's questions.
     n, start : int
         Which questions.
+    check : {"generate", "forced"}
+        How an answer is judged: generate greedily and compare texts, or feed the true answer and see whether every
+        token of it, and the end after it, is the most likely one. Greedy decoding says the true answer exactly when
+        that holds, so where one text has one tokenisation (the testbed's words) the second is the same, in one pass.
     """
 
     model: str
@@ -53,6 +59,7 @@ class Sweep:
     n: int = 500
     start: int = 0
     max_new_tokens: int = 12
+    check: Check = "generate"
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -120,7 +127,6 @@ def _git(*words: str) -> str:
 def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Line:
     """Prefill one question, then compress, decompress and answer once per recipe."""
     from kvferry.evaluate.pictures import jpeg_bytes
-    from kvferry.testbed import exact_match
 
     full: Prefilled | None = None
     outcomes = {}
@@ -129,8 +135,7 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         recipe = row.split(" ")[0]
         blob = compress(prefilled, recipe)
         question = None if protocol == "A" else sample.question
-        answer = vlm.answer(decompress(blob), question, max_new_tokens=sweep.max_new_tokens)
-        outcomes[row] = (int(exact_match(answer, sample.answer)), len(blob))
+        outcomes[row] = (int(_right(vlm, decompress(blob), question, sample.answer, sweep)), len(blob))
     if full is None:
         raise InputError("a sweep needs at least one recipe")
     return Line(
@@ -142,6 +147,18 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         tokens=len(full.cache.layout),
         outcomes=outcomes,
     )
+
+
+def _right(vlm: VLM, cache: KVCache, question: str | None, truth: str, sweep: Sweep) -> bool:
+    """Whether the model says ``truth`` on top of ``cache``."""
+    from kvferry.models.resume import stop_ids
+    from kvferry.testbed import exact_match
+
+    if sweep.check == "generate":
+        return exact_match(vlm.answer(cache, question, max_new_tokens=sweep.max_new_tokens), truth)
+    wanted = vlm.tokenizer(truth, add_special_tokens=False)["input_ids"]
+    said = vlm.score(cache, wanted, question).argmax(-1).tolist()
+    return said[:-1] == wanted and said[-1] in stop_ids(vlm.model)
 
 
 def _prefills(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Iterator[tuple[str, Prefilled]]:
@@ -199,7 +216,7 @@ def run(sweep: Sweep, out: Path, processes: int = 1) -> Iterator[Line]:
     done: set[tuple[int, str]] = set()
     if out.exists() and out.stat().st_size:
         before, lines = read(out)
-        fixed = ("model", "recipes", "split", "max_new_tokens")
+        fixed = ("model", "recipes", "split", "max_new_tokens", "check")
         if any(before["sweep"][k] != head["sweep"][k] for k in fixed) or before["fingerprint"] != head["fingerprint"]:
             raise InputError(f"{out} holds another sweep's results; choose another --out or remove it")
         done = {(line.index, line.protocol) for line in lines}

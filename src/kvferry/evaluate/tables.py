@@ -230,6 +230,7 @@ def _provenance(head: dict[str, Any], lines: Sequence[Line]) -> str:
     indices = {x.index for x in lines}
     command = (
         f"kvferry sweep --model {sweep['model']} --split {sweep['split']} --n {len(indices)} --start {min(indices)}"
+        + (f" --check {sweep['check']}" if sweep["check"] != "generate" else "")
     )
     return (
         f"Model `{sweep['model']}` (fingerprint `{head['fingerprint'][:12]}`, {head['dtype']}), split "

@@ -18,7 +18,7 @@ from kvferry.models.layout import layout_of
 from kvferry.models.pictures import open_picture
 from kvferry.models.prefill import read_prompt
 from kvferry.models.prompt import Prompt, Prompter
-from kvferry.models.resume import Continuation, continue_from
+from kvferry.models.resume import Continuation, Decoder, continue_from
 from kvferry.models.rotary import rotary_of
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
 from kvferry.rope import Rotary
@@ -61,7 +61,7 @@ class VLM:
         check_supported(model)
         self.model = model.eval()
         self.processor = processor
-        self.tokenizer = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
+        self.tokenizer: Any = tokenizer if tokenizer is not None else getattr(processor, "tokenizer", None)
         self.image_processor = (
             image_processor if image_processor is not None else getattr(processor, "image_processor", None)
         )
@@ -192,6 +192,22 @@ class VLM:
     ) -> str:
         """The text of :meth:`resume`."""
         return self.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token).text
+
+    def score(self, cache: KVCache, token_ids: Sequence[int], question: str | None = None) -> torch.Tensor:
+        """Logits for every one of ``token_ids`` as an answer, and for what follows it, in one pass.
+
+        Parameters
+        ----------
+        token_ids : sequence of int, ``[k]``
+            A given answer; ``cache`` and ``question`` are those of :meth:`resume`.
+
+        Returns
+        -------
+        float32 ``[k + 1, vocabulary]``
+        """
+        self._check(cache)
+        feed = [*self._feed(cache, question), *(int(x) for x in token_ids)]
+        return Decoder(self.model, cache).feed(feed, logits=len(token_ids) + 1)
 
     def _pictures(self, images: Sequence[Any] | Any) -> list[Any]:
         many = images if isinstance(images, (list, tuple)) else [images]
