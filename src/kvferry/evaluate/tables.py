@@ -94,7 +94,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     codecs = list(dict.fromkeys(row.codec for row in rows))
     cells = {(row.selection, row.codec): row for row in rows}
     selections = list(dict.fromkeys(row.selection for row in sorted(rows, key=_order)))
-    head = "| selection | " + " | ".join(f"{c}: accuracy [95 %] | % of full | bytes (ratio)" for c in codecs) + " |"
+    head = "| selection | " + " | ".join(f"{_cell(c)}: accuracy [95 %] | % of full | bytes (ratio)" for c in codecs) + " |"
     text = [head, "|---|" + "---:|---:|---:|" * len(codecs)]
     for selection in selections:
         name = {"full": "**full** (ceiling)", "none": "**none** (floor: no visual token)"}.get(selection, selection)
@@ -114,9 +114,14 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join(text)
 
 
+def _cell(text: str) -> str:
+    """Text for a table's cell: a bar would end it."""
+    return text.replace("|", "\\|")
+
+
 def kind_table(lines: Sequence[Line], protocol: Protocol, names: Sequence[str]) -> str:
     """Question kinds down, chosen rows across."""
-    text = ["| kind | n | " + " | ".join(f"`{n}`".replace("|", "\\|") for n in names) + " |"]
+    text = ["| kind | n | " + " | ".join(_cell(f"`{n}`") for n in names) + " |"]
     text.append("|---|---:|" + "---:|" * len(names))
     for kind, n, shares in by_kind(lines, protocol, names):
         text.append(f"| {kind} | {n} | " + " | ".join(f"{s:.2f}" for s in shares) + " |")
