@@ -94,7 +94,8 @@ def markdown_table(rows: Sequence[Row]) -> str:
     codecs = list(dict.fromkeys(row.codec for row in rows))
     cells = {(row.selection, row.codec): row for row in rows}
     selections = list(dict.fromkeys(row.selection for row in sorted(rows, key=_order)))
-    head = "| selection | " + " | ".join(f"{_cell(c)}: accuracy [95 %] | % of full | bytes (ratio)" for c in codecs) + " |"
+    heads = [f"{_cell(c)}: accuracy [95 %] | % of full | bytes (ratio)" for c in codecs]
+    head = "| selection | " + " | ".join(heads) + " |"
     text = [head, "|---|" + "---:|---:|---:|" * len(codecs)]
     for selection in selections:
         name = {"full": "**full** (ceiling)", "none": "**none** (floor: no visual token)"}.get(selection, selection)
