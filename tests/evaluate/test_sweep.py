@@ -79,6 +79,13 @@ def test_a_sweep_is_continued_where_it_stopped(plan: Sweep, tmp_path: Path) -> N
     assert sorted(map(str, read(broken)[1])) == sorted(map(str, read(whole)[1]))
 
 
+def test_two_processes_give_what_one_gives(plan: Sweep, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    list(run(plan, one))
+    list(run(plan, two, processes=2))
+    assert sorted(map(str, read(two)[1])) == sorted(map(str, read(one)[1]))
+
+
 def test_another_sweep_is_not_mixed_in(plan: Sweep, tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
     list(run(plan, out))

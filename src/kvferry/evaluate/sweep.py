@@ -12,11 +12,13 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvferry.errors import InputError
+from kvferry.errors import InputError, KVFerryError
 from kvferry.recipe import Recipe, compress, decompress
 
 if TYPE_CHECKING:
@@ -243,8 +245,14 @@ def _work(sweep: Sweep, jobs: list[tuple[int, Protocol]], processes: int) -> Ite
         _start(sweep)
         yield from map(_job, jobs)
         return
-    with mp.get_context("spawn").Pool(processes, initializer=_start, initargs=(sweep,)) as pool:
-        yield from pool.imap_unordered(_job, jobs, chunksize=2)
+    pool = ProcessPoolExecutor(processes, mp.get_context("spawn"), initializer=_start, initargs=(sweep,))
+    try:
+        for done in as_completed([pool.submit(_job, job) for job in jobs]):
+            yield done.result()
+    except BrokenProcessPool:
+        raise KVFerryError("a worker process died; run the same command again to go on where it stopped") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _state: dict[str, Any] = {}
