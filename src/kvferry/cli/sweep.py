@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from kvferry.errors import InputError
+
+if TYPE_CHECKING:
+    from kvferry.evaluate.tables import Row
 
 SECTIONS = {
     "selection-cloud": "Which tokens, how few bits: a first look on the cloud model",
@@ -50,7 +56,7 @@ def sweep(
 ) -> None:
     """Run recipes over test questions, paired, under protocols A and B, and print the table."""
     from kvferry.evaluate import sweep as engine
-    from kvferry.evaluate.tables import markdown_table, summarise
+    from kvferry.evaluate.tables import summarise
 
     unknown = set(protocols) - {"A", "B"}
     if unknown or not protocols:
@@ -101,7 +107,21 @@ def sweep(
         )
         return
     for protocol, rows in tables.items():
-        Console().print(Markdown(f"### Protocol {protocol}, n = {rows[0].accuracy.n}\n\n" + markdown_table(rows)))
+        Console(width=None if sys.stdout.isatty() else 100).print(_table(protocol, rows))
+
+
+def _table(protocol: str, rows: Sequence[Row]) -> Table:
+    """One line per recipe."""
+    table = Table(title=f"Protocol {protocol}, n = {rows[0].accuracy.n}", title_justify="left")
+    for name in ("recipe", "accuracy [95 %]", "% of full", "bytes", "x smaller"):
+        table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
+    for row in rows:
+        a = row.accuracy
+        end = {"full": " (ceiling)", "none": " (floor)"}.get(row.selection, "")
+        interval = escape(f"{a.mean:.3f} [{a.low:.3f}, {a.high:.3f}]")
+        share, size = f"{100 * row.of_full.mean:.1f}", f"{row.bytes:,.0f}"
+        table.add_row(row.name + end, interval, share, size, f"{row.ratio:.1f}")
+    return table
 
 
 def results(
