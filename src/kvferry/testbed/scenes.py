@@ -14,8 +14,11 @@ Box = tuple[int, int, int, int]
 DIAMETERS: tuple[tuple[int, ...], ...] = ((30,), (42,), (56,))
 """Diameters in pixels of small, medium and large things."""
 
-STEP = 8
-"""Centres lie on a lattice of this many pixels, half a visual token; finer ones took too long to learn."""
+LATTICE = 1
+"""Centres lie on a lattice of this many pixels: anywhere. Coarser ones are for the first lessons of a tower."""
+
+MARGIN = 1
+"""Pixels between a thing's edge and the picture's, at least."""
 
 RARE = 0.01
 """Share of scenes with a rare colour, and share of scenes with a rare shape."""
@@ -100,7 +103,7 @@ def _clear_of(x: float, y: float, diameter: float, box: Box) -> bool:
     return x + r <= box[0] or x - r >= box[2] or y + r <= box[1] or y - r >= box[3]
 
 
-def _place_signs(rng: np.random.Generator, width: int, height: int) -> list[Sign]:
+def _place_signs(rng: np.random.Generator, width: int, height: int, lattice: int) -> list[Sign]:
     """No sign in a quarter of the scenes, one in a half, two in a quarter; two never share a colour or a row."""
     count = int(rng.choice([0, 1, 1, 2]))
     texts = rng.choice(words.LEXICON, size=count, replace=False)
@@ -111,14 +114,20 @@ def _place_signs(rng: np.random.Generator, width: int, height: int) -> list[Sign
         wide = round(0.62 * tall * len(text)) + 4
         top = 0 if index == 0 else height // 2
         bottom = height if count == 1 else top + height // 2
-        x = STEP * int(rng.integers(0, (width - wide) // STEP + 1))
-        y = STEP * int(rng.integers(top // STEP, (bottom - tall - 4) // STEP + 1))
+        x = lattice * int(rng.integers(0, (width - wide) // lattice + 1))
+        y = lattice * int(rng.integers(top // lattice, (bottom - tall - 4) // lattice + 1))
         signs.append(Sign(str(text), str(colour), (x, y, x + wide, y + tall + 2), tall))
     return signs
 
 
 def draw_scene(
-    rng: np.random.Generator, width: int, height: int, *, most: int | None = None, signs: bool = True
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    *,
+    most: int | None = None,
+    signs: bool = True,
+    lattice: int = LATTICE,
 ) -> Scene:
     """Draw one scene.
 
@@ -130,22 +139,24 @@ def draw_scene(
         The largest number of things; by default what fits (3 to 8).
     signs
         Whether words may appear.
+    lattice
+        Centres and signs lie on multiples of this many pixels.
     """
     fits = most or min(8, max(2, 3 + (width * height - 128 * 128) // 6000))
     count = int(rng.integers(min(3, fits), fits + 1))
-    placed_signs = _place_signs(rng, width, height) if signs else []
+    placed_signs = _place_signs(rng, width, height, lattice) if signs else []
     colours = _palette(rng, list(words.COLOURS), list(words.RARE_COLOURS), int(rng.integers(2, 6)))
     shapes = _palette(rng, list(words.SHAPES), list(words.RARE_SHAPES), int(rng.integers(2, 5)))
     things: list[Thing] = []
     for _ in range(count):
         level = int(rng.choice(3, p=(0.4, 0.4, 0.2)))
         for attempt in range(40):
-            if attempt == 20 or DIAMETERS[level][-1] + 3 * STEP > min(width, height):
+            if attempt == 20 or 1.6 * DIAMETERS[level][-1] > min(width, height):
                 level = 0
             diameter = float(rng.choice(DIAMETERS[level]))
-            least = int(diameter / 2 + STEP) // STEP
-            x = float(STEP * rng.integers(least, width // STEP - least + 1))
-            y = float(STEP * rng.integers(least, height // STEP - least + 1))
+            least = -(-int(diameter / 2 + MARGIN) // lattice)
+            x = float(lattice * rng.integers(least, width // lattice - least + 1))
+            y = float(lattice * rng.integers(least, height // lattice - least + 1))
             if all(_far_enough(x, y, diameter, other) for other in things) and all(
                 _clear_of(x, y, diameter, sign.box) for sign in placed_signs
             ):

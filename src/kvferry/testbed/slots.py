@@ -153,7 +153,7 @@ def pack(scenes: Sequence[Scene], questions: Sequence[Question], *, guided: bool
 
 def collate(packed: Sequence[Packed], kinds: list[list[str]]) -> Batch:
     """Pad sequences to one length and build the block mask."""
-    length = -(-max(len(p.ids) for p in packed) // 8) * 8
+    length = -(-max(len(p.ids) for p in packed) // 32) * 32
     ids = torch.zeros(len(packed), length, dtype=torch.long)
     positions = torch.zeros(3, len(packed), length, dtype=torch.long)
     segments = torch.full((len(packed), length), -1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +11,105 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.models.qwen2_vl.modeling_qwen2_vl import rotate_half
 
-from .attention import use_training_attention
+from .attention import training_attention, use_training_attention
+from .build import MERGE
 from .pixels import patches
 from .render import render
 from .runlog import Stage
-from .scenes import Scene, draw_scene
-from .targets import GROUPS, IGNORE, SIZES, dense_labels
+from .scenes import Scene, draw_scene, neighbour
+from .targets import GROUPS, IGNORE, SIZES, centre_cell, dense_labels, owners
 from .words import ASKED_DIRECTIONS, DIRECTIONS
 
 _UNASKED = tuple(set(DIRECTIONS) - set(ASKED_DIRECTIONS))
 HEADS_WIDTH = int((SIZES + 1).sum())
+IN_CACHE = 2**19
+"""Attention entries per head that are worth computing at once; more of them leave the processor's cache."""
+PATCHES = MERGE**2
+"""Patches per visual token."""
+SMALL, GUIDED = 0.3, 0.6
+"""Shares of the tower's lessons after which small pictures, and guided attention, are over."""
+GLANCING = 2
+"""The block whose attention to neighbours is guided."""
 
 
-def speed_up(tower: nn.Module) -> None:
-    """Let the patch embedding run as a matrix product: a convolution whose stride is its kernel is one."""
-    embed: Any = tower.patch_embed
+def speed_up(tower: Any) -> None:
+    """The same mathematics in fewer calls: patches by one matrix product, pictures of one size attended together."""
+    embed = tower.patch_embed
     embed.forward = lambda pixels: F.linear(pixels, embed.proj.weight.flatten(1))
+    for block in tower.blocks:
+        block.attn.forward = partial(_attend_together, block.attn)
+        block.attn.glance = None
+
+
+def _attend_together(
+    attention: Any,
+    hidden: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor],
+    **others: Any,
+) -> torch.Tensor:
+    """`VisionAttention.forward` with one call for all pictures where they have equally many patches."""
+    lengths = cu_seqlens.diff().tolist()
+    if len(set(lengths)) > 1:
+        result: torch.Tensor = type(attention).forward(
+            attention, hidden, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **others
+        )
+        return result
+    heads: int = attention.num_heads
+    split = attention.qkv(hidden).view(len(lengths), lengths[0], 3, heads, -1)
+    query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
+    cos, sin = (part.view(len(lengths), 1, lengths[0], -1) for part in position_embeddings)
+    query, key = (part.float() * cos + rotate_half(part.float()) * sin for part in (query, key))
+    if attention.glance is not None:
+        attention.glance.look(query, key, attention.scaling)
+    few = max(1, IN_CACHE // lengths[0] ** 2)
+    groups = zip(query.split(few), key.split(few), value.split(few), strict=True)
+    seen = torch.cat([training_attention(attention, q, k, v, None, attention.scaling)[0] for q, k, v in groups])
+    mixed: torch.Tensor = attention.proj(seen.reshape(hidden.shape[0], -1))
+    return mixed
+
+
+@dataclass
+class Glance:
+    """Attention of one block that is worth learning first: from a thing's centre to its neighbour's.
+
+    Head 0 looks left and head 1 right. `rows` are (picture, head, patch), each `[rows]`; `wanted` is bool
+    `[rows, patches]`. `astray` is the mean -log attention on what is wanted, after a forward pass.
+    """
+
+    rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    wanted: torch.Tensor
+    astray: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    @classmethod
+    def at(cls, scenes: list[Scene]) -> Glance | None:
+        """For scenes of one size; None where nothing has a neighbour."""
+        rows, targets = [], []
+        for picture, scene in enumerate(scenes):
+            for index, thing in enumerate(scene.things):
+                for head, direction in enumerate(ASKED_DIRECTIONS):
+                    other = neighbour(scene, index, direction)
+                    if other is not None and other >= 0:
+                        start = PATCHES * centre_cell(scene, thing)
+                        rows += [(picture, head, start + part) for part in range(PATCHES)]
+                        targets += [PATCHES * centre_cell(scene, scene.things[other])] * PATCHES
+        if not rows:
+            return None
+        columns = torch.arange(PATCHES * len(owners(scenes[0])[0]))
+        first = torch.tensor(targets)[:, None]
+        picture_, head_, patch_ = torch.tensor(rows).unbind(1)
+        return cls((picture_, head_, patch_), (columns >= first) & (columns < first + PATCHES))
+
+    def look(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+        """Measure how far attention is astray; queries and keys are `[pictures, heads, patches, channels]`."""
+        picture, head, patch = self.rows
+        some = (query[picture, head, patch] * scaling)[:, None]
+        with torch.autocast("cpu", enabled=False):
+            logits = (some @ key[picture, head].transpose(1, 2))[:, 0]
+            mass = (logits.softmax(-1) * self.wanted).sum(-1)
+        self.astray = -mass.clamp_min(1e-6).log().mean()
 
 
 def middle(tower: Any, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -73,9 +157,11 @@ def dense_loss(
     return torch.stack(losses).sum(), accuracy
 
 
-def draw_batch(rng: np.random.Generator, count: int, width: int, height: int) -> tuple[list[Scene], torch.Tensor]:
+def draw_batch(
+    rng: np.random.Generator, count: int, width: int, height: int, lattice: int
+) -> tuple[list[Scene], torch.Tensor]:
     """Some scenes of one size and their patches."""
-    scenes = [draw_scene(rng, width, height) for _ in range(count)]
+    scenes = [draw_scene(rng, width, height, lattice=lattice) for _ in range(count)]
     return scenes, patches([render(scene) for scene in scenes])
 
 
@@ -90,16 +176,21 @@ def scene_grids(scenes: list[Scene]) -> torch.Tensor:
 
 
 
-def pick_size(rng: np.random.Generator, progress: float) -> tuple[int, int, int]:
-    """Batch size, width and height at a point of a stage: small pictures first, a mixture at the end."""
-    if progress < 0.3:
-        return 96, 64, 64
+def pick_size(rng: np.random.Generator, progress: float) -> tuple[int, int, int, int]:
+    """Batch size, width, height and lattice at a point of a stage: small tidy pictures first, all sizes at the end."""
+    if progress < SMALL:
+        return 96, 64, 64, (8, 4, 2, 1)[int(4 * progress / SMALL)]
     width, height = (int(side) for side in rng.choice((96, 128, 128, 192, 256), 2))
-    return min(40, max(8, 32 * 128 * 128 // (width * height))), width, height
+    return min(40, max(8, 32 * 128 * 128 // (width * height))), width, height, 1
 
 
-def train_tower(model: Any, folder: Path, *, seed: int, steps: int, rate: float, resume: bool) -> DenseHeads:
-    """Pre-train a model's tower (all but its last matrix) with dense heads; returns the heads."""
+def train_tower(
+    model: Any, folder: Path, *, seed: int, steps: int, rate: float, guided: bool, resume: bool
+) -> DenseHeads:
+    """Pre-train a model's tower (all but its last matrix) with dense heads; returns the heads.
+
+    With `guided`, one block's attention to neighbours is helped for a while after the small pictures.
+    """
     use_training_attention(model)
     tower = model.model.visual
     speed_up(tower)
@@ -109,10 +200,15 @@ def train_tower(model: Any, folder: Path, *, seed: int, steps: int, rate: float,
     for step in stage:
         rng = np.random.default_rng((1, seed, step))
         scenes, pixels = draw_batch(rng, *pick_size(rng, step / steps))
+        done = step / steps
+        strength = min(1.0, max(0.0, (GUIDED - done) / 0.1)) if guided and done >= SMALL else 0.0
+        glance = tower.blocks[GLANCING].attn.glance = Glance.at(scenes) if strength > 0 else None
         with torch.autocast("cpu", torch.bfloat16):
             logits = heads(middle(tower, pixels, scene_grids(scenes)))
-        loss, accuracy = dense_loss(logits, batch_labels(scenes), 0.0 if step < 0.25 * steps else 0.25)
-        stage.step(loss)
+        loss, accuracy = dense_loss(logits, batch_labels(scenes), 0.0 if done < SMALL else 1.0)
+        astray = glance.astray if glance else torch.zeros(())
+        stage.step(loss + strength * astray)
         if step % 20 == 0:
-            stage.log(loss=loss.item(), **{key: round(value, 3) for key, value in accuracy.items()})
+            shares = {key: round(value, 3) for key, value in accuracy.items()}
+            stage.log(loss=loss.item(), astray=astray.item(), **shares)
     return heads

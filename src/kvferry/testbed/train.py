@@ -26,9 +26,9 @@ STAGES = ("tower", "symbolic", "joint", "export")
 class Plan:
     """How long and how fast each stage of a model's training runs."""
 
-    tower_steps: int = 3000
-    symbolic_steps: int = 1500
-    match_steps: int = 150
+    tower_steps: int = 5000
+    symbolic_steps: int = 2400
+    match_steps: int = 200
     joint_steps: int = 500
     tower_rate: float = 1.2e-3
     symbolic_rate: float = 1.5e-3
@@ -39,8 +39,8 @@ class Plan:
 
 
 PLANS: dict[str, Plan] = {
-    "cloud": Plan(joint_steps=800),
-    "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, joint_steps=600),
+    "cloud": Plan(joint_steps=2000),
+    "edge": Plan(symbolic_steps=1200, symbolic_rate=2e-3, joint_steps=900),
     "control": Plan(
         guided=False,
         symbolic_steps=320,
@@ -85,7 +85,10 @@ def train(name: str, run: Path, *, seed: int, only: tuple[str, ...], tower_run: 
     """Run the chosen stages of one model's training."""
     plan, model = PLANS[name], build_model(SIZES[name], seed)
     if "tower" in only:
-        train_tower(model, tower_run, seed=seed, steps=plan.tower_steps, rate=plan.tower_rate, resume=resume)
+        train_tower(
+            model, tower_run, seed=seed, steps=plan.tower_steps, rate=plan.tower_rate, guided=plan.guided,
+            resume=resume,
+        )  # fmt: skip
     if "symbolic" in only:
         train_symbolic(
             model, run, plan.task, seed=seed, steps=plan.symbolic_steps, rate=plan.symbolic_rate,
