@@ -23,7 +23,7 @@ class Estimate:
     n: int
 
 
-def _resampled_means(values: npt.NDArray[np.float64], resamples: int) -> npt.NDArray[np.float64]:
+def resampled_means(values: npt.NDArray[np.float64], resamples: int) -> npt.NDArray[np.float64]:
     """Means of ``resamples`` draws with replacement over the last axis; the draws are the same on every call."""
     n = values.shape[-1]
     draws = np.random.default_rng(_SEED).multinomial(n, np.full(n, 1.0 / n), size=resamples)
@@ -36,7 +36,7 @@ def mean_interval(values: npt.ArrayLike, resamples: int = RESAMPLES) -> Estimate
     array = np.asarray(values, np.float64)
     if array.size == 0:
         raise InputError("no questions to average over; run the sweep first")
-    means = _resampled_means(array, resamples)
+    means = resampled_means(array, resamples)
     low, high = np.percentile(means, [2.5, 97.5])
     return Estimate(float(array.mean()), float(low), float(high), array.size)
 
@@ -48,7 +48,7 @@ def ratio_interval(values: npt.ArrayLike, reference: npt.ArrayLike, resamples: i
         raise InputError("no questions to average over; run the sweep first")
     if pair[1].mean() == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), pair.shape[-1])
-    means = _resampled_means(pair, resamples)
+    means = resampled_means(pair, resamples)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = means[0] / means[1]
     low, high = np.nanpercentile(ratios, [2.5, 97.5])
