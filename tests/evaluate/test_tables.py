@@ -46,6 +46,7 @@ def lines(protocol: Protocol = "A", n: int = 40) -> list[Line]:
 def write(path: Path, records: list[Line]) -> Path:
     head = {
         "sweep": asdict(Sweep("testbed/cloud", ROWS, n=len(records))),
+        "command": "kvferry sweep --model testbed/cloud --n 40",
         "commit": "0" * 40,
         "torch": "2",
         "transformers": "5",

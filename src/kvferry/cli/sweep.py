@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from kvferry.evaluate.tables import Row
 
 SECTIONS = {
-    "selection-cloud": "Which tokens, how few bits: a first look on the cloud model",
+    "selection": "Which tokens, how few bits: a first look",
+    "scorers": "Which tokens: every scorer, two budgets",
+    "policies": "Which tokens: modality policies at equal numbers of tokens",
 }
+"""Title of a section by the first word of its raw file's name; the rest of the name says which model."""
 
 
 def _numbers(text: str) -> list[float]:
@@ -45,6 +49,8 @@ def sweep(
     ),
     fractions: Annotated[str, typer.Option(help="Kept share of tokens.")] = "0.75,0.5,0.25,0.1,0.05",
     codecs: Annotated[str, typer.Option(help="Comma-separated.")] = "bf16,int8,int4",
+    budgets: Annotated[str, typer.Option(help="Comma-separated, such as uniform,sparsity.")] = "uniform",
+    modalities: Annotated[str, typer.Option(help="Modality policies, such as uniform,text_preserving.")] = "uniform",
     lossless: Annotated[str, typer.Option(help="'zstd', or '' for none.")] = "zstd",
     protocols: Annotated[str, typer.Option(help="A (ask, then ship), B (ship, then ask) or AB.")] = "AB",
     split: Annotated[str, typer.Option(help="Of the testbed's questions.")] = "test",
@@ -64,7 +70,14 @@ def sweep(
     recipes = (
         tuple(recipe)
         if recipe
-        else engine.grid(selections.split(","), _numbers(fractions), codecs.split(","), lossless)
+        else engine.grid(
+            selections.split(","),
+            _numbers(fractions),
+            codecs.split(","),
+            lossless,
+            budgets=budgets.split(","),
+            modalities=modalities.split(","),
+        )
     )
     if check not in ("generate", "forced"):
         raise InputError(f"--check is generate or forced, not {check!r}")
@@ -80,7 +93,8 @@ def sweep(
     before = len(engine.read(out)[1]) if out.exists() and out.stat().st_size else 0
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{len(recipes)} recipes", total=n * len(plan.protocols), completed=before)
-        for _ in engine.run(plan, out, processes or os.cpu_count() or 1):
+        command = "kvferry " + shlex.join(sys.argv[1:])
+        for _ in engine.run(plan, out, processes or os.cpu_count() or 1, command):
             progress.advance(task)
     _, lines = engine.read(out)
     tables = {p: summarise(lines, p) for p in plan.protocols}
@@ -130,11 +144,22 @@ def results(
     figures: Annotated[Path, typer.Option(help="Where its figures go.")] = Path("docs/figures"),
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
-    from kvferry.evaluate.tables import render
+    from kvferry.evaluate import method_tables, tables
 
-    files = sorted(raw.glob("*.jsonl"))
+    files = sorted(raw.glob("*.jsonl"), key=_section)
     if not files:
         raise InputError(f"no raw results in {raw}; `kvferry sweep` makes them")
-    sections = [render(file, figures, SECTIONS.get(file.stem, file.stem)) for file in files]
+    sections = []
+    for file in files:
+        kind, _, model = file.stem.partition("-")
+        render = method_tables.render if kind in ("scorers", "policies") else tables.render
+        title = f"{SECTIONS[kind]}, on the {model} model" if kind in SECTIONS else file.stem
+        sections.append(render(file, figures, title))
     out.write_text("# Results\n\nMade by `make results` from the raw files in `results/`.\n\n" + "\n".join(sections))
     print(f"wrote {out} from {len(files)} file(s)")
+
+
+def _section(file: Path) -> tuple[int, str]:
+    """Known sections in their order, then the others by name."""
+    kind = file.stem.partition("-")[0]
+    return (list(SECTIONS).index(kind) if kind in SECTIONS else len(SECTIONS)), file.stem

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,12 +88,23 @@ class Line:
 
 
 def grid(
-    selections: Sequence[str], fractions: Sequence[float], codecs: Sequence[str], lossless: str = "zstd"
+    selections: Sequence[str],
+    fractions: Sequence[float],
+    codecs: Sequence[str],
+    lossless: str = "zstd",
+    *,
+    budgets: Sequence[str] = ("uniform",),
+    modalities: Sequence[str] = ("uniform",),
 ) -> tuple[str, ...]:
-    """Every selection x fraction x codec; ceiling and floor once per codec."""
+    """Every selection x fraction x budget x modality policy x codec; ceiling and floor once per codec."""
     tail = f"|{lossless}" if lossless else ""
     ends = [f"{s}|{c}{tail}" for s in ("full", "none") for c in codecs]
-    middle = [f"{s}@{f:g}|{c}{tail}" for s in selections for f in fractions if f < 1 for c in codecs]
+    ways = [
+        "".join(f",{key}={value}" for key, value in (("budget", b), ("modality", m)) if value != "uniform")
+        for b, m in product(budgets, modalities)
+    ]
+    kept = [f for f in fractions if f < 1]
+    middle = [f"{s}@{f:g}{way}|{c}{tail}" for s, way, f, c in product(selections, ways, kept, codecs)]
     return tuple(ends + middle)
 
 
@@ -204,8 +216,10 @@ def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
     return head, lines
 
 
-def run(sweep: Sweep, out: Path, processes: int = 1) -> Iterator[Line]:
+def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Iterator[Line]:
     """Run what ``out`` does not hold yet, append it line by line, yield each line as it comes.
+
+    ``command`` is what a person types to get the same file; tables quote it.
 
     Raises
     ------
@@ -214,7 +228,7 @@ def run(sweep: Sweep, out: Path, processes: int = 1) -> Iterator[Line]:
     """
     from kvferry.models import load
 
-    head = {"sweep": json.loads(json.dumps(asdict(sweep))), **provenance(load(sweep.model))}
+    head = {"sweep": json.loads(json.dumps(asdict(sweep))), "command": command, **provenance(load(sweep.model))}
     done: set[tuple[int, str]] = set()
     if out.exists() and out.stat().st_size:
         before, lines = read(out)

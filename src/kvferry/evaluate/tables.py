@@ -198,7 +198,7 @@ def render(results: Path, figures: Path, title: str) -> str:
     image = _mean([x.image_bytes for x in lines])
     figure = figures / f"{results.stem}.png"
     draw_curves(figure, tables, image)
-    text = [f"## {title}", "", _provenance(head, lines), "", CAVEAT, ""]
+    text = [f"## {title}", "", provenance_note(head, lines), "", CAVEAT, ""]
     text += [f"![accuracy against bytes]({figure.as_posix()})", ""]
     for protocol, rows in tables.items():
         n = rows[0].accuracy.n
@@ -210,12 +210,7 @@ def render(results: Path, figures: Path, title: str) -> str:
             f"({_mean([x.bf16_bytes for x in lines if x.protocol == protocol]):,.0f} bytes). "
             f"The pictures as JPEG of quality 90 take {image:,.0f} bytes.",
         ]
-        if any("oracle" in row.name for row in rows):
-            text += [
-                "",
-                f'Query-aware rows: *proxy* scores with the fixed question "{PROXY_QUESTION}"; *oracle* scores with '
-                "the question that comes later, which no deployment can do, and bounds what knowing it is worth.",
-            ]
+        text += proxy_note([row.name for row in rows])
         text += ["", markdown_table(rows), "", "By kind of question:", ""]
         text += [kind_table(lines, protocol, _kind_rows(rows)), ""]
     return "\n".join(text)
@@ -231,13 +226,22 @@ def _kind_rows(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _provenance(head: dict[str, Any], lines: Sequence[Line]) -> str:
+def proxy_note(names: Sequence[str]) -> list[str]:
+    """What proxy and oracle mean, where a table has such rows."""
+    if not any(name.endswith(" oracle") for name in names):
+        return []
+    return [
+        "",
+        f'Query-aware rows: *proxy* scores with the fixed question "{PROXY_QUESTION}"; *oracle* scores with '
+        "the question that comes later, which no deployment can do, and bounds what knowing it is worth.",
+    ]
+
+
+def provenance_note(head: dict[str, Any], lines: Sequence[Line]) -> str:
+    """Model, split, questions, command, commit, versions and machine, in two sentences."""
     sweep = head["sweep"]
     indices = {x.index for x in lines}
-    command = (
-        f"kvferry sweep --model {sweep['model']} --split {sweep['split']} --n {len(indices)} --start {min(indices)}"
-        + (f" --check {sweep['check']}" if sweep["check"] != "generate" else "")
-    )
+    command = head.get("command") or f"kvferry sweep --model {sweep['model']} ..."
     return (
         f"Model `{sweep['model']}` (fingerprint `{head['fingerprint'][:12]}`, {head['dtype']}), split "
         f"`{sweep['split']}`, questions {min(indices)} to {max(indices)}. Made by `{command}` at commit "
