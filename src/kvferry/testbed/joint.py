@@ -111,6 +111,7 @@ def train_joint(
     """Language-modelling loss; in the first half the tower's dense heads still count a little, then nothing else."""
     use_training_attention(model)
     speed_up(model.model.visual)
+    beside = float("relation" in task.kinds)
     stage = Stage(folder, "joint", {"model": model, "heads": heads}, steps=steps, rate=rate, resume=resume)
     for step in stage:
         rng = np.random.default_rng((4, seed, step))
@@ -127,7 +128,7 @@ def train_joint(
             lessons = heads(hidden) if early > 0 else []
         loss = answers = F.cross_entropy(logits, batch.wanted)
         if early > 0:
-            loss = loss + 0.03 * early * dense_loss(lessons, batch_labels(scenes))[0]
+            loss = loss + 0.03 * early * dense_loss(lessons, batch_labels(scenes), beside)[0]
         stage.step(loss)
         if step % 10 == 0:
             stage.log(loss=answers.item(), **accuracy_by_kind(logits, batch))

@@ -155,7 +155,7 @@ def pick_size(rng: np.random.Generator, progress: float) -> tuple[int, int, int]
 def train_symbolic(
     model: Any, folder: Path, task: Task, *, seed: int, steps: int, rate: float, guided: bool, resume: bool
 ) -> SymbolicPicture:
-    """Teach the language model on symbolic pictures; guidance fades out before the last tenth."""
+    """Teach the language model on symbolic pictures; guidance has faded out after three quarters."""
     use_training_attention(model)
     torch.manual_seed(seed)
     symbols = SymbolicPicture(model.config.text_config.hidden_size)
@@ -163,7 +163,7 @@ def train_symbolic(
     stage = Stage(folder, "symbolic", modules, steps=steps, rate=rate, resume=resume)
     for step in stage:
         rng = np.random.default_rng((2, seed, step))
-        strength = 0.5 * min(1.0, max(0.0, 3 - step / (0.3 * steps))) if guided else 0.0
+        strength = 0.5 * min(1.0, max(0.0, (0.75 - step / steps) / 0.3)) if guided else 0.0
         size = pick_size(rng, step / steps)
         pair = bool(rng.random() < task.pairs)
         pictures, batch = draw_batch(rng, task, *size, guided=strength > 0, pair=pair)

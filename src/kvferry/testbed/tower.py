@@ -137,7 +137,7 @@ class DenseHeads(nn.Module):
 
 
 def dense_loss(
-    logits: list[torch.Tensor], labels: torch.Tensor, beside: float = 0.5
+    logits: list[torch.Tensor], labels: torch.Tensor, beside: float
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Cross-entropy, tokens with something and tokens with nothing weighted alike; and accuracy on the former.
 
@@ -185,11 +185,12 @@ def pick_size(rng: np.random.Generator, progress: float) -> tuple[int, int, int,
 
 
 def train_tower(
-    model: Any, folder: Path, *, seed: int, steps: int, rate: float, guided: bool, resume: bool
+    model: Any, folder: Path, *, seed: int, steps: int, rate: float, neighbours: bool, guided: bool, resume: bool
 ) -> DenseHeads:
     """Pre-train a model's tower (all but its last matrix) with dense heads; returns the heads.
 
-    With `guided`, one block's attention to neighbours is helped for a while after the small pictures.
+    With `neighbours`, a thing's centre also learns what stands beside it, and with `guided`, one block's attention
+    to that is helped for a while after the small pictures.
     """
     use_training_attention(model)
     tower = model.model.visual
@@ -201,11 +202,11 @@ def train_tower(
         rng = np.random.default_rng((1, seed, step))
         scenes, pixels = draw_batch(rng, *pick_size(rng, step / steps))
         done = step / steps
-        strength = min(1.0, max(0.0, (GUIDED - done) / 0.1)) if guided and done >= SMALL else 0.0
+        strength = min(1.0, max(0.0, (GUIDED - done) / 0.1)) if guided and neighbours and done >= SMALL else 0.0
         glance = tower.blocks[GLANCING].attn.glance = Glance.at(scenes) if strength > 0 else None
         with torch.autocast("cpu", torch.bfloat16):
             logits = heads(middle(tower, pixels, scene_grids(scenes)))
-        loss, accuracy = dense_loss(logits, batch_labels(scenes), 0.0 if done < SMALL else 1.0)
+        loss, accuracy = dense_loss(logits, batch_labels(scenes), float(neighbours and done >= SMALL))
         astray = glance.astray if glance else torch.zeros(())
         stage.step(loss + strength * astray)
         if step % 20 == 0:

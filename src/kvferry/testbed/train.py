@@ -43,10 +43,11 @@ PLANS: dict[str, Plan] = {
     "edge": Plan(symbolic_steps=1200, symbolic_rate=2e-3, joint_steps=900),
     "control": Plan(
         guided=False,
-        symbolic_steps=320,
+        tower_steps=3000,
+        symbolic_steps=2400,
         symbolic_rate=2e-3,
-        joint_steps=220,
-        task=Task(kinds=("colour", "shape", "count", "exist", "compare"), pairs=0.0),
+        joint_steps=900,
+        task=Task(kinds=("colour", "shape", "glyph", "word", "exist", "compare"), pairs=0.0),
     ),
 }
 
@@ -86,8 +87,8 @@ def train(name: str, run: Path, *, seed: int, only: tuple[str, ...], tower_run: 
     plan, model = PLANS[name], build_model(SIZES[name], seed)
     if "tower" in only:
         train_tower(
-            model, tower_run, seed=seed, steps=plan.tower_steps, rate=plan.tower_rate, guided=plan.guided,
-            resume=resume,
+            model, tower_run, seed=seed, steps=plan.tower_steps, rate=plan.tower_rate,
+            neighbours="relation" in plan.task.kinds, guided=plan.guided, resume=resume,
         )  # fmt: skip
     if "symbolic" in only:
         train_symbolic(
