@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 
 from .build import SIZES
+from .tower import GUIDED, SMALL
 from .train import PLANS
 
 matplotlib.use("Agg")
@@ -83,6 +84,9 @@ def _accuracy_table(reports: dict[str, dict[str, Any]]) -> str:
 
 def write_card(folder: Path, name: str, run: Path, tower: Path, others: dict[str, Path], notes: list[str]) -> None:
     """Write `README.md` and `curve.png` into a model folder."""
+    command = f"python -m kvferry.testbed.train --model {name} --seed 0 --out {run}"
+    if tower != run:
+        command += f" --tower {tower}"
     report_path = folder / "evaluation.json"
     if not report_path.is_file():
         raise SystemExit(f"{report_path} is missing: write it with `evaluate {folder} --json`")
@@ -97,9 +101,10 @@ def write_card(folder: Path, name: str, run: Path, tower: Path, others: dict[str
         f"| {stage} | {lines[-1]['step']} | {lines[-1]['seconds'] / 60:.0f} min |" for stage, lines in stages.items()
     )
     guidance = (
-        "Attention is guided in the symbolic stage only (an auxiliary -log attention on the tokens that decide the "
-        "answer, fading to nothing before the stage ends), never on pictures; in the joint stage the tower is held to "
-        "its own lessons for the first half, and the language-modelling loss is alone after that."
+        "Attention is guided as a warm start only (an auxiliary -log attention on what decides the answer): in the "
+        f"tower alone from {SMALL:.0%} to {GUIDED:.0%} of its steps, one block towards neighbouring things; in the "
+        "symbolic stage until three quarters of its steps. Never when both are joined: there the tower is held to its "
+        "own lessons for the first half, and the language-modelling loss is alone after that."
         if plan.guided
         else "No attention guidance at any time: the control for conclusions about attention."
     )
@@ -132,7 +137,7 @@ Written by `python -m kvferry.testbed.evaluate testbed/{name} {measured} > testb
 
 ## Training
 
-`python -m kvferry.testbed.train --model {name} --seed 0 --out runs/{name}-s0`, on a CPU, one core per process.
+`{command}`, on a CPU, one core per process.
 
 | stage | steps | wall time |
 |---|---:|---:|
@@ -146,7 +151,7 @@ Written by `python -m kvferry.testbed.evaluate testbed/{name} {measured} > testb
 
 * It is small, and trained on drawn scenes only: it knows {len(kinds)} kinds of question, about 140 words, and nothing
   else.
-* Centres of things lie on a lattice of 8 pixels (half a visual token), in three sizes.
+* Things lie anywhere, in three sizes; glyphs have one size, 18 pixels, and one face.
 * Early guidance and dense supervision make its features tidier than a large model's: check conclusions against the
   control model and against real models.{extra}
 """
