@@ -10,7 +10,7 @@ from kvferry.testbed import tower as towers
 from kvferry.testbed.build import SIZES, build_model
 from kvferry.testbed.pixels import patches
 from kvferry.testbed.render import render
-from kvferry.testbed.scenes import Scene, Thing, draw_scene
+from kvferry.testbed.scenes import LATTICE, Scene, Thing, draw_scene
 from kvferry.testbed.tower import PATCHES, Glance, middle, pick_size, scene_grids, speed_up
 
 
@@ -65,4 +65,4 @@ def test_attention_on_the_neighbour_is_not_astray() -> None:
 
 def test_lessons_begin_small_and_tidy() -> None:
     rng = np.random.default_rng(0)
-    assert [pick_size(rng, progress)[3] for progress in (0.0, 0.1, 0.2, 0.29, 0.31, 0.99)] == [8, 4, 2, 1, 1, 1]
+    assert [pick_size(rng, progress)[3] for progress in (0.0, 0.1, 0.2, 0.29, 0.31, 0.99)] == [8, 4, 2, 1, 1, LATTICE]

@@ -14,8 +14,9 @@ Box = tuple[int, int, int, int]
 DIAMETERS: tuple[tuple[int, ...], ...] = ((30,), (42,), (56,))
 """Diameters in pixels of small, medium and large things."""
 
-LATTICE = 1
-"""Centres lie on a lattice of this many pixels: anywhere. Coarser ones are for the first lessons of a tower."""
+LATTICE = 4
+"""Centres lie on a lattice of this many pixels, a quarter of a visual token; towers are too small to read glyphs
+anywhere after the time there was to train them."""
 
 MARGIN = 1
 """Pixels between a thing's edge and the picture's, at least."""

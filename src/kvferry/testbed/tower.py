@@ -18,7 +18,7 @@ from .build import MERGE
 from .pixels import patches
 from .render import render
 from .runlog import Stage
-from .scenes import Scene, draw_scene, neighbour
+from .scenes import LATTICE, Scene, draw_scene, neighbour
 from .targets import GROUPS, IGNORE, SIZES, centre_cell, dense_labels, owners
 from .words import ASKED_DIRECTIONS, DIRECTIONS
 
@@ -28,8 +28,9 @@ IN_CACHE = 2**19
 """Attention entries per head that are worth computing at once; more of them leave the processor's cache."""
 PATCHES = MERGE**2
 """Patches per visual token."""
-SMALL, GUIDED = 0.3, 0.6
-"""Shares of the tower's lessons after which small pictures, and guided attention, are over."""
+SMALL, FINE, GUIDED = 0.3, 0.54, 0.6
+"""Shares of the tower's lessons after which small pictures, finer lattices than scenes have, and guided attention
+are over."""
 GLANCING = 2
 """The block whose attention to neighbours is guided."""
 
@@ -177,11 +178,11 @@ def scene_grids(scenes: list[Scene]) -> torch.Tensor:
 
 
 def pick_size(rng: np.random.Generator, progress: float) -> tuple[int, int, int, int]:
-    """Batch size, width, height and lattice at a point of a stage: small tidy pictures first, all sizes at the end."""
+    """Batch size, width, height and lattice at a point of a stage: small tidy pictures first, then all sizes."""
     if progress < SMALL:
         return 96, 64, 64, (8, 4, 2, 1)[int(4 * progress / SMALL)]
     width, height = (int(side) for side in rng.choice((96, 128, 128, 192, 256), 2))
-    return min(40, max(8, 32 * 128 * 128 // (width * height))), width, height, 1
+    return min(40, max(8, 32 * 128 * 128 // (width * height))), width, height, 1 if progress < FINE else LATTICE
 
 
 def train_tower(
