@@ -152,7 +152,8 @@ Written by `python -m kvferry.testbed.evaluate testbed/{name} {measured} > testb
 
 * It is small, and trained on drawn scenes only: it knows {len(kinds)} kinds of question, about 140 words, and nothing
   else.
-* Centres of things lie on a lattice of {LATTICE} pixels (a visual token has 16), in three sizes; glyphs have one size, 18 pixels, and one face.
+* Centres of things lie on a lattice of {LATTICE} pixels (a visual token has 16), in three sizes; glyphs have one
+  size, 18 pixels, and one face.
 * Early guidance and dense supervision make its features tidier than a large model's: check conclusions against the
   control model and against real models.{extra}
 """
