@@ -27,7 +27,7 @@ class Plan:
     """How long and how fast each stage of a model's training runs."""
 
     tower_steps: int = 5000
-    symbolic_steps: int = 2400
+    symbolic_steps: int = 2000
     match_steps: int = 200
     joint_steps: int = 500
     tower_rate: float = 1.2e-3
@@ -39,14 +39,14 @@ class Plan:
 
 
 PLANS: dict[str, Plan] = {
-    "cloud": Plan(joint_steps=2000),
-    "edge": Plan(symbolic_steps=1200, symbolic_rate=2e-3, joint_steps=900),
+    "cloud": Plan(joint_steps=1800),
+    "edge": Plan(symbolic_steps=1000, symbolic_rate=2e-3, joint_steps=700),
     "control": Plan(
         guided=False,
-        tower_steps=3000,
-        symbolic_steps=2400,
+        tower_steps=2400,
+        symbolic_steps=2000,
         symbolic_rate=2e-3,
-        joint_steps=900,
+        joint_steps=700,
         task=Task(kinds=("colour", "shape", "glyph", "word", "exist", "compare"), pairs=0.0),
     ),
 }
