@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from kvferry.analyze.harm import HarmResult
 from kvferry.analyze.mass import MassResult
@@ -29,6 +28,10 @@ INK = "#010203"
 """Stands for the page's text colour in a figure."""
 SEEN, SAID, THIRD, GREY = "#3f8ee8", "#e8853f", "#3fae6b", "#8a8a8a"
 """Visual, text, a third series, and what is only there for comparison."""
+SHADES = ("#b9a7f0", "#8f7ae0", "#6a54c4")
+"""Of the kept shares."""
+LEAST = 1e-5
+"""Where the axis of divergences begins, in nats."""
 
 
 @contextmanager
@@ -38,6 +41,7 @@ def _style() -> Iterator[None]:
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     look = {
         **dict.fromkeys(inked, INK),
+        **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
         "font.size": 9,
         "axes.titlesize": 10,
         "axes.titlelocation": "left",
@@ -53,12 +57,13 @@ def _style() -> Iterator[None]:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an ``<svg>`` element without ids of its own making, size or background."""
+    """The figure as an ``<svg>`` element without a background, drawn in the page's text colour."""
     text = io.StringIO()
     with _style():
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     body = text.getvalue()
-    return body[body.index("<svg") :].replace(INK, "currentColor")
+    before, _, rest = body[body.index("<svg") :].partition("<metadata>")
+    return (before + rest.partition("</metadata>")[2]).replace(INK, "currentColor")
 
 
 def _panels(rows: int, columns: int, height: float = 2.7, width: float = 3.5) -> tuple[Figure, list[Axes]]:
@@ -137,10 +142,10 @@ def tail_figure(tail: TailResult) -> Figure:
         for curves, label, colour in ((tail.visual, "visual tokens", SEEN), (tail.text, "text tokens", SAID)):
             whole.plot(100 * SHARES, 100 * curves.mean(0), color=colour, label=label, linewidth=2)
         whole.set_title("mean over layers")
-        shades = np.linspace(0.25, 1.0, len(tail.visual))
+        shades = np.linspace(0.4, 1.0, len(tail.visual))
         for layer, (curve, margin, shade) in enumerate(zip(tail.visual, tail.visual_margin, shades, strict=True)):
-            label = f"layer {layer}" if layer in (0, len(shades) - 1) else None
-            layered.plot(100 * SHARES, 100 * curve, color=SEEN, alpha=shade, label=label)
+            ends = layer in (0, len(shades) - 1)
+            layered.plot(100 * SHARES, 100 * curve, color=SEEN, alpha=shade, label=f"layer {layer}" if ends else None)
             low, high = 100 * (curve - margin), 100 * (curve + margin)
             layered.fill_between(100 * SHARES, low, high, color=SEEN, alpha=0.15, linewidth=0)
         layered.set_title("visual tokens, layer by layer")
@@ -158,9 +163,11 @@ def harm_figure(harm: HarmResult) -> Figure:
         figure, (lost, same) = _panels(1, 2, height=2.6, width=4.8)
         names = [f"{name}: {share:.0%} kept" for name, share in DROPS]
         colours = [SEEN if name == "visual" else SAID for name, _ in DROPS]
-        bars = lost.barh(names, harm.divergence, xerr=np.nan_to_num(harm.margin), color=colours, ecolor=GREY)
+        bars = lost.barh(names, np.maximum(harm.divergence, 1.01 * LEAST), color=colours)
         lost.bar_label(bars, [f"{x:.2g}" for x in harm.divergence], padding=4)
-        lost.set_title("KL to the full cache's next token, nats")
+        lost.set_xscale("log")
+        lost.set_xlim(left=LEAST)
+        lost.set_title("KL to the full cache's next token, nats (log)")
         bars = same.barh(names, 100 * harm.unchanged, color=colours)
         same.bar_label(bars, fmt="%.0f", padding=4)
         same.set_title("first token unchanged, % of prompts")
@@ -188,7 +195,7 @@ def scorers_figure(overlap: OverlapResult) -> Figure:
     """Overlap of kept sets between scorers, one square per kept share."""
     size = 1.6 + 0.42 * len(overlap.scorers)
     with _style():
-        figure, panels = _panels(1, len(FRACTIONS), height=size, width=size)
+        figure, panels = _panels(1, len(FRACTIONS), height=size + 0.3, width=size)
         for axes, fraction, values in zip(panels, FRACTIONS, overlap.between_scorers[0], strict=True):
             _heat(axes, values, overlap.scorers, f"{fraction:.0%} kept")
     return figure
@@ -206,7 +213,8 @@ def layers_figure(overlap: OverlapResult) -> Figure:
             _heat(axes, values[index], names, overlap.scorers[index])
             axes.tick_params(axis="x", labelrotation=0)
             if len(names) > 12:
-                axes.set_xticks([]), axes.set_yticks([])
+                axes.set_xticks([])
+                axes.set_yticks([])
         for axes in panels[len(own) :]:
             axes.set_visible(False)
     return figure
@@ -214,41 +222,32 @@ def layers_figure(overlap: OverlapResult) -> Figure:
 
 def models_figure(overlap: OverlapResult) -> Figure:
     """Overlap and Jaccard of two models' kept sets."""
-    return _bars(
-        [(name, overlap.between_models[i]) for i, name in enumerate(("overlap", "Jaccard"))], overlap.scorers
-    )
+    panels = [(name, overlap.between_models[i]) for i, name in enumerate(("overlap", "Jaccard"))]
+    return _bars(panels, overlap.scorers)
 
 
 def kept_figure(survivors: SurvivorsResult) -> Figure:
     """Share of visual and of text tokens that stay."""
-    return _bars(
-        [(f"{name} tokens that stay", survivors.kept[..., i].T) for i, name in enumerate(("visual", "text"))],
-        survivors.scorers,
-    )
+    panels = [(f"{name} tokens that stay", survivors.kept[..., i].T) for i, name in enumerate(("visual", "text"))]
+    figure = _bars(panels, survivors.scorers)
+    for axes in figure.axes:
+        for fraction, colour in zip(FRACTIONS, SHADES, strict=True):
+            axes.axhline(100 * fraction, color=colour, linestyle=":", linewidth=0.8)
+    return figure
 
 
 def _bars(panels_of: Sequence[tuple[str, Array]], scorers: Sequence[str]) -> Figure:
-    """``[fractions, scorers]`` as groups of bars, one panel each; dotted lines at the fractions themselves."""
+    """``[fractions, scorers]`` as groups of bars, one panel each."""
     with _style():
         figure, panels = _panels(1, len(panels_of), height=2.9, width=max(4.4, 0.75 * len(scorers)))
         places = np.arange(len(scorers))
         width = 0.8 / len(FRACTIONS)
         for axes, (title, values) in zip(panels, panels_of, strict=True):
-            for i, (fraction, row, colour) in enumerate(zip(FRACTIONS, values, (THIRD, SEEN, SAID), strict=True)):
+            for i, (fraction, row, colour) in enumerate(zip(FRACTIONS, values, SHADES, strict=True)):
                 bars = axes.bar(places + (i - 1) * width, 100 * row, width, color=colour, label=f"{fraction:.0%} kept")
                 axes.bar_label(bars, fmt="%.0f", fontsize=6.5, padding=1)
-                axes.axhline(100 * fraction, color=colour, linestyle=":", linewidth=0.8)
             axes.set_xticks(places, scorers)
             axes.set_ylim(0, 118)
             axes.set_title(f"{title}, %")
         panels[0].legend(ncols=3, loc="upper left")
     return figure
-
-
-def picture_png(pixels: npt.NDArray[np.float32]) -> bytes:
-    """Pixels in 0..1 ``[height, width, 3]`` as PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray((255 * pixels).round().astype(np.uint8)).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

@@ -11,7 +11,7 @@ import torch
 from kvferry.analyze.observe import Observation
 from kvferry.analyze.running import Array, Reservoir, Running, mean_over
 
-KINDS = ("keys", "keys, un-rotated", "values")
+KINDS = ("keys", "un-rotated keys", "values")
 STATS = ("effective", "90 %", "95 %", "99 %")
 ENERGIES = (0.90, 0.95, 0.99)
 DRAWS = 4
