@@ -117,8 +117,8 @@ def sections(analysis: Analysis) -> list[Section]:
     found.append(
         Section(
             "Do layers agree?",
-            "Overlap at half the tokens between the heads of two layers, in %; on the diagonal between all heads of one. "
-            "Scorers with one ranking for all layers are left out.",
+            "Overlap at half the tokens between the heads of two layers, in %; on the diagonal between all heads of "
+            "one. Scorers with one ranking for all layers are left out.",
             figures.layers_figure(analysis.overlap),
             "Overlap of kept sets between layers",
         )

@@ -36,6 +36,8 @@ def analyze(
     json: Annotated[bool, typer.Option("--json", help="Print every figure as one JSON object.")] = False,
 ) -> None:
     """Measure ranks, sparsity, attention and kept tokens by layer and modality, and answer what follows from them."""
+    if html is not None and not html.parent.is_dir():
+        raise InputError(f"there is no folder {html.parent} for the report; make it first")
     asked = _questions(questions, images, split, n)
     with waiting("loading", json):
         from kvferry.analyze import analyze as measure
