@@ -141,9 +141,10 @@ def can_skip(harm: HarmResult, mass: MassResult) -> Answer:
 
 
 def _attention(mass: MassResult) -> str:
+    """How much of their attention text-only questions and the others spend on the picture."""
     alone = mass.samples[:, 0] == ALONE
-    shares = [f"{mass.samples[x, 1].mean():.0%}" for x in (alone, ~alone) if x.any()]
-    return f"Attention on the picture is {' against '.join(shares)} of the question's."
+    others = f", the others {mass.samples[~alone, 1].mean():.0%}" if (~alone).any() else ""
+    return f"Text-only questions spend {mass.samples[alone, 1].mean():.0%} of their attention on the picture{others}."
 
 
 def _below(estimate: Estimate, threshold: float) -> str:

@@ -38,13 +38,13 @@ def analyze(
     """Measure ranks, sparsity, attention and kept tokens by layer and modality, and answer what follows from them."""
     if html is not None and not html.parent.is_dir():
         raise InputError(f"there is no folder {html.parent} for the report; make it first")
-    asked = _questions(questions, images, split, n)
     with waiting("loading", json):
         from kvferry.analyze import analyze as measure
         from kvferry.analyze import paragraph
         from kvferry.analyze.report import write_html
         from kvferry.models import load
 
+        asked = _questions(questions, images, split, n)
         vlm = load(model)
         other = None if against is None else load(against)
     columns = (
