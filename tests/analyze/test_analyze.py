@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 
 import kvferry
 from kvferry.analyze import Analysis, Asked, Questions, analyze, drawn_questions
+from kvferry.analyze.figures import INK
 from kvferry.analyze.observe import DROPS, Subject
 from kvferry.analyze.report import render, write_html
 from kvferry.cli.app import app
@@ -92,10 +95,17 @@ def test_json_holds_everything_but_pictures(analysis: Analysis) -> None:
 
 
 def test_the_report_stands_alone(analysis: Analysis) -> None:
-    page = Page(render(analysis))
+    html = render(analysis)
+    page = Page(html)
     assert page.links == []
     assert "script" not in page.seen
-    assert page.seen.count("svg") == 8
+    figures = re.findall("<svg.*?</svg>", html, re.DOTALL)
+    assert len(figures) == page.seen.count("svg") == 8
+    for figure in figures:
+        ElementTree.fromstring(figure)
+        # Ink comes from the page, so that a dark one can be read too.
+        assert "currentColor" in figure
+        assert INK not in figure
     assert page.seen.count("img") == 3 * (1 + len(analysis.survivors.scorers))
     for answer in analysis.answers:
         assert f"{answer.question} {answer.verdict.capitalize()}: {answer.words}" in page.words
@@ -134,6 +144,14 @@ def test_a_text_only_model() -> None:
     assert "no picture to speak of" in page.words
     assert page.seen.count("svg") == 5
     json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_a_model_without_a_token_grid(edge: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvferry.models.layout.grids_of", lambda *_: ())
+    found = analyze(edge, drawn_questions("validation", 1))
+    assert found.prompts.with_pictures == 1
+    assert found.survivors.drawn == ()
+    assert "img" not in Page(render(found)).seen
 
 
 def test_a_second_model_that_reads_otherwise(edge: VLM) -> None:

@@ -9,11 +9,12 @@ from kvferry.analyze.apart import ApartResult
 from kvferry.analyze.harm import HarmResult
 from kvferry.analyze.mass import MassResult
 from kvferry.analyze.observe import ALONE, DROPS, NEEDED, UNSAID
+from kvferry.analyze.overlap import OverlapResult
 from kvferry.analyze.rank import RankResult
 from kvferry.analyze.sparsity import SparsityResult
 from kvferry.analyze.survivors import SurvivorsResult
 from kvferry.analyze.tail import TailResult
-from kvferry.analyze.verdicts import answers, can_skip, lower_rank, more_aggressive, paragraph, tells_apart
+from kvferry.analyze.verdicts import agreement, answers, can_skip, lower_rank, more_aggressive, paragraph, tells_apart
 
 N = 80
 NONE = np.zeros((0,))
@@ -92,3 +93,12 @@ def test_without_pictures_there_is_nothing_to_ask() -> None:
     found = answers(0, rank(1), SPARSITY, MASS, TAIL, ApartResult(NONE), harm(1, 1), None, SURVIVORS)  # type: ignore[arg-type]
     assert [x.verdict for x in found] == ["not applicable"] * 4
     assert "no picture" in paragraph(found)
+
+
+def test_agreement_names_every_scorer() -> None:
+    samples = np.broadcast_to(np.array([[0.8], [0.6], [0.4]]), (30, 2, 3, 1))
+    words = agreement(OverlapResult(("q2c",), NONE, NONE, NONE, samples), "edge")
+    assert words == (
+        "Overlap with what edge keeps at 75%, 50%, 25% of the tokens: "
+        "q2c 0.80 [0.80, 0.80], 0.60 [0.60, 0.60], 0.40 [0.40, 0.40]."
+    )

@@ -15,7 +15,7 @@ from kvferry.cache import KVCache
 from kvferry.errors import InputError
 from kvferry.evidence import Prefilled
 from kvferry.models.vlm import VLM
-from kvferry.recipe import WITHOUT_FRACTION, Recipe
+from kvferry.recipe import Recipe
 from kvferry.rope import Rotary
 from kvferry.selection import SCORERS, SINKS, Selection, evict, kept_count
 
@@ -24,6 +24,8 @@ FRACTIONS = (0.75, 0.5, 0.25)
 DROPS = (("visual", 0.5), ("text", 0.5), ("visual", 0.25), ("text", 0.25), ("visual", 0.0))
 """What is dropped after prefill to see what the next token loses: a modality, and the share of it that stays."""
 
+UNRANKED = ("full", "none")
+"""Selections without a choice, of which there is nothing to compare."""
 NEEDED, ALONE, UNSAID = 1, 0, -1
 """Whether a question needs its picture, in numbers: yes, no (the text alone answers), nobody said."""
 
@@ -79,7 +81,7 @@ class Subject:
 
     def __init__(self, vlm: VLM, scorers: tuple[str, ...] | None = None) -> None:
         self.vlm = vlm
-        self.scorers = scorers or tuple(x for x in SCORERS if x not in WITHOUT_FRACTION)
+        self.scorers = scorers or tuple(x for x in SCORERS if x not in UNRANKED)
         self._recipes = {name: {f: Recipe(SCORERS[name](), f) for f in FRACTIONS} for name in self.scorers}
         rows = [r for by_fraction in self._recipes.values() for r in by_fraction[FRACTIONS[0]].requests]
         self._requests = tuple(dict.fromkeys(rows))

@@ -16,7 +16,7 @@ from kvferry.analyze.rank import KINDS, STATS
 from kvferry.analyze.run import Analysis
 from kvferry.analyze.running import mean_over
 from kvferry.analyze.survivors import DRAWN_FRACTION
-from kvferry.analyze.verdicts import paragraph
+from kvferry.analyze.verdicts import agreement, paragraph
 from kvferry.analyze.watch import COLUMNS
 from kvferry.errors import InputError
 from kvferry.evaluate.pictures import jpeg_bytes, lit_pixels
@@ -109,7 +109,7 @@ def sections(analysis: Analysis) -> list[Section]:
         Section(
             "Do scorers agree?",
             "Overlap |A∩B|/k of the tokens two scorers keep in the same layer and head, in %. random shows what chance "
-            "gives.",
+            "gives. (Jaccard is in --json.)",
             figures.scorers_figure(analysis.overlap),
             "Overlap of kept sets between scorers",
         )
@@ -127,7 +127,8 @@ def sections(analysis: Analysis) -> list[Section]:
         found.append(
             Section(
                 f"Does {analysis.against} keep the same?",
-                "Over all pairs of a layer and head here and one there. random shows what chance gives.",
+                "Over all pairs of a layer and head here and one there. random shows what chance gives. "
+                + agreement(analysis.overlap, analysis.against),
                 figures.models_figure(analysis.overlap),
                 "Overlap and Jaccard of two models' kept sets",
             )

@@ -163,6 +163,16 @@ def _interval(estimate: Estimate) -> str:
     return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
+def agreement(overlap: OverlapResult, against: str) -> str:
+    """How far both models keep the same tokens, scorer by scorer, with intervals over prompts."""
+    parts = []
+    for index, name in enumerate(overlap.scorers):
+        shares = [mean_interval(overlap.samples[:, 0, i, index]) for i in range(len(FRACTIONS))]
+        parts.append(f"{name} " + ", ".join(_interval(x) for x in shares))
+    budgets = ", ".join(f"{x:.0%}" for x in FRACTIONS)
+    return f"Overlap with what {against} keeps at {budgets} of the tokens: {'; '.join(parts)}."
+
+
 def paragraph(found: tuple[Answer, ...]) -> str:
     """All answers as one paragraph."""
     return " ".join(f"{x.question} {x.verdict.capitalize()}: {x.words}" for x in found)

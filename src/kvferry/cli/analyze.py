@@ -42,6 +42,7 @@ def analyze(
         from kvferry.analyze import analyze as measure
         from kvferry.analyze import paragraph
         from kvferry.analyze.report import write_html
+        from kvferry.analyze.verdicts import agreement
         from kvferry.models import load
 
         asked = _questions(questions, images, split, n)
@@ -60,6 +61,8 @@ def analyze(
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(paragraph(analysis.answers), markup=False)
+    if analysis.against is not None:
+        console.print(agreement(analysis.overlap, analysis.against), markup=False)
     console.print(_table(analysis))
     if html is not None:
         console.print(f"Report: {html}", markup=False)
