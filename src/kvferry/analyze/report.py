@@ -70,7 +70,16 @@ def render(analysis: Analysis) -> str:
 def sections(analysis: Analysis) -> list[Section]:
     """The figures that this analysis has something to show for."""
     pictured = analysis.prompts.with_pictures > 0
-    found = [
+    return [
+        *_inside(analysis),
+        *(_pictured(analysis) if pictured else []),
+        *_agreements(analysis),
+        *([_what_stays(analysis)] if pictured else []),
+    ]
+
+
+def _inside(analysis: Analysis) -> list[Section]:
+    return [
         Section(
             "How many directions keys and values use",
             "Effective rank: the exponential of the entropy of the normalised singular values, heads side by side. "
@@ -88,61 +97,64 @@ def sections(analysis: Analysis) -> list[Section]:
             "Threshold sparsity, attention mass and entropy by layer",
         ),
     ]
-    if pictured:
-        found += [
-            Section(
-                "The long tail",
-                "Tokens in falling order of the question's attention: how much of it the first x % hold. On the dotted "
-                "diagonal all tokens would matter alike.",
-                figures.tail_figure(analysis.tail),
-                "Long-tail curves of attention on visual and text tokens",
-            ),
-            Section(
-                "What dropping costs",
-                "After prefill, the less attended tokens of one modality are dropped and the last prompt token is fed "
-                "again. What the question has already taken from the picture stays with it.",
-                figures.harm_figure(analysis.harm),
-                "Divergence of the next token after dropping visual or text tokens",
-            ),
-        ]
-    found.append(
+
+
+def _pictured(analysis: Analysis) -> list[Section]:
+    return [
+        Section(
+            "The long tail",
+            "Tokens in falling order of the question's attention: how much of it the first x % hold. On the dotted "
+            "diagonal all tokens would matter alike.",
+            figures.tail_figure(analysis.tail),
+            "Long-tail curves of attention on visual and text tokens",
+        ),
+        Section(
+            "What dropping costs",
+            "After prefill, the less attended tokens of one modality are dropped and the last prompt token is fed "
+            "again. What the question has already taken from the picture stays with it.",
+            figures.harm_figure(analysis.harm),
+            "Divergence of the next token after dropping visual or text tokens",
+        ),
+    ]
+
+
+def _agreements(analysis: Analysis) -> list[Section]:
+    found = [
         Section(
             "Do scorers agree?",
             "Overlap |A∩B|/k of the tokens two scorers keep in the same layer and head, in %. random shows what chance "
             "gives. (Jaccard is in --json.)",
             figures.scorers_figure(analysis.overlap),
             "Overlap of kept sets between scorers",
-        )
-    )
-    found.append(
+        ),
         Section(
             "Do layers agree?",
             "Overlap at half the tokens between the heads of two layers, in %; on the diagonal between all heads of "
             "one. Scorers with one ranking for all layers are left out.",
             figures.layers_figure(analysis.overlap),
             "Overlap of kept sets between layers",
-        )
-    )
+        ),
+    ]
     if analysis.against is not None:
+        words = "Over all pairs of a layer and head here and one there. random shows what chance gives. "
         found.append(
             Section(
                 f"Does {analysis.against} keep the same?",
-                "Over all pairs of a layer and head here and one there. random shows what chance gives. "
-                + agreement(analysis.overlap, analysis.against),
+                words + agreement(analysis.overlap, analysis.against),
                 figures.models_figure(analysis.overlap),
                 "Overlap and Jaccard of two models' kept sets",
             )
         )
-    if pictured:
-        found.append(
-            Section(
-                "What stays",
-                "Share of each modality's tokens that stay, by scorer. Dotted: the share that was asked for.",
-                figures.kept_figure(analysis.survivors),
-                "Share of visual and text tokens that stay",
-            )
-        )
     return found
+
+
+def _what_stays(analysis: Analysis) -> Section:
+    return Section(
+        "What stays",
+        "Share of each modality's tokens that stay, by scorer. Dotted: the share that was asked for.",
+        figures.kept_figure(analysis.survivors),
+        "Share of visual and text tokens that stay",
+    )
 
 
 def energy_rows(analysis: Analysis) -> list[tuple[str, str, list[float]]]:
