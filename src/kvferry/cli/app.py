@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kvferry import __version__
+from kvferry.cli.analyze import analyze
 from kvferry.cli.ask import ask
 from kvferry.cli.demo import demo
 from kvferry.cli.inspect import inspect
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, inspect, demo, sweep, results):
+for command in (serve, ask, inspect, demo, analyze, sweep, results):
     app.command()(command)
 
 

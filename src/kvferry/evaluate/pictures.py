@@ -54,14 +54,23 @@ def kept_share(cache: KVCache, picture: int = 0) -> npt.NDArray[np.float32]:
     return mean
 
 
-def draw_kept(axes: Axes, image: Image, share: npt.NDArray[np.float32], title: str) -> None:
-    """Darken what was dropped: the brighter a cell, the more layers and heads keep it."""
+def lit_pixels(image: Image, share: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Darken what was dropped: the brighter a cell, the more layers and heads keep it.
+
+    ``share`` is ``[rows, columns]`` in 0..1; the result float32 ``[height, width, 3]`` in 0..1.
+    """
     light = np.asarray(image.convert("RGB"), np.float32) / 255
     rows, columns = share.shape
     height, width = light.shape[:2]
     lit = share[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
     grey = light.mean(-1, keepdims=True) * 0.30
-    axes.imshow(np.clip(grey + (light - grey) * lit[..., None], 0, 1), interpolation="nearest")
+    pixels: npt.NDArray[np.float32] = np.clip(grey + (light - grey) * lit[..., None], 0, 1)
+    return pixels
+
+
+def draw_kept(axes: Axes, image: Image, share: npt.NDArray[np.float32], title: str) -> None:
+    """:func:`lit_pixels` as a titled panel."""
+    axes.imshow(lit_pixels(image, share), interpolation="nearest")
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_xticks([])
     axes.set_yticks([])

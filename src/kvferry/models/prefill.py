@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import torch
@@ -16,6 +16,39 @@ from kvferry.models.attention import Observer, Session, attached, session
 from kvferry.models.fingerprint import fingerprint_of
 from kvferry.models.layout import Inputs, layout_of
 from kvferry.models.support import check_supported
+
+
+class Watch(Protocol):
+    """Somebody else who wants to see attention while a prompt is read, beside what evidence is made of."""
+
+    def start(self, layout: PromptLayout) -> None:
+        """A prompt of this layout follows."""
+        ...
+
+    def observe(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+        causal: bool,
+    ) -> None:
+        """Look at one layer, see :meth:`kvferry.models.attention.Observer.observe`."""
+        ...
+
+
+class _Watched(Observer):
+    """Collects evidence and lets a :class:`Watch` look too."""
+
+    def __init__(self, requests: Sequence[EvidenceRequest], layout: PromptLayout, layers: int, watch: Watch) -> None:
+        super().__init__(requests, layout, layers)
+        self._watch = watch
+        watch.start(layout)
+
+    def observe(self, *seen: Any, **named: Any) -> None:
+        super().observe(*seen, **named)
+        self._watch.observe(*seen, **named)
 
 
 def prefill_inputs(
@@ -62,6 +95,7 @@ def read_prompt(
     length: int,
     fingerprint: str,
     scene: bool = False,
+    watch: Watch | None = None,
 ) -> Prefilled:
     """The forward pass itself; the model must have :func:`kvferry.models.attention.attach` applied.
 
@@ -72,10 +106,12 @@ def read_prompt(
     scene : bool
         Forget everything after ``length``: the layout is cut too, and the logits are those after the last kept
         token. Otherwise they are those after the whole prompt.
+    watch : Watch, optional
+        Sees every layer's queries and keys as well.
     """
     began = time.perf_counter()
     past = DynamicCache()
-    observer = Observer(requests, layout, _layer_count(model)) if requests else None
+    observer = _observer(model, requests, layout, watch)
     last = length - 1 if scene else len(layout) - 1
     with torch.inference_mode(), session(Session(observer=observer)):
         output = model(
@@ -94,6 +130,14 @@ def read_prompt(
     evidence = observer.evidence(length) if observer is not None else Evidence()
     logits = output.logits[0, -1].float().clone()
     return Prefilled(cache, evidence, logits, time.perf_counter() - began)
+
+
+def _observer(
+    model: PreTrainedModel, requests: Sequence[EvidenceRequest], layout: PromptLayout, watch: Watch | None
+) -> Observer | None:
+    if watch is not None:
+        return _Watched(requests, layout, _layer_count(model), watch)
+    return Observer(requests, layout, _layer_count(model)) if requests else None
 
 
 def _layer_count(model: PreTrainedModel) -> int:

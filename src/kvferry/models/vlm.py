@@ -16,7 +16,7 @@ from kvferry.models.attention import attach
 from kvferry.models.fingerprint import fingerprint_of
 from kvferry.models.layout import layout_of
 from kvferry.models.pictures import open_picture
-from kvferry.models.prefill import read_prompt
+from kvferry.models.prefill import Watch, read_prompt
 from kvferry.models.prompt import Prompt, Prompter
 from kvferry.models.resume import Continuation, Decoder, continue_from
 from kvferry.models.rotary import rotary_of
@@ -108,6 +108,7 @@ class VLM:
         proxy_question: str | None = None,
         context: str | None = None,
         requests: Sequence[EvidenceRequest] = (),
+        watch: Watch | None = None,
     ) -> Prefilled:
         """Read a prompt into a full cache and observe what a recipe needs.
 
@@ -128,6 +129,8 @@ class VLM:
             Text before the question, such as a document.
         requests : sequence of EvidenceRequest
             Observed besides what the recipe needs.
+        watch : Watch, optional
+            Sees every layer's queries and keys as well, such as :class:`kvferry.analyze.watch.AttentionWatch`.
 
         Raises
         ------
@@ -149,7 +152,14 @@ class VLM:
         length = prompt.scene if scene else len(layout) - 1
         wanted = tuple(dict.fromkeys((*_requests(recipe), *requests)))
         return read_prompt(
-            self.model, prompt.inputs, layout, wanted, length=length, fingerprint=self.fingerprint, scene=scene
+            self.model,
+            prompt.inputs,
+            layout,
+            wanted,
+            length=length,
+            fingerprint=self.fingerprint,
+            scene=scene,
+            watch=watch,
         )
 
     def resume(

@@ -1,0 +1,101 @@
+"""``kvferry analyze``: what a model's cache and attention look like, and what follows for compressing it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kvferry.cli.console import print_json, waiting
+from kvferry.errors import InputError
+
+if TYPE_CHECKING:
+    from kvferry.analyze import Analysis, Questions
+
+DRAWN = 240
+
+
+def analyze(
+    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    questions: Annotated[
+        Path | None,
+        typer.Option(help='JSON lines: {"image": "a.png", "question": "...", "needs_image": true}; images optional.'),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures; by default the questions' own.")] = None,
+    split: Annotated[str, typer.Option(help="Without --questions: a split of the testbed.")] = "validation",
+    n: Annotated[
+        int | None, typer.Option(help=f"How many questions; all of a file, or {DRAWN} drawn ones.", min=1)
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="A second model: do both keep the same tokens?")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report with figures.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print every figure as one JSON object.")] = False,
+) -> None:
+    """Measure ranks, sparsity, attention and kept tokens by layer and modality, and answer what follows from them."""
+    if html is not None and not html.parent.is_dir():
+        raise InputError(f"there is no folder {html.parent} for the report; make it first")
+    with waiting("loading", json):
+        from kvferry.analyze import analyze as measure
+        from kvferry.analyze import paragraph
+        from kvferry.analyze.report import write_html
+        from kvferry.analyze.verdicts import agreement
+        from kvferry.models import load
+
+        asked = _questions(questions, images, split, n)
+        vlm = load(model)
+        other = None if against is None else load(against)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("reading", total=asked.total)
+        analysis = measure(vlm, asked, other, on_sample=lambda: progress.advance(task))
+    if html is not None:
+        write_html(analysis, html)
+    if json:
+        print_json(analysis.as_dict())
+        return
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(paragraph(analysis.answers), markup=False)
+    if analysis.against is not None:
+        console.print(agreement(analysis.overlap, analysis.against), markup=False)
+    console.print(_table(analysis))
+    if html is not None:
+        console.print(f"Report: {html}", markup=False)
+
+
+def _questions(file: Path | None, images: Path | None, split: str, n: int | None) -> Questions:
+    from kvferry.analyze.source import drawn_questions, questions_from
+
+    if file is not None:
+        return questions_from(file, images, n)
+    if images is not None:
+        raise InputError("--images needs --questions FILE.jsonl, which says what to ask about each picture")
+    return drawn_questions(split, n or DRAWN)
+
+
+def _table(analysis: Analysis) -> Table:
+    """One line per layer."""
+    from kvferry.analyze.tail import TOP
+    from kvferry.analyze.watch import POST_VISION, QUESTION
+
+    table = Table(title=f"{analysis.model}, n = {analysis.prompts.n}: visual / text", title_justify="left")
+    for name in ("layer", "rank of keys", "of values", "sparsity", "question's mass", f"top {TOP} % hold"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for layer in range(analysis.layers):
+        cells = [
+            *(_pair(analysis.rank.mean[0, layer, kind].tolist(), "{:.1f}") for kind in (0, 2)),
+            _pair(analysis.sparsity.mean[layer, POST_VISION].tolist(), "{:.0%}"),
+            _pair(analysis.mass.mean[layer, QUESTION].tolist(), "{:.0%}"),
+            _pair([float(x[layer, TOP]) for x in (analysis.tail.visual, analysis.tail.text)], "{:.0%}"),
+        ]
+        table.add_row(str(layer), *cells)
+    return table
+
+
+def _pair(values: list[float], form: str) -> str:
+    return " / ".join("-" if x != x else form.format(x) for x in values)
