@@ -94,7 +94,7 @@ def test_options_take_the_types_of_the_fields() -> None:
         ("snapkv@0.5,pool=mux", "did you mean 'max'"),
         ("snapkv@0.5,window=3,window=4", "twice"),
         ("snapkv@0.5,kernel=2", "odd"),
-        ("knorm@0.5,window=3", "no options"),
+        ("knorm@0.5,window=3", "no option 'window'; choose from budget, bytes, merge, modality"),
     ],
 )
 def test_mistakes_are_named(text: str, says: str) -> None:
