@@ -79,6 +79,11 @@ def read_threshold(path: str, fingerprint: str) -> float:
         threshold, measured_on = float(profile["threshold"]), str(profile["fingerprint"])
     except (OSError, ValueError, TypeError, KeyError):
         raise InputError(f"{path} is no profile; make one by `kvferry calibrate-skip MODEL --out {path}`") from None
+    if not fingerprint:
+        raise InputError(
+            f"nothing says which model made this cache, so {path} cannot be checked; "
+            f"write its threshold instead: modality=skip_visual:{threshold:g}"
+        )
     if measured_on != fingerprint:
         raise FingerprintError(
             f"{path} was measured on another model than the one that made this cache; "
