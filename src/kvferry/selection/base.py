@@ -12,6 +12,7 @@ import torch
 from kvferry.cache import KVCache, LayerCache
 from kvferry.errors import InputError
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.summary import Summary, summarise
 
 SINKS = 4
 """The first tokens soak up attention whatever they say (StreamingLLM, arXiv 2309.17453); they always stay."""
@@ -61,6 +62,10 @@ class Selection:
         counts = self.counts[layer] if self.counts else ()
         sizes, axis = (list(counts), 1) if counts else (1, 0)
         return list(torch.split(self.positions[layer], sizes, axis))
+
+    def summary(self, cache: KVCache) -> Summary:
+        """What is kept where of ``cache``, from which this was selected."""
+        return summarise([self.heads(i) for i in range(len(self.positions))], cache.layout, cache.length)
 
 
 def kept_count(fraction: float, length: int) -> int:
