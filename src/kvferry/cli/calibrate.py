@@ -43,6 +43,6 @@ def calibrate_skip(
         print_json(profile.as_dict() | {"out": str(out)})
         return
     print(
-        f"threshold {profile.threshold:.4f}: skips {profile.skipped_wrongly:.1%} of the questions about the picture and "
-        f"keeps it for {profile.kept_needlessly:.1%} of the text-only ones ({profile.n} of {split}); written to {out}"
+        f"threshold {profile.threshold:.4f}: skips {profile.skipped_wrongly:.1%} of the questions about the picture, "
+        f"keeps it for {profile.kept_needlessly:.1%} of the text-only ones (n = {profile.n}, {split}); written to {out}"
     )
