@@ -117,6 +117,8 @@ def test_heads_compete_but_none_is_emptied() -> None:
 def test_one_ranking_for_all_heads_cannot_be_shared_out() -> None:
     with pytest.raises(InputError, match="ranks all heads alike"):
         select("q2c@0.5,budget=head", random_cache())
+    alone = random_cache(heads=1)
+    assert select("random@0.5,budget=head", alone).positions[0].equal(select("random@0.5", alone).positions[0])
 
 
 @pytest.mark.parametrize("wrong", ["pyramid:0.5", "pyramid:nan", "pyramid:inf", "head:-0.1", "head:1.5", "head:nan"])

@@ -42,19 +42,18 @@ def choose(
         return NoVisual().select(cache, evidence)
     recent: Callable[[int], int] = getattr(scorer, "recent", lambda _: 0)
     positions, importance, per_head = [], [], []
-    for layer, (score, keep) in enumerate(zip(scorer.score(cache, evidence), counts, strict=True)):
-        ranked = _ranked(score, keep, recent(keep), layer)
+    for index, (score, keep) in enumerate(zip(scorer.score(cache, evidence), counts, strict=True)):
+        ranked = _ranked(score, keep, recent(keep), index)
         if visual.any():
             _guarantee(ranked, keep, visual, policy)
-        mask = _top(ranked, keep, budget.least_per_head(keep))
-        heads = mask.sum(1).tolist()
-        ragged = len(set(heads)) > 1
-        wide = cache.layers[layer].heads if len(mask) == 1 else len(mask)
-        where, scores = mask.nonzero()[:, 1], ranked[mask]
-        shape = (1, -1) if ragged else (len(mask), keep)
-        positions.append(where.view(shape).expand(1 if ragged else wide, -1).contiguous())
-        importance.append(scores.view(shape).expand(1 if ragged else wide, -1).contiguous())
-        per_head.append(tuple(heads) if ragged else ())
+        heads = cache.layers[index].heads
+        mask = _top(ranked, keep, budget.least_per_head(keep), heads)
+        lengths = mask.sum(1).tolist()
+        ragged = len(set(lengths)) > 1
+        shape, rows = ((1, -1), 1) if ragged else ((len(mask), keep), heads)
+        positions.append(mask.nonzero()[:, 1].view(shape).expand(rows, -1).contiguous())
+        importance.append(ranked[mask].view(shape).expand(rows, -1).contiguous())
+        per_head.append(tuple(lengths) if ragged else ())
     return Selection(tuple(positions), tuple(importance), tuple(per_head) if any(per_head) else ())
 
 
@@ -114,12 +113,12 @@ def _raise(ranked: torch.Tensor, where: torch.Tensor, count: int) -> None:
     ranked.scatter_(1, columns[best], torch.inf)
 
 
-def _top(ranked: torch.Tensor, keep: int, least: int | None) -> torch.Tensor:
+def _top(ranked: torch.Tensor, keep: int, least: int | None, heads: int) -> torch.Tensor:
     """The highest ``keep`` per row; or, where each head is owed ``least``, the highest ``keep * rows`` of all rows."""
     mask = torch.zeros_like(ranked, dtype=torch.bool)
     if least is None:
         return mask.scatter_(1, ranked.topk(keep, dim=-1).indices, True)
-    if len(ranked) == 1:
+    if len(ranked) < heads:
         raise InputError(
             "this selection ranks all heads alike, so budget=head has nothing to share out; leave it out, or choose "
             "a selection that ranks per head, such as snapkv or knorm"
