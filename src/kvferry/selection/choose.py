@@ -59,10 +59,12 @@ def choose(
 
 def least_count(policy: Policy, visual: Visual) -> int:
     """The smallest count for one layer that leaves room for everything the policy and the sinks claim."""
+    pictures = int(visual.sum())
 
     def must(keep: int) -> int:
-        text, pictures = _sinks(visual, keep)
-        return max(_quota(policy, visual, keep).text, text) + pictures
+        text_sinks, visual_sinks = _sinks(visual, keep)
+        quota = policy.quota(keep, len(visual) - pictures, pictures) if pictures else Quota()
+        return max(quota.text, text_sinks) + visual_sinks
 
     return next(keep for keep in range(1, len(visual) + 1) if must(keep) <= keep)
 
@@ -71,11 +73,6 @@ def _sinks(visual: Visual, keep: int) -> tuple[int, int]:
     """How many of the sinks are text, and how many are visual tokens."""
     first = visual[: min(SINKS, keep)]
     return int((~first).sum()), int(first.sum())
-
-
-def _quota(policy: Policy, visual: Visual, keep: int) -> Quota:
-    pictures = int(visual.sum())
-    return policy.quota(keep, len(visual) - pictures, pictures) if pictures else Quota()
 
 
 def _ranked(score: torch.Tensor, keep: int, recent: int, layer: int) -> torch.Tensor:
@@ -95,7 +92,7 @@ def _ranked(score: torch.Tensor, keep: int, recent: int, layer: int) -> torch.Te
 
 def _guarantee(ranked: torch.Tensor, keep: int, visual: Visual, policy: Policy) -> None:
     """Raise what the policy guarantees to ``inf``, and lower what it bars to ``-inf``."""
-    quota = _quota(policy, visual, keep)
+    quota = policy.quota(keep, int((~visual).sum()), int(visual.sum()))
     text_sinks, visual_sinks = _sinks(visual, keep)
     text = max(quota.text, text_sinks)
     pictures = min(max(quota.visual, visual_sinks), keep - text)
