@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvferry.errors import (
     BitstreamError,
+    BudgetError,
     CorruptError,
     DeadlineError,
     EvidenceError,
@@ -67,6 +68,7 @@ __all__ = [
     "VLM",
     "Answer",
     "BitstreamError",
+    "BudgetError",
     "CorruptError",
     "DeadlineError",
     "Edge",

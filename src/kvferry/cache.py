@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -109,40 +109,70 @@ class LayerCache:
     keys, values : ``[kv_heads, kept, head_dim]``
         Keys are post-rotary and keep the rotation of their original position.
     positions : int64 ``[kv_heads, kept]``
-        Index into the prompt of every kept token, ascending along the last axis.
-        Heads may keep different tokens, but equally many.
+        Index into the prompt of every kept token, ascending along the last axis within each head.
+    counts : tuple of int, optional
+        Only where heads keep differently many tokens: how many each of them keeps. The heads then stand end to end in
+        one row: ``keys``, ``values`` ``[1, sum(counts), head_dim]``, ``positions`` ``[1, sum(counts)]``.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     positions: torch.Tensor
+    counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        heads, kept = self.keys.shape[:2]
-        if self.values.shape[:2] != (heads, kept) or self.positions.shape != (heads, kept):
+        rows, kept = self.keys.shape[:2]
+        if self.values.shape[:2] != (rows, kept) or self.positions.shape != (rows, kept):
             raise InputError(
                 f"keys {list(self.keys.shape)}, values {list(self.values.shape)} and positions "
                 f"{list(self.positions.shape)} must agree on [kv_heads, kept]"
             )
+        if self.counts and (rows != 1 or sum(self.counts) != kept or len(set(self.counts)) == 1):
+            raise InputError(f"counts {self.counts} must differ and sum up to one row's length, not {rows} x {kept}")
+
+    @property
+    def heads(self) -> int:
+        """KV heads of this layer."""
+        return len(self.counts) or self.keys.shape[0]
+
+    @property
+    def per_head(self) -> tuple[int, ...]:
+        """How many tokens each head keeps."""
+        return self.counts or (self.keys.shape[1],) * self.keys.shape[0]
 
     @property
     def kept(self) -> int:
-        """How many tokens each head of this layer keeps."""
-        return self.keys.shape[1]
+        """How many tokens a head keeps: the mean, rounded down, where heads differ."""
+        return sum(self.per_head) // self.heads
 
     @property
-    def shared_positions(self) -> bool:
-        """Whether every head keeps the same tokens."""
-        return bool((self.positions == self.positions[:1]).all())
+    def nbytes(self) -> int:
+        """Bytes of keys and values as they are stored."""
+        return self.keys.nbytes + self.values.nbytes
 
     def take(self, index: torch.Tensor) -> LayerCache:
-        """Keep the entries ``index`` (int64 ``[kv_heads, k]``, into the stored tokens)."""
+        """Keep the entries ``index`` (int64 ``[kv_heads, k]``, into the stored tokens) of equally long heads."""
         wide = index.unsqueeze(-1)
         return LayerCache(
             self.keys.gather(1, wide.expand(-1, -1, self.keys.shape[-1])).contiguous(),
             self.values.gather(1, wide.expand(-1, -1, self.values.shape[-1])).contiguous(),
             self.positions.gather(1, index).contiguous(),
         )
+
+    def split(self) -> tuple[LayerCache, ...]:
+        """One layer of one head for every head; they share this layer's memory."""
+        tensors = (self.keys, self.values, self.positions)
+        sizes, axis = (list(self.counts), 1) if self.counts else (1, 0)
+        return tuple(LayerCache(*part) for part in zip(*(torch.split(x, sizes, axis) for x in tensors), strict=True))
+
+    @staticmethod
+    def join(heads: Sequence[LayerCache]) -> LayerCache:
+        """Undo :meth:`split`: one layer of many heads, which may keep differently many tokens."""
+        counts = tuple(x.kept for x in heads)
+        ragged = len(set(counts)) > 1
+        tensors = zip(*((x.keys, x.values, x.positions) for x in heads), strict=True)
+        keys, values, positions = (torch.cat(same, int(ragged)) for same in tensors)
+        return LayerCache(keys, values, positions, counts if ragged else ())
 
 
 @dataclass(frozen=True)
@@ -187,15 +217,15 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes the stored keys and values take in memory, as they are."""
-        return sum(x.keys.nbytes + x.values.nbytes for x in self.layers)
+        return sum(x.nbytes for x in self.layers)
 
     @property
     def full_bf16_bytes(self) -> int:
         """Size of the same cache with every prompt token in BF16: the denominator of every ratio we print."""
-        per_token = sum(x.keys.shape[0] * (x.keys.shape[2] + x.values.shape[2]) * 2 for x in self.layers)
+        per_token = sum(x.heads * (x.keys.shape[2] + x.values.shape[2]) * 2 for x in self.layers)
         return per_token * len(self.layout)
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Tokens kept per layer."""
+        """Tokens a head keeps, per layer; see :attr:`LayerCache.kept`."""
         return tuple(x.kept for x in self.layers)

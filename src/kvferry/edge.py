@@ -22,6 +22,7 @@ from kvferry.wire import service_pb2_grpc
 if TYPE_CHECKING:
     from kvferry.models import VLM
     from kvferry.recipe import Recipe
+    from kvferry.summary import Summary
 
 DEFAULT_RECIPE = "q2c@0.25|int4"
 OPTIONS = (
@@ -73,6 +74,8 @@ class Answer:
         The bitstream; in mode ``image`` the picture files.
     bf16_bytes : int or None
         The uncompressed cache (BF16, every prompt token), where a cache was sent.
+    kept : Summary or None
+        What was kept where, of a cache that was sent.
     payload_bytes_up, payload_bytes_down : int
         gRPC messages, without gRPC's and HTTP/2's own framing.
     wire_bytes_up, wire_bytes_down : int or None
@@ -86,6 +89,7 @@ class Answer:
     tokens: int
     bitstream_bytes: int
     bf16_bytes: int | None
+    kept: Summary | None
     payload_bytes_up: int
     payload_bytes_down: int
     wire_bytes_up: int | None
@@ -249,6 +253,7 @@ class Edge:
             tokens=done.tokens,
             bitstream_bytes=outgoing.sent_bytes,
             bf16_bytes=sender.bf16_bytes,
+            kept=sender.kept,
             payload_bytes_up=outgoing.message_bytes,
             payload_bytes_down=replies.message_bytes,
             wire_bytes_up=self._link.uplink_bytes - before[0] if self._link and before else None,

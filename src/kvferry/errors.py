@@ -15,6 +15,10 @@ class RecipeError(InputError):
     """A recipe string does not parse, or asks for something that does not exist."""
 
 
+class BudgetError(InputError):
+    """A budget is too small for what must stay, or for what a bitstream takes at least."""
+
+
 class EvidenceError(KVFerryError):
     """A scorer needs an observation of attention that prefill was not asked to make."""
 

@@ -31,6 +31,8 @@ class EvidenceRequest:
     rows: Rows
     window: int = 0
     layers: Literal["all", "last"] = "all"
+    statistic: Literal["sum", "density"] = "sum"
+    threshold: float = 0.01
 
 
 @dataclass(frozen=True)

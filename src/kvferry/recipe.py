@@ -11,39 +11,64 @@ import torch
 from kvferry.bitstream import Writer, decompress_stream
 from kvferry.cache import KVCache, LayerCache
 from kvferry.codecs import BF16, Codec, codec_text, parse_codec
-from kvferry.codecs.grammar import lookup, number_text, option_text, with_options
-from kvferry.errors import EvidenceError, RecipeError
+from kvferry.codecs.grammar import lookup, name_of, number_text, option_text, parse_part, part_text, with_options
+from kvferry.errors import BudgetError, EvidenceError, InputError, RecipeError
 from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
-from kvferry.selection import SCORERS, Scorer, Selection, evict, top_tokens
+from kvferry.selection import (
+    BUDGETS,
+    MERGES,
+    POLICIES,
+    SCORERS,
+    Budget,
+    Merge,
+    Policy,
+    Scorer,
+    Selection,
+    choose,
+    evict,
+    least_count,
+)
 
-WITHOUT_FRACTION = ("full", "none")
 LOSSLESS = ("zstd",)
+_PARTS: dict[str, dict[str, type[Any]]] = {"budget": BUDGETS, "modality": POLICIES, "merge": MERGES}
+_DEFAULTS = {"budget": BUDGETS["uniform"](), "modality": POLICIES["uniform"](), "merge": None}
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Which tokens stay, in how few bits, and whether a lossless stage follows.
 
-    Its text is ``selection[@fraction][,key=value...] | codec[,key=value...] [| zstd]``, for instance
-    ``q2c@0.25|int8`` or ``snapkv@0.1,window=16,pool=max|int4|zstd``. ``str()`` gives the canonical form: no spaces,
-    no option that is at its default; ``Recipe.parse(str(recipe)) == recipe``.
+    Its text is ``selection[@fraction][,option=value...] | codec[,option=value...] [| zstd]``, for instance
+    ``q2c@0.25|int8`` or ``snapkv@0.1,window=16,budget=head,merge=lookm|int4|zstd``. ``str()`` gives the canonical form:
+    no spaces, no option that is at its default; ``Recipe.parse(str(recipe)) == recipe``.
 
     Parameters
     ----------
     selection
         A scorer: one of the dataclasses in :data:`kvferry.selection.SCORERS`.
     fraction : float
-        Of the prompt's tokens, per layer; exact to a token. 1 for ``full`` and ``none``, which take none.
+        Of the prompt's tokens, per layer; exact to a token. 1 for ``full`` and ``none``, which take none, and where
+        ``bytes`` decides.
     codec
         One of :data:`kvferry.codecs.CODECS`; BF16 where the text names none.
     lossless : str or None
         ``"zstd"`` compresses every payload that gets smaller by it.
+    budget, modality, merge
+        How layers or heads share the tokens, what each modality is owed, and what becomes of evicted tokens: from
+        ``BUDGETS``, ``POLICIES`` and ``MERGES`` in :mod:`kvferry.selection`.
+    bytes : int or None
+        Instead of a fraction (``q2c,bytes=20000|int4``): as many tokens as make a whole bitstream of at most so many
+        bytes.
     """
 
     selection: Scorer
     fraction: float = 1.0
     codec: Codec = field(default_factory=BF16)
     lossless: str | None = None
+    budget: Budget = field(default_factory=BUDGETS["uniform"])
+    modality: Policy = field(default_factory=POLICIES["uniform"])
+    merge: Merge | None = None
+    bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.fraction <= 1.0:
@@ -51,10 +76,24 @@ class Recipe:
                 f"the fraction of kept tokens must lie in (0, 1], not {self.fraction:g}; "
                 "q2c@0.25 keeps a quarter, none|bf16 drops every visual token"
             )
-        if self.fraction != 1.0 and _name(self.selection) in WITHOUT_FRACTION:
-            raise RecipeError(f"{_name(self.selection)} takes no fraction; leave out '@{self.fraction:g}'")
+        if self.bytes is not None and (self.bytes < 1 or self.fraction != 1.0):
+            raise RecipeError("bytes=N is a positive number that stands instead of a fraction, as in q2c,bytes=20000")
+        if _decides(self.selection):
+            self._check_fixed()
         if self.lossless is not None:
             lookup(dict.fromkeys(LOSSLESS), self.lossless, "lossless stage")
+
+    def _check_fixed(self) -> None:
+        """``full`` and ``none`` leave nothing to choose."""
+        name = _name(self.selection)
+        if self.fraction != 1.0:
+            raise RecipeError(f"{name} takes no fraction; leave out '@{self.fraction:g}'")
+        if self.bytes is not None or type(self.budget) is not BUDGETS["uniform"]:
+            raise RecipeError(f"{name} takes no budget and no bytes: what it keeps is fixed; leave them out")
+        if type(self.modality) is not POLICIES["uniform"]:
+            raise RecipeError(f"{name} takes no modality policy: what it keeps is fixed; leave it out")
+        if name == "full" and self.merge is not None:
+            raise RecipeError("full evicts nothing that could be merged; leave out the merge")
 
     @classmethod
     def parse(cls, text: str | Recipe) -> Recipe:
@@ -67,20 +106,27 @@ class Recipe:
                 f"{text!r} is not a recipe; write selection[@fraction][,option=value] | codec [| zstd], "
                 "for instance q2c@0.25|int8"
             )
-        selection, fraction = _parse_selection(parts[0])
         codec = parse_codec(parts[1]) if len(parts) > 1 else BF16()
-        return cls(selection, fraction, codec, parts[2] if len(parts) > 2 else None)
+        lossless = parts[2] if len(parts) > 2 else None
+        return cls(**_parse_selection(parts[0]), codec=codec, lossless=lossless)
 
     def __str__(self) -> str:
         name = _name(self.selection)
-        fraction = "" if name in WITHOUT_FRACTION else f"@{number_text(self.fraction)}"
-        parts = [name + fraction + option_text(self.selection, SCORERS[name]()), codec_text(self.codec)]
-        return "|".join(parts + ([self.lossless] if self.lossless else []))
+        fraction = "" if _decides(self.selection) or self.bytes is not None else f"@{number_text(self.fraction)}"
+        options = option_text(self.selection, SCORERS[name]())
+        for key, table in _PARTS.items():
+            part = getattr(self, key)
+            if part != _DEFAULTS[key]:
+                options += f",{key}={part_text(table, part)}"
+        if self.bytes is not None:
+            options += f",bytes={self.bytes}"
+        return "|".join([name + fraction + options, codec_text(self.codec), *filter(None, [self.lossless])])
 
     @property
     def requests(self) -> tuple[EvidenceRequest, ...]:
         """What prefill must observe of attention for this recipe."""
-        return self.selection.requests
+        wanted = (*self.selection.requests, *self.budget.requests, *self.modality.requests)
+        return tuple(dict.fromkeys(wanted))
 
     def select(self, source: Prefilled | KVCache) -> Selection:
         """The tokens to keep.
@@ -88,22 +134,57 @@ class Recipe:
         Raises
         ------
         EvidenceError
-            The scorer needs attention and ``source`` is a bare cache, or prefill was not asked to observe it.
+            The recipe needs attention and ``source`` is a bare cache, or prefill was not asked to observe it.
+        BudgetError
+            What must stay does not fit the fraction, or not even the smallest bitstream fits ``bytes``.
+        InputError
+            The cache was pruned before, so that its tokens cannot be ranked again.
         """
+        return self._select(source, self.fraction if self.bytes is None else self._largest_fraction(source))
+
+    def _select(self, source: Prefilled | KVCache, fraction: float) -> Selection:
         cache, evidence = self._evidence(source)
-        own = getattr(self.selection, "select", None)
-        if own is not None:
-            chosen: Selection = own(cache, evidence, self.fraction)
+        if _decides(self.selection):
+            chosen: Selection = self.selection.select(cache, evidence)  # type: ignore[attr-defined]
             return chosen
-        scores = self.selection.score(cache, evidence)
-        return top_tokens(scores, self.fraction, cache.layers[0].keys.shape[0])
+        if any(layer.per_head != (cache.length,) * layer.heads for layer in cache):
+            raise InputError(
+                f"this cache was already pruned ({cache.recipe}) and cannot be ranked again; use full|{self.codec.name}"
+            )
+        return choose(cache, evidence, self.selection, self.budget, self.modality, fraction)
 
     def keep(self, source: Prefilled | KVCache) -> KVCache:
         """The cache with only the selected tokens, nothing quantized; it carries this recipe's name."""
+        return self._keep(source, self.fraction if self.bytes is None else self._largest_fraction(source))
+
+    def _keep(self, source: Prefilled | KVCache, fraction: float) -> KVCache:
         cache = source.cache if isinstance(source, Prefilled) else source
-        if _name(self.selection) != "full":
-            cache = evict(cache, self.select(source))
-        return replace(cache, recipe=str(self))
+        if _name(self.selection) == "full":
+            return replace(cache, recipe=str(self))
+        kept = evict(cache, self._select(source, fraction))
+        layers = kept.layers if self.merge is None else self.merge.merge(cache, kept)
+        return replace(kept, layers=layers, recipe=str(self))
+
+    def _largest_fraction(self, source: Prefilled | KVCache) -> float:
+        """Of the tokens whose whole bitstream fits ``bytes``, by bisection on real encodes.
+
+        Bisection takes sizes to grow with the number of tokens. They do, but for a few bytes of positions and zstd.
+        """
+        cache, most = self._evidence(source)[0], self.bytes or 0
+
+        def size(keep: int) -> int:
+            return sum(map(len, write_frames(self._keep(source, keep / cache.length), self)))
+
+        low, high = least_count(self.modality, cache.layout.visual[: cache.length]), cache.length
+        if (smallest := size(low)) > most:
+            raise BudgetError(
+                f"the smallest bitstream of {self} takes {smallest} bytes for this prompt, {low} tokens per layer; "
+                "allow that many, or choose a codec of fewer bits"
+            )
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if size(middle) <= most else (low, middle - 1)
+        return low / cache.length
 
     def apply(self, source: Prefilled | KVCache) -> KVCache:
         """What ``decompress(compress(source, self))`` gives, without the bytes in between."""
@@ -116,14 +197,14 @@ class Recipe:
         shapes = [tuple(t.shape) for t in (layer.keys, layer.values)]
         keys, values = self.codec.decode(index, payload, *shapes, layer.positions, cache.layout)  # type: ignore[call-arg, arg-type]
         device = layer.keys.device
-        return LayerCache(keys.to(device), values.to(device), layer.positions)
+        return LayerCache(keys.to(device), values.to(device), layer.positions, layer.counts)
 
     def _evidence(self, source: Prefilled | KVCache) -> tuple[KVCache, Evidence]:
         if isinstance(source, Prefilled):
             return source.cache, source.evidence
         if self.requests:
             raise EvidenceError(
-                f"{_name(self.selection)} ranks tokens by attention, which a bare cache does not hold; "
+                f"{self} looks at attention, which a bare cache does not hold; "
                 f"pass what vlm.prefill(..., recipe={str(self)!r}) returned, or choose knorm, random, full or none"
             )
         return source, Evidence()
@@ -134,7 +215,7 @@ def compress(source: Prefilled | KVCache, recipe: str | Recipe) -> bytes:
 
     Raises
     ------
-    RecipeError, EvidenceError
+    RecipeError, EvidenceError, BudgetError
         See :meth:`Recipe.parse` and :meth:`Recipe.select`.
     InputError
         The cache holds NaN or infinity.
@@ -145,10 +226,14 @@ def compress(source: Prefilled | KVCache, recipe: str | Recipe) -> bytes:
 def compress_frames(source: Prefilled | KVCache, recipe: str | Recipe) -> Iterator[bytes]:
     """The pieces of :func:`compress`, each as soon as it is ready: header, one frame per layer, trailer."""
     recipe = Recipe.parse(recipe)
-    cache = recipe.keep(source)
+    yield from write_frames(recipe.keep(source), recipe)
+
+
+def write_frames(kept: KVCache, recipe: Recipe) -> Iterator[bytes]:
+    """The pieces of a bitstream of what :meth:`Recipe.keep` gave."""
     writer = Writer(recipe.codec, lossless=recipe.lossless == "zstd")
-    yield writer.header(cache)
-    for index, layer in enumerate(cache):
+    yield writer.header(kept)
+    for index, layer in enumerate(kept):
         yield writer.frame(index, layer)
     yield writer.trailer()
 
@@ -165,24 +250,60 @@ def decompress(blob: bytes, device: str | torch.device = "cpu") -> KVCache:
     return decompress_stream(blob, device)
 
 
-def _parse_selection(text: str) -> tuple[Any, float]:
+def _parse_selection(text: str) -> dict[str, Any]:
+    """What the part of a recipe before the first bar says, by the names of :class:`Recipe`'s fields."""
     head, *options = text.split(",")
     name, at, number = (part.strip() for part in head.partition("@"))
-    scorer = with_options(lookup(SCORERS, name, "selection")(), name, options)
-    if name in WITHOUT_FRACTION:
+    default = lookup(SCORERS, name, "selection")()
+    given, own = _recipe_options(name, options)
+    given["selection"] = with_options(default, name, own, also=[*_PARTS, "bytes"])
+    if _decides(default):
         if at:
             raise RecipeError(f"{name} takes no fraction; leave out '@{number}'")
-        return scorer, 1.0
-    if not at:
+    elif at:
+        given["fraction"] = _fraction(name, number)
+        if "bytes" in given:
+            raise RecipeError(f"{name} takes a fraction or bytes, not both; leave out '@{number}'")
+    elif "bytes" not in given:
         raise RecipeError(f"{name} needs the fraction of tokens to keep, for instance {name}@0.25")
+    return given
+
+
+def _recipe_options(name: str, options: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The options that belong to the recipe, by name, and those left for the scorer."""
+    given: dict[str, Any] = {}
+    own = []
+    for option in options:
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if not equals or key not in (*_PARTS, "bytes"):
+            own.append(option)
+        elif key in given:
+            raise RecipeError(f"{name}: the option {key!r} is given twice")
+        elif key == "bytes":
+            given[key] = _whole(value)
+        else:
+            given[key] = parse_part(_PARTS[key], value, key)
+    return given, own
+
+
+def _whole(text: str) -> int:
     try:
-        return scorer, float(number)
+        return int(text)
     except ValueError:
-        raise RecipeError(f"{name}@{number}: a fraction is a number in (0, 1], for instance {name}@0.25") from None
+        raise RecipeError(f"bytes={text}: a size is a whole number of bytes, for instance bytes=20000") from None
+
+
+def _fraction(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RecipeError(f"{name}@{text}: a fraction is a number in (0, 1], for instance {name}@0.25") from None
+
+
+def _decides(selection: Scorer) -> bool:
+    """Whether the selection says itself what stays, whatever the budget."""
+    return hasattr(selection, "select")
 
 
 def _name(selection: Scorer) -> str:
-    for name, kind in SCORERS.items():
-        if type(selection) is kind:
-            return name
-    raise RecipeError(f"{type(selection).__name__} is not in kvferry.selection.SCORERS; add it there")
+    return name_of(SCORERS, selection)

@@ -20,6 +20,7 @@ RECIPES = {
     "none-int4": "none|int4",
     "knorm-int3-zstd": "knorm@0.25|int3|zstd",
     "random-int1": "random@0.1|int1",
+    "knorm-head-int4": "knorm@0.25,budget=head|int4",
 }
 
 

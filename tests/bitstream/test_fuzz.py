@@ -18,7 +18,7 @@ from tests.helpers import cache, layout
 
 SECONDS = float(os.environ.get("KVFERRY_FUZZ_SECONDS", "5"))
 SMALL = cache(layout(text_before=2, rows=2, columns=2, question=2, tail=2), layers=2, heads=2, dim=3)
-RECIPES = ["full|bf16|zstd", "knorm@0.5|int4", "random@0.5|int3|zstd"]
+RECIPES = ["full|bf16|zstd", "knorm@0.5|int4", "random@0.5|int3|zstd", "knorm@0.8,budget=head|int4"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -64,6 +64,10 @@ def test_random_edits_behind_valid_checksums() -> None:
             restore(blob)
         except BitstreamError:
             continue
+
+
+def test_one_recipe_leaves_ragged_heads() -> None:
+    assert any(layer.counts for layer in restore(compress(SMALL, RECIPES[-1])))
 
 
 def _bodies(recipe: str) -> list[tuple[Kind, bytes]]:

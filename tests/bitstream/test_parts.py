@@ -29,21 +29,54 @@ def selections(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 @given(selections())
 def test_positions_survive(selection: tuple[np.ndarray, int]) -> None:
     rows, length = selection
-    message = positions.encode(rows, length, {})
+    message = positions.encode(positions.distinct(rows), length, {})
     back = positions.decode(message, length, len(rows), [])
-    assert np.array_equal(np.broadcast_to(back, rows.shape), rows)
+    assert np.array_equal(np.broadcast_to(back.rows, rows.shape), rows)
     form = message.WhichOneof("form")
-    assert len(getattr(message, form)) <= -(-len(back) * length // 8)
+    assert len(getattr(message, form)) <= -(-len(back.rows) * length // 8)
 
 
 @given(selections())
 def test_repeated_positions_cost_a_reference(selection: tuple[np.ndarray, int]) -> None:
     rows, length = selection
-    message = positions.encode(rows, length, {positions.key(rows): 5})
+    distinct = positions.distinct(rows)
+    message = positions.encode(distinct, length, {distinct.key: 5})
     assert message.frame == 5
     assert message.ByteSize() <= 7
-    distinct = rows[: message.rows or 1]
     assert positions.decode(message, length, len(rows), [distinct] * 6) is distinct
+
+
+@st.composite
+def ragged(draw: st.DrawFn) -> tuple[positions.Kept, int]:
+    length, heads = draw(st.integers(1, 300)), draw(st.integers(2, 4))
+    counts = draw(st.lists(st.integers(0, length), min_size=heads, max_size=heads).filter(lambda x: len(set(x)) > 1))
+    rng = np.random.default_rng(draw(st.integers(0, 999)))
+    rows = [np.sort(rng.permutation(length)[:count]) for count in counts]
+    return positions.Kept(np.concatenate(rows)[None].astype(np.int64), tuple(counts)), length
+
+
+@given(ragged())
+def test_ragged_positions_survive(selection: tuple[positions.Kept, int]) -> None:
+    kept, length = selection
+    message = positions.encode(kept, length, {})
+    back = positions.decode(message, length, kept.heads, [])
+    assert back.counts == kept.counts
+    assert np.array_equal(back.rows, kept.rows)
+    again = positions.encode(kept, length, {kept.key: 2})
+    assert positions.decode(again, length, kept.heads, [back] * 3) is back
+    for wrong in (replace_field(message, ragged=False), replace_field(message, kept=message.kept + 1)):
+        with pytest.raises(CorruptError):
+            positions.decode(wrong, length, kept.heads, [])
+    with pytest.raises(CorruptError):
+        positions.decode(replace_field(again, ragged=False), length, kept.heads, [back] * 3)
+
+
+def replace_field(message: pb.Positions, **fields: int) -> pb.Positions:
+    changed = pb.Positions()
+    changed.CopyFrom(message)
+    for name, value in fields.items():
+        setattr(changed, name, value)
+    return changed
 
 
 @given(st.lists(st.integers(0, 2**35 - 1), max_size=30))
@@ -71,11 +104,19 @@ def test_varints_survive(numbers: list[int]) -> None:
         pb.Positions(kept=2, runs=b"\x09\2"),
         pb.Positions(kept=2, frame=1),
         pb.Positions(kept=2, rows=2, runs=b"\0\3\7\1"),
+        pb.Positions(kept=4, rows=2, ragged=True, runs=b"\0\2\x08\2"),
+        pb.Positions(kept=3, rows=2, ragged=True, runs=b"\0\2\x08\2"),
+        pb.Positions(kept=21, rows=2, ragged=True, runs=b"\0\x15"),
+        pb.Positions(kept=3, ragged=True, runs=b"\0\3"),
+        pb.Positions(kept=3, rows=3, ragged=True, runs=b"\0\3"),
+        pb.Positions(kept=2**32 - 1, rows=2, ragged=True, bitmap=b"\xff\xff\xff"),
+        pb.Positions(kept=2, rows=2, ragged=True, gaps=b"\x12\1"),
+        pb.Positions(kept=1, ragged=True, frame=0),
     ],
 )
 def test_positions_that_cannot_be(message: pb.Positions) -> None:
     with pytest.raises(CorruptError):
-        positions.decode(message, 10, 2, [np.array([[1]])])
+        positions.decode(message, 10, 2, [positions.Kept(np.array([[1]]))])
 
 
 def assert_same(one: PromptLayout, other: PromptLayout) -> None:

@@ -9,10 +9,10 @@ from hypothesis import given
 
 from kvferry.bitstream import Reader, Writer, inspect
 from kvferry.bitstream.records import Kind, record
-from kvferry.cache import KVCache
+from kvferry.cache import KVCache, LayerCache
 from kvferry.codecs import Integer
 from kvferry.errors import CorruptError, InputError, TruncatedError, VersionError
-from kvferry.recipe import compress, compress_frames, decompress
+from kvferry.recipe import Recipe, compress, compress_frames, decompress
 from kvferry.wire import bitstream_pb2 as pb
 from tests.helpers import cache, layout
 
@@ -74,6 +74,27 @@ def test_a_layer_may_come_in_tiers() -> None:
     assert [frame.form for frame in inspect(tiers).frames] == ["bitmap", "frame", "bitmap", "frame"]
 
 
+def test_ragged_layers_cross_and_may_come_in_tiers() -> None:
+    recipe = "knorm@0.3,budget=head|int8"
+    kept = Recipe.parse(recipe).keep(cache())
+    assert all(len(set(layer.per_head)) > 1 and sum(layer.per_head) == 2 * layer.kept for layer in kept)
+    blob = compress(cache(), recipe)
+    restored = decompress(blob)
+    assert [x.counts for x in restored] == [x.counts for x in kept]
+    assert same(restored, Recipe.parse(recipe).apply(cache()))
+    frames = inspect(blob).frames
+    assert [frame.counts for frame in frames] == [x.counts for x in kept]
+    assert {(frame.rows, frame.kept) for frame in frames} == {(2, 9)}
+
+    writer = Writer(Integer(8))
+    out = [writer.header(kept)]
+    for index, layer in enumerate(kept):
+        for start in (0, 1):
+            tier = [x.take(torch.arange(start, x.kept, 2)[None]) for x in layer.split()]
+            out.append(writer.frame(index, LayerCache.join(tier), more=not start))
+    assert same(decompress(b"".join([*out, writer.trailer()])), restored)
+
+
 @pytest.mark.parametrize(
     ("order", "says"),
     [
@@ -93,7 +114,7 @@ def test_frames_need_a_header() -> None:
         Writer(Integer(8)).frame(0, cache().layers[0])
 
 
-@pytest.mark.parametrize("recipe", ["full|bf16", INT8, "none|int1", "random@0.2|int5"])
+@pytest.mark.parametrize("recipe", ["full|bf16", INT8, "none|int1", "random@0.2|int5", "knorm@0.2,budget=head|int5"])
 def test_every_byte_is_accounted_for(recipe: str) -> None:
     source = cache()
     blob = compress(source, recipe)

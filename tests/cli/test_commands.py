@@ -69,6 +69,7 @@ def test_ask(run: Ran, cloud: CloudProcess, vlm: VLM, model_folder: Path, pictur
     code, out, _ = run("inspect", saved, "--json")
     assert code == 0
     assert "q2c@0.25|int4" in json.dumps(json.loads(out))
+    assert json.loads(out)["kept"] == answer["kept"]
     assert set(answer["cloud"]) == {"decode", "queue", "prefill", "first_token", "total"}
 
 

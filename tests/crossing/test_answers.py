@@ -14,10 +14,14 @@ from PIL import Image
 
 import kvferry
 from kvferry import VLM, Edge
+from kvferry.summary import summarise_cache
 from tests.crossing.process import CloudProcess
 
 QUESTION = "what colour is the circle?"
-RECIPES = ["full|bf16", "q2c@0.25|int4", "snapkv@0.5|int8|zstd", "random@0.1|bf16", "none|int8"]
+RECIPES = [
+    "full|bf16", "q2c@0.25|int4", "snapkv@0.5|int8|zstd", "random@0.1|bf16", "none|int8",
+    "snapkv@0.3,budget=head,modality=text_preserving,merge=lookm|int4|zstd", "q2c,budget=pyramid:3,bytes=30000|int8",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -33,6 +37,7 @@ def test_cache_crosses(edge: Edge, vlm: VLM, picture: Path, recipe: str) -> None
     assert (answer.mode, answer.recipe, answer.tokens) == ("kv", recipe, 16)
     assert answer.bitstream_bytes == len(blob) < answer.payload_bytes_up < len(blob) + 1000
     assert answer.bf16_bytes == prefilled.cache.full_bf16_bytes
+    assert answer.kept == summarise_cache(kvferry.decompress(blob))
     assert answer.wire_bytes_up is None
 
 
@@ -48,6 +53,7 @@ def test_picture_crosses_as_it_is(edge: Edge, vlm: VLM, picture: Path) -> None:
     assert answer.bitstream_bytes == picture.stat().st_size
     assert answer.cloud.prefill > 0
     assert answer.bf16_bytes is None
+    assert answer.kept is None
 
 
 def test_two_pictures(edge: Edge, vlm: VLM, picture: Path) -> None:

@@ -10,7 +10,7 @@ import transformers as tf
 
 from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.models import compressing, layout_of, prefill_inputs
-from kvferry.models.resume import KeptLayer
+from kvferry.models.kept import KeptLayer
 from tests.models.families import TEXT, build
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from kvferry.cache import KVCache
 from kvferry.errors import EvidenceError, InputError
-from kvferry.evidence import Evidence, EvidenceRequest
-from kvferry.selection import SCORERS, SINKS, Selection, evict, kept_count, top_tokens
+from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
+from kvferry.recipe import Recipe
+from kvferry.selection import SCORERS, SINKS, Scorer, Selection, evict, kept_count
 from tests.helpers import cache as random_cache
 from tests.helpers import layout
 
@@ -27,13 +28,10 @@ def observed(cache: KVCache, *requests: EvidenceRequest) -> Evidence:
     )
 
 
-def choose(name: str, cache: KVCache, fraction: float) -> Selection:
-    scorer = SCORERS[name]()
-    evidence = observed(cache, *scorer.requests)
-    if hasattr(scorer, "select"):
-        selection: Selection = scorer.select(cache, evidence, fraction)
-        return selection
-    return top_tokens(scorer.score(cache, evidence), fraction, cache.layers[0].keys.shape[0])
+def choose(scorer: Scorer | str, cache: KVCache, fraction: float, evidence: Evidence | None = None) -> Selection:
+    scorer = SCORERS[scorer]() if isinstance(scorer, str) else scorer
+    recipe = Recipe(scorer, 1.0 if hasattr(scorer, "select") else fraction)
+    return recipe.select(Prefilled(cache, evidence or observed(cache, *scorer.requests), torch.empty(0)))
 
 
 @given(st.integers(1, 500), st.floats(0.001, 1.0))
@@ -129,7 +127,7 @@ def test_snapkv_pools_neighbours_and_keeps_its_window() -> None:
     sums = torch.zeros(2, cache.length)
     sums[0, 20:22], sums[1, 30:32] = 1.0, 1.0
     evidence = Evidence({snap.requests[0]: dict.fromkeys(range(3), sums)})
-    selection = snap.select(cache, evidence, 16 / cache.length)
+    selection = choose(snap, cache, 16 / cache.length, evidence)
     recent = list(range(cache.length - 8, cache.length))
     assert selection.positions[0][0].tolist() == [0, 1, 2, 3, 19, 20, 21, 22, *recent]
     assert selection.positions[0][1].tolist() == [0, 1, 2, 3, 29, 30, 31, 32, *recent]
@@ -153,3 +151,37 @@ def test_random_is_repeatable_and_differs_between_prompts_and_seeds() -> None:
 def test_missing_evidence_says_what_to_do() -> None:
     with pytest.raises(EvidenceError, match="prefill"):
         SCORERS["q2c"]().score(random_cache(), Evidence())
+
+
+@pytest.mark.parametrize("name", [n for n in SCORERS if n not in ("none", "full")])
+@given(fraction=st.floats(0.01, 1.0), seed=st.integers(0, 99))
+def test_plain_recipes_keep_the_highest_scores(name: str, fraction: float, seed: int) -> None:
+    """The rule in three lines: sinks first, then the recent tokens, then by score."""
+    cache = random_cache(layout(rows=5, columns=6), layers=2, seed=seed)
+    scorer = SCORERS[name]()
+    evidence = observed(cache, *scorer.requests)
+    keep = kept_count(fraction, cache.length)
+    recent = getattr(scorer, "recent", lambda _: 0)(keep)
+    selection = choose(scorer, cache, fraction, evidence)
+    for layer, score in enumerate(scorer.score(cache, evidence)):
+        for head in range(2):
+            ranking = score[min(head, len(score) - 1)].clone()
+            ranking[cache.length - min(recent, max(keep - SINKS, 0)) :] = torch.inf
+            ranking[:SINKS] = torch.inf
+            kept = selection.positions[layer][head]
+            rest = torch.ones(cache.length, dtype=torch.bool).index_fill(0, kept, False)
+            assert len(kept) == keep
+            assert rest.sum() == 0 or ranking[kept].min() >= ranking[rest].max()
+
+
+def test_broken_scores_and_pruned_caches_are_refused() -> None:
+    cache = random_cache()
+    sums = torch.full((2, cache.length), torch.nan)
+    request = EvidenceRequest("question", layers="last")
+    with pytest.raises(EvidenceError, match="layer 0 hold NaN"):
+        choose("q2c", cache, 0.5, Evidence({request: {2: sums}}))
+    with pytest.raises(InputError, match="already pruned"):
+        choose("knorm", evict(cache, choose("knorm", cache, 0.5)), 0.5)
+    once = evict(cache, choose("knorm", cache, 0.5))
+    again = evict(once, choose("full", once, 1.0))
+    assert torch.equal(again.layers[1].keys, once.layers[1].keys)

@@ -114,4 +114,4 @@ def _checked(layer: pb.LayerShape) -> Shape:
 def _shape(layer: LayerCache) -> Shape:
     if layer.keys.dtype not in DTYPES:
         raise InputError(f"a cache of {layer.keys.dtype} cannot be encoded; convert it to bfloat16 first")
-    return Shape(layer.keys.shape[0], layer.keys.shape[2], layer.values.shape[2], layer.keys.dtype)
+    return Shape(layer.heads, layer.keys.shape[2], layer.values.shape[2], layer.keys.dtype)

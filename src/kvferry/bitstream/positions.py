@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,20 +14,47 @@ Rows = npt.NDArray[np.int64]
 _SHIFTS = np.arange(5, dtype=np.uint64) * np.uint64(7)
 
 
-def encode(rows: Rows, length: int, seen: dict[bytes, int]) -> Positions:
-    """The message for ``rows`` (``[heads, kept]``, ascending, below ``length``).
+class Kept(NamedTuple):
+    """Positions of one frame: ``rows`` is ``[1 or heads, kept]``, ascending.
 
-    Rows that are all equal are stored once. ``seen`` maps the :func:`key` of what earlier frames held to their
-    numbers, and a repetition is stored as that number.
+    Where heads keep differently many, ``counts`` says how many each keeps, and ``rows`` is ``[1, sum(counts)]``, the
+    heads end to end.
     """
-    rows = _distinct(rows)
-    heads, kept = rows.shape
-    message = Positions(kept=kept, rows=heads if heads > 1 else 0)
-    known = seen.get(key(rows))
+
+    rows: Rows
+    counts: tuple[int, ...] = ()
+
+    @property
+    def heads(self) -> int:
+        """Rows that differ."""
+        return len(self.counts) or len(self.rows)
+
+    @property
+    def key(self) -> bytes:
+        """Equal for equal selections."""
+        shape = np.array([len(self.rows), len(self.counts), *self.counts], np.int64)
+        return shape.tobytes() + np.ascontiguousarray(self.rows).tobytes()
+
+
+def distinct(rows: Rows, counts: tuple[int, ...] = ()) -> Kept:
+    """``rows`` (``[heads, kept]``, or one long row with ``counts``), stored once where all heads keep the same."""
+    same = not counts and bool((rows == rows[:1]).all())
+    return Kept(rows[:1] if same else rows, counts)
+
+
+def encode(kept: Kept, length: int, seen: dict[bytes, int]) -> Positions:
+    """The message for positions below ``length``.
+
+    ``seen`` maps the :attr:`Kept.key` of what earlier frames held to their numbers, and a repetition is stored as that
+    number.
+    """
+    rows, heads = kept.rows, kept.heads
+    message = Positions(kept=rows.shape[1], rows=heads if heads > 1 else 0, ragged=bool(kept.counts))
+    known = seen.get(kept.key)
     if known is not None:
         message.frame = known
         return message
-    flat = (rows + length * np.arange(heads)[:, None]).reshape(-1)
+    flat = rows.reshape(-1) + length * np.repeat(np.arange(heads), kept.counts or rows.shape[1])
     mask = np.zeros(heads * length, bool)
     mask[flat] = True
     edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
@@ -39,41 +68,52 @@ def encode(rows: Rows, length: int, seen: dict[bytes, int]) -> Positions:
     return message
 
 
-def key(rows: Rows) -> bytes:
-    """Equal for equal selections."""
-    rows = _distinct(rows)
-    return bytes([len(rows) > 1]) + np.ascontiguousarray(rows).tobytes()
+def decode(message: Positions, length: int, heads: int, earlier: list[Kept]) -> Kept:
+    """The positions back, or :class:`CorruptError`; nothing large is allocated unchecked."""
+    count = message.rows or 1
+    most = heads * length if message.ragged else length
+    if count not in (1, heads) or message.kept > most or (message.ragged and count == 1):
+        raise CorruptError(f"{count} rows of {message.kept} positions do not fit {heads} heads and {length} tokens")
+    if message.WhichOneof("form") == "frame":
+        return _repeated(message, count, length, earlier)
+    total = message.kept if message.ragged else count * message.kept
+    flat = _numbers(message, count * length, total)
+    if total and (int(flat.min()) < 0 or int(flat.max()) >= count * length):
+        raise CorruptError("a position lies outside the prompt")
+    lengths = tuple(np.bincount(flat // length, minlength=count).tolist())
+    if message.ragged == (len(set(lengths)) == 1):
+        raise CorruptError(f"heads that keep {lengths} tokens, where {message.kept} were announced for each or for all")
+    rows = (flat % length).reshape(1 if message.ragged else count, message.kept)
+    return Kept(rows, lengths if message.ragged else ())
 
 
-def decode(message: Positions, length: int, heads: int, earlier: list[Rows]) -> Rows:
-    """The rows (``[1 or heads, kept]``) back, or :class:`CorruptError`; nothing large is allocated unchecked."""
-    kept, count = message.kept, message.rows or 1
-    if count not in (1, heads) or kept > length:
-        raise CorruptError(f"{count} rows of {kept} positions do not fit {heads} heads and {length} tokens")
+def _repeated(message: Positions, count: int, length: int, earlier: list[Kept]) -> Kept:
+    """The positions of an earlier frame."""
+    if message.frame >= len(earlier):
+        raise CorruptError(f"positions refer to frame {message.frame}, which has not come yet")
+    kept = earlier[message.frame]
+    described = (count, message.kept, message.ragged)
+    if described != (kept.heads, kept.rows.shape[1], bool(kept.counts)):
+        raise CorruptError(f"positions refer to frame {message.frame}, which is of another shape")
+    return kept
+
+
+def _numbers(message: Positions, limit: int, total: int) -> Rows:
+    """The ascending numbers of all rows, ``[total]``; the bytes bear ``total`` out before so much is allocated."""
     form = message.WhichOneof("form")
-    if form == "frame":
-        if message.frame >= len(earlier):
-            raise CorruptError(f"positions refer to frame {message.frame}, which has not come yet")
-        rows = earlier[message.frame]
-        if rows.shape != (count, kept) or (kept and int(rows[:, -1].max()) >= length):
-            raise CorruptError(f"positions refer to frame {message.frame}, which is of another shape")
-        return rows
     if form == "runs":
-        flat = _from_runs(read_varints(message.runs, count * length), count * kept)
+        flat = _from_runs(read_varints(message.runs, limit), total)
     elif form == "gaps":
-        flat = np.cumsum(read_varints(message.gaps, count * length) + 1) - 1
+        flat = np.cumsum(read_varints(message.gaps, limit) + 1) - 1
     elif form == "bitmap":
-        if len(message.bitmap) != -(-count * length // 8):
-            raise CorruptError(f"a bitmap of {len(message.bitmap)} bytes for {count} x {length} tokens")
+        if len(message.bitmap) != -(-limit // 8):
+            raise CorruptError(f"a bitmap of {len(message.bitmap)} bytes for {limit} tokens")
         flat = np.flatnonzero(np.unpackbits(np.frombuffer(message.bitmap, np.uint8), bitorder="little"))
     else:
         raise CorruptError("a frame without positions")
-    if len(flat) != count * kept:
-        raise CorruptError(f"{len(flat)} positions, where {count} x {kept} were announced")
-    rows = flat.reshape(count, kept) - length * np.arange(count)[:, None]
-    if kept and (int(rows.min()) < 0 or int(rows.max()) >= length):
-        raise CorruptError("a position lies outside the prompt")
-    return rows
+    if len(flat) != total:
+        raise CorruptError(f"{len(flat)} positions, where {total} were announced")
+    return flat
 
 
 def write_varints(values: Rows) -> bytes:
@@ -103,10 +143,6 @@ def read_varints(data: bytes, limit: int) -> Rows:
     if int(values.max()) > limit:
         raise CorruptError(f"a number in the positions exceeds {limit}")
     return values
-
-
-def _distinct(rows: Rows) -> Rows:
-    return rows[:1] if (rows == rows[:1]).all() else rows
 
 
 def _from_runs(runs: Rows, total: int) -> Rows:

@@ -34,7 +34,8 @@ _START = len(MAGIC) + 1
 class FrameSize:
     """Where the bytes of one frame went; ``overhead_bytes`` is everything but positions and payload.
 
-    ``rows`` is 1 where all heads keep the same tokens; ``form`` is how the positions are written;
+    ``kept`` is per head, and the mean, rounded down, where heads keep differently many: ``counts`` then says how many
+    each. ``rows`` is 1 where all heads keep the same tokens; ``form`` is how the positions are written;
     ``unpacked_bytes`` is the payload's size before the lossless stage.
     """
 
@@ -46,6 +47,7 @@ class FrameSize:
     payload_bytes: int
     unpacked_bytes: int
     overhead_bytes: int
+    counts: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -88,7 +90,7 @@ class Reader:
         self._buffer = bytearray()
         self._started = False
         self._error: BitstreamError | None = None
-        self._rows: list[positions.Rows] = []
+        self._kept: list[positions.Kept] = []
         self._unfinished: set[int] = set()
         self._checksums = bytearray()
 
@@ -209,34 +211,36 @@ class Reader:
         if layer >= len(header.shapes) or layer in self._whole():
             raise CorruptError(f"a frame for layer {layer}, which does not exist or was whole already")
         shape = header.shapes[layer]
-        rows = positions.decode(message.positions, header.length, shape.kv_heads, self._rows)
+        kept = positions.decode(message.positions, header.length, shape.kv_heads, self._kept)
         if message.zstd:
             payload = decompress(payload, self._layer_limit(shape))
-        kept = rows.shape[1]
-        index = torch.from_numpy(rows).expand(shape.kv_heads, -1).contiguous()
+        rows = 1 if kept.counts else shape.kv_heads
+        index = torch.from_numpy(kept.rows).expand(rows, -1).contiguous()
         keys, values = self._codec.decode(
             layer,
             payload,
-            (shape.kv_heads, kept, shape.key_dim),
-            (shape.kv_heads, kept, shape.value_dim),
+            (*index.shape, shape.key_dim),
+            (*index.shape, shape.value_dim),
             index,
             header.layout,
         )
-        tokens = LayerCache(keys.to(self._device), values.to(self._device), index.to(self._device))
+        device = self._device
+        tokens = LayerCache(keys.to(device), values.to(device), index.to(device), kept.counts)
         self.layers[layer] = _merge(self.layers[layer], tokens) if layer in self.layers else tokens
         (self._unfinished.add if message.more else self._unfinished.discard)(layer)
-        self._rows.append(rows)
+        self._kept.append(kept)
         where, encoded = message.positions.ByteSize(), len(message.payload)
         self.frames.append(
             FrameSize(
                 layer=layer,
-                kept=kept,
-                rows=len(rows),
+                kept=tokens.kept,
+                rows=kept.heads,
                 form=message.positions.WhichOneof("form") or "",
                 position_bytes=where,
                 payload_bytes=encoded,
                 unpacked_bytes=len(payload),
                 overhead_bytes=OVERHEAD + len(body) - where - encoded,
+                counts=kept.counts,
             )
         )
 
@@ -251,15 +255,15 @@ class Reader:
 
 def _merge(have: LayerCache, come: LayerCache) -> LayerCache:
     """Both in ascending order of position; :class:`CorruptError` where they share one."""
-    both = LayerCache(
-        torch.cat([have.keys, come.keys], 1),
-        torch.cat([have.values, come.values], 1),
-        torch.cat([have.positions, come.positions], 1),
-    )
-    merged = both.take(both.positions.argsort(dim=1))
-    if bool((merged.positions[:, 1:] == merged.positions[:, :-1]).any()):
-        raise CorruptError("two frames hold the same token")
-    return merged
+    heads = []
+    for pair in zip(have.split(), come.split(), strict=True):
+        tensors = zip(*((x.keys, x.values, x.positions) for x in pair), strict=True)
+        keys, values, where = (torch.cat(same, 1) for same in tensors)
+        both = LayerCache(keys, values, where)
+        heads.append(both.take(both.positions.argsort(dim=1)))
+        if bool((heads[-1].positions.diff() == 0).any()):
+            raise CorruptError("two frames hold the same token")
+    return LayerCache.join(heads)
 
 
 def decompress_stream(blob: bytes, device: str | torch.device = "cpu") -> KVCache:

@@ -8,6 +8,7 @@ from typing import Any
 from kvferry.bitstream.reader import FrameSize, Reader
 from kvferry.cache import Modality
 from kvferry.errors import TruncatedError
+from kvferry.summary import Summary, summarise_cache
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Report:
     trailer_bytes: int
     total_bytes: int
     full_bf16_bytes: int
+    kept: Summary
 
     @property
     def ratio(self) -> float:
@@ -81,4 +83,5 @@ def inspect(blob: bytes) -> Report:
         trailer_bytes=len(blob) - reader.header_bytes - sum(frame.total for frame in frames),
         total_bytes=len(blob),
         full_bf16_bytes=header.full_bf16_bytes,
+        kept=summarise_cache(reader.cache()),
     )

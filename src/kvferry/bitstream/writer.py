@@ -44,9 +44,9 @@ class Writer:
         """Some or all kept ``tokens`` of ``layer``; ``more`` says that another frame of this layer will follow."""
         if self._layout is None:
             raise InputError("write the header before the first frame")
-        rows = tokens.positions.cpu().numpy()
-        where = positions.encode(rows, self._length, self._seen)
-        self._seen.setdefault(positions.key(rows), self._frames)
+        kept = positions.distinct(tokens.positions.cpu().numpy(), tokens.counts)
+        where = positions.encode(kept, self._length, self._seen)
+        self._seen.setdefault(kept.key, self._frames)
         self._frames += 1
         payload = self._codec.encode(layer, tokens.keys, tokens.values, tokens.positions, self._layout)
         message = Frame(layer=layer, more=more, positions=where)

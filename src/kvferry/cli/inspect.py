@@ -45,6 +45,7 @@ def _summary(report: Report) -> Table:
         "recipe": report.recipe,
         "model": f"{report.model_name or 'unnamed'}, {report.fingerprint or 'no fingerprint'}",
         "prompt": f"{report.tokens} tokens, {report.visual_tokens} of them visual, {report.length} in the cache",
+        "kept": str(report.kept),
         "pictures": pictures or "none on a grid",
         "layers": f"{report.layers}, made in {report.dtype}",
         "size": f"{report.total_bytes:,} bytes, {report.ratio:.1f}x smaller than {report.full_bf16_bytes:,} in BF16",
@@ -75,7 +76,7 @@ def _frames(report: Report) -> Table:
         unpacked = f"{frame.unpacked_bytes:,}" if frame.unpacked_bytes != frame.payload_bytes else ""
         table.add_row(
             f"layer {frame.layer}",
-            str(frame.kept),
+            f"{min(frame.counts)} to {max(frame.counts)}" if frame.counts else str(frame.kept),
             f"{frame.position_bytes:,}",
             form,
             f"{frame.payload_bytes:,}",

@@ -1,8 +1,9 @@
-"""``name,key=value`` <-> dataclass: the option syntax that scorers and codecs share."""
+"""``name:argument,key=value`` <-> dataclass: the syntax that all parts of a recipe share."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from kvferry.errors import InputError, RecipeError
 
 T = TypeVar("T")
+_PART = re.compile(r"([^:@]*)(?:([:@])(.*))?", re.DOTALL)
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
@@ -19,8 +21,44 @@ def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     raise RecipeError(f"there is no {what} {name!r}; {_suggest(name, table)}")
 
 
-def with_options(default: T, name: str, options: Iterable[str]) -> T:
-    """``default`` (a dataclass) with ``key=value`` options applied, converted to the types of its fields."""
+def name_of(table: Mapping[str, type], value: object) -> str:
+    """What a recipe calls ``value``, an instance of a class in ``table``."""
+    for name, kind in table.items():
+        if type(value) is kind:
+            return name
+    raise RecipeError(
+        f"a recipe cannot name {type(value).__name__}, only {', '.join(sorted(table))}; register it where those are "
+        "(SCORERS, BUDGETS, POLICIES or MERGES of kvferry.selection)"
+    )
+
+
+def parse_part(table: Mapping[str, type[T]], text: str, what: str) -> T:
+    """The instance that ``name``, ``name:argument`` or ``name@profile`` stands for.
+
+    The argument sets the first field of the dataclass, what follows an ``@`` the field ``profile``.
+    """
+    name, mark, argument = _PART.fullmatch(text).groups()  # type: ignore[union-attr]
+    part = lookup(table, name.strip(), what)()
+    if not mark:
+        return part
+    names = [f.name for f in fields(part)]  # type: ignore[arg-type]
+    if not names or (mark == "@" and "profile" not in names):
+        raise RecipeError(f"{what}={name.strip()} takes no {mark}{argument}; leave it out")
+    return with_options(part, f"{what}={name.strip()}", [f"{'profile' if mark == '@' else names[0]}={argument}"])
+
+
+def part_text(table: Mapping[str, type[T]], part: T) -> str:
+    """The canonical text that :func:`parse_part` reads back."""
+    name = name_of(table, part)
+    changed = [x.split("=", 1) for x in option_text(part, table[name]()).split(",")[1:]]
+    return name + "".join(("@" if key == "profile" else ":") + value for key, value in changed)
+
+
+def with_options(default: T, name: str, options: Iterable[str], also: Iterable[str] = ()) -> T:
+    """``default`` (a dataclass) with ``key=value`` options applied, converted to the types of its fields.
+
+    ``also`` names options that exist elsewhere, so that a misspelt one is suggested too.
+    """
     hints = get_type_hints(type(default))
     known = {f.name: hints[f.name] for f in fields(default) if f.default is not MISSING}  # type: ignore[arg-type]
     changed: dict[str, Any] = {}
@@ -29,7 +67,8 @@ def with_options(default: T, name: str, options: Iterable[str]) -> T:
         if not equals:
             raise RecipeError(f"{name}: an option is written key=value, not {option.strip()!r}")
         if key not in known:
-            suggestion = _suggest(key, known) if known else f"{name} has no options"
+            names = [*known, *also]
+            suggestion = _suggest(key, names) if names else f"{name} has no options"
             raise RecipeError(f"{name} has no option {key!r}; {suggestion}")
         if key in changed:
             raise RecipeError(f"{name}: the option {key!r} is given twice")

@@ -16,9 +16,10 @@ from kvferry.cache import KVCache
 from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.evidence import Prefilled
 from kvferry.models.attention import Observer, Session, attached, current_session, session
+from kvferry.models.kept import KeptLayer
 from kvferry.models.layout import layout_of
 from kvferry.models.prefill import layers_from
-from kvferry.models.resume import KeptLayer, kept_layers
+from kvferry.models.resume import kept_layers
 from kvferry.models.support import check_supported, layer_windows
 
 
@@ -32,7 +33,9 @@ class Report:
         In canonical form.
     prompt_tokens : int
     kept : tuple of int
-        Tokens kept per layer.
+        Tokens a head keeps, per layer; the mean, rounded down, where heads differ.
+    kept_per_head : tuple of tuple of int
+        Per layer and head.
     bytes_before, bytes_after : int
         Keys and values in memory, in the model's dtype.
     """
@@ -40,6 +43,7 @@ class Report:
     recipe: str = ""
     prompt_tokens: int = 0
     kept: tuple[int, ...] = ()
+    kept_per_head: tuple[tuple[int, ...], ...] = ()
     bytes_before: int = 0
     bytes_after: int = 0
 
@@ -127,7 +131,7 @@ class _Work:
         plain = self._recipe.codec.name == "bf16"
         kept = self._recipe.keep(prefilled) if plain else self._recipe.apply(prefilled)
         output.past_key_values.layers = kept_layers(self._model, kept)
-        self._fill_report(full, output.past_key_values.layers)
+        self._fill_report(full, kept, output.past_key_values.layers)
         self._layout = self.session.observer = None
 
     def _question_mask(self, inputs: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
@@ -137,11 +141,12 @@ class _Work:
         mask: np.ndarray[Any, np.dtype[np.bool_]] = np.arange(n) >= n - self._question_tokens
         return mask
 
-    def _fill_report(self, full: KVCache, layers: list[KeptLayer]) -> None:
+    def _fill_report(self, full: KVCache, kept: KVCache, stored: list[KeptLayer]) -> None:
         self.report.prompt_tokens = full.length
-        self.report.kept = tuple(x.positions.shape[1] for x in layers)
+        self.report.kept = kept.kept
+        self.report.kept_per_head = tuple(layer.per_head for layer in kept)
         self.report.bytes_before = full.nbytes
-        self.report.bytes_after = sum(x.keys.nbytes + x.values.nbytes for x in layers)
+        self.report.bytes_after = sum(x.keys.nbytes + x.values.nbytes for x in stored)
 
 
 def _fresh(past: Any) -> DynamicCache:

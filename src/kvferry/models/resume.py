@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
-from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.errors import FingerprintError, InputError, UnsupportedModelError
+from kvferry.cache import KVCache, PromptLayout
+from kvferry.errors import FingerprintError, InputError
 from kvferry.models.attention import Session, attached, session
+from kvferry.models.kept import KeptLayer, RaggedLayer
 from kvferry.models.support import kv_shape, layer_windows
 
 
@@ -39,90 +39,21 @@ class Continuation:
     seconds: float
 
 
-class KeptLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer of a pruned cache, as Transformers wants to see it.
-
-    It reports the *logical* length, so that new tokens get their true position, and the *stored* length where masks
-    are sized. Positions of what is stored are kept beside, per head.
-    """
-
-    is_croppable = False
-
-    def __init__(self, layer: LayerCache, length: int, window: int | None, like: torch.Tensor) -> None:
-        super().__init__()
-        self.keys = layer.keys.to(like).unsqueeze(0)
-        self.values = layer.values.to(like).unsqueeze(0)
-        self.dtype, self.device = like.dtype, like.device
-        self.is_initialized = True
-        self.positions = layer.positions.to(like.device)
-        self.length = length
-        self.window = window
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append new tokens behind the logical end; returns all stored keys and values."""
-        new = torch.arange(self.length, self.length + key_states.shape[-2], device=self.positions.device)
-        self.positions = torch.cat([self.positions, new.expand(len(self.positions), -1)], dim=1)
-        self.length += key_states.shape[-2]
-        both: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, *args, **kwargs)
-        return both
-
-    def get_seq_length(self) -> int:
-        """Tokens this layer stands for, dropped ones included."""
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Stored length after ``query_length`` more tokens, and no offset."""
-        return self.positions.shape[1] + query_length, 0
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Refused: what was dropped cannot come back."""
-        raise UnsupportedModelError("a pruned cache cannot be rolled back; decode without an assistant model")
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Refused: there is one sequence."""
-        raise UnsupportedModelError("a pruned cache holds one sequence; decode without beams")
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Refused: there is one sequence."""
-        raise UnsupportedModelError("a pruned cache holds one sequence; ask for one answer at a time")
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Refused: there is one sequence."""
-        raise UnsupportedModelError("a pruned cache holds one sequence; ask for one answer at a time")
-
-    def mask(self, query_length: int, query_heads: int) -> torch.Tensor | None:
-        """Which stored key each of the newest ``query_length`` tokens may see.
-
-        bool ``[1, 1 or query_heads, query_length, stored]``; None where all see all.
-        """
-        if query_length == 1 and self.window is None:
-            return None
-        where = self.positions
-        if bool((where == where[:1]).all()):
-            where = where[:1]
-        else:
-            where = where.repeat_interleave(query_heads // len(where), dim=0)
-        mine = torch.arange(self.length - query_length, self.length, device=where.device)[:, None]
-        allowed = where[:, None] <= mine
-        if self.window is not None:
-            allowed &= where[:, None] > mine - self.window
-        return allowed.unsqueeze(0)
-
-
 def kept_layers(model: PreTrainedModel, cache: KVCache) -> list[KeptLayer]:
     """The cache's layers on the model's device and in its dtype; ``cache`` itself is not touched."""
     windows = layer_windows(model)
     _check_fit(model, cache, len(windows))
     like = torch.empty(0, dtype=model.dtype, device=model.device)
-    return [KeptLayer(layer, cache.length, window, like) for layer, window in zip(cache, windows, strict=True)]
+    return [
+        (RaggedLayer if layer.counts else KeptLayer)(layer, cache.length, window, like)
+        for layer, window in zip(cache, windows, strict=True)
+    ]
 
 
 def _check_fit(model: PreTrainedModel, cache: KVCache, layers: int) -> None:
     """A cache may come from far away: shapes and token ids must be what this model can take."""
     shape = kv_shape(model)
-    shapes = {(t.shape[0], t.shape[2]) for layer in cache for t in (layer.keys, layer.values)}
+    shapes = {(layer.heads, t.shape[2]) for layer in cache for t in (layer.keys, layer.values)}
     if len(cache.layers) != layers or shapes != {shape}:
         raise FingerprintError(
             f"a cache of {len(cache.layers)} layers and (heads, channels) {sorted(shapes)} does not fit a model of "

@@ -9,6 +9,7 @@ from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
     from kvferry.models import Continuation
+    from kvferry.summary import Summary
 
 CHUNK_BYTES = 64 * 1024
 """Largest piece that is sent at once: 52 ms at 10 Mbit/s."""
@@ -21,6 +22,8 @@ class Sender(Protocol):
 
     bf16_bytes: int | None
     """What the uncompressed cache (every prompt token, BF16) would take, where a cache is sent."""
+    kept: Summary | None
+    """What the compressed cache holds, once it has been selected."""
     prefill_seconds: float
     encode_seconds: float
 

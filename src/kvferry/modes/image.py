@@ -19,6 +19,7 @@ from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
     from kvferry.models import VLM, Continuation
+    from kvferry.summary import Summary
 
 JPEG_QUALITY = 90
 FORMATS = ("JPEG", "PNG")
@@ -30,6 +31,7 @@ class ImageSender:
     """The edge's half. JPEG and PNG files travel as they are; anything else as JPEG of quality 90."""
 
     bf16_bytes: int | None = None
+    kept: Summary | None = None
     prefill_seconds = 0.0
 
     def __init__(self, images: Sequence[Any], question: str) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from kvferry.bitstream import Reader
 from kvferry.errors import FingerprintError, InputError
 from kvferry.modes.base import OnToken, cut
-from kvferry.recipe import Recipe, compress_frames
+from kvferry.recipe import Recipe, write_frames
+from kvferry.summary import Summary, summarise_cache
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class KVSender:
         self, vlm: VLM, images: Sequence[Any], question: str, recipe: str | Recipe, ship_first: bool = False
     ) -> None:
         self.bf16_bytes: int | None = None
+        self.kept: Summary | None = None
         self.prefill_seconds = self.encode_seconds = 0.0
         self._vlm = vlm
         self._images = images
@@ -59,7 +61,7 @@ class KVSender:
     def chunks(self) -> Iterator[bytes]:
         if self._prefilled is None:
             raise InputError("nothing to send yet; call prepare() first")
-        pieces = cut(compress_frames(self._prefilled, self._recipe))
+        pieces = cut(self._pieces(self._prefilled))
         while True:
             began = time.perf_counter()
             piece = next(pieces, None)
@@ -67,6 +69,11 @@ class KVSender:
             if piece is None:
                 return
             yield piece
+
+    def _pieces(self, prefilled: Prefilled) -> Iterator[bytes]:
+        kept = self._recipe.keep(prefilled)
+        self.kept = summarise_cache(kept)
+        yield from write_frames(kept, self._recipe)
 
 
 class KVReceiver:

@@ -1,8 +1,12 @@
-"""Which tokens stay. One method, one file; a new one needs its file and a line in ``SCORERS``."""
+"""Which tokens stay. One method, one file; a new one needs its file and a line in its dictionary."""
 
-from kvferry.selection.base import SINKS, Scorer, Selection, evict, kept_count, top_tokens
+from kvferry.selection.base import SINKS, Scorer, Selection, evict, kept_count
+from kvferry.selection.budgets import BUDGETS, Budget
+from kvferry.selection.choose import choose, least_count
 from kvferry.selection.full import Full
 from kvferry.selection.knorm import KNorm
+from kvferry.selection.merge import MERGES, Merge
+from kvferry.selection.modality import POLICIES, Policy
 from kvferry.selection.none import NoVisual
 from kvferry.selection.q2c import Q2C
 from kvferry.selection.random import Random
@@ -17,4 +21,7 @@ SCORERS: dict[str, type] = {
     "random": Random,
 }
 
-__all__ = ["SCORERS", "SINKS", "Scorer", "Selection", "evict", "kept_count", "top_tokens"]
+__all__ = [
+    "BUDGETS", "MERGES", "POLICIES", "SCORERS", "SINKS", "Budget", "Merge", "Policy", "Scorer", "Selection", "choose",
+    "evict", "kept_count", "least_count",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Scorers rank tokens; a budget says how many stay; the kept ones are gathered. No transformers here."""
+"""The nouns of selection: a scorer ranks tokens, a selection names those that stay, :func:`evict` gathers them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from kvferry.cache import KVCache
+from kvferry.cache import KVCache, LayerCache
 from kvferry.errors import InputError
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.summary import Summary, summarise
 
 SINKS = 4
 """The first tokens soak up attention whatever they say (StreamingLLM, arXiv 2309.17453); they always stay."""
@@ -22,8 +23,9 @@ class Scorer(Protocol):
     """Importance of every token the cache holds.
 
     ``score`` returns one float32 tensor per layer, ``[kv_heads, length]`` or ``[1, length]`` where all heads agree;
-    higher stays. ``inf`` keeps a token whatever the budget. A scorer whose rule is more than "the highest stay" may
-    also have ``select(cache, evidence, fraction) -> Selection``, which then decides.
+    higher stays. A scorer may also have ``recent(keep: int) -> int``: how many of the most recent tokens stay whatever
+    their score where a layer keeps ``keep``. One without any choice (``full``, ``none``) has
+    ``select(cache, evidence) -> Selection`` instead of a fraction.
     """
 
     @property
@@ -46,10 +48,24 @@ class Selection:
         Per layer, ascending.
     importance : tuple of float32 ``[kv_heads, kept]``
         The scores of what was kept, so that a bitstream can put the most important tokens first.
+    counts : tuple of tuple of int
+        Per layer, empty where all its heads keep equally many. Else how many each head keeps; its positions and
+        importance are then ``[1, sum]``, the heads end to end. Empty where no layer needs it.
     """
 
     positions: tuple[torch.Tensor, ...]
     importance: tuple[torch.Tensor, ...]
+    counts: tuple[tuple[int, ...], ...] = ()
+
+    def heads(self, layer: int) -> list[torch.Tensor]:
+        """Positions that every head of ``layer`` keeps, ``[1, kept]`` each."""
+        counts = self.counts[layer] if self.counts else ()
+        sizes, axis = (list(counts), 1) if counts else (1, 0)
+        return list(torch.split(self.positions[layer], sizes, axis))
+
+    def summary(self, cache: KVCache) -> Summary:
+        """What is kept where of ``cache``, from which this was selected."""
+        return summarise([self.heads(i) for i in range(len(self.positions))], cache.layout, cache.length)
 
 
 def kept_count(fraction: float, length: int) -> int:
@@ -59,37 +75,27 @@ def kept_count(fraction: float, length: int) -> int:
     return max(1, min(length, math.floor(fraction * length + 0.5)))
 
 
-def top_tokens(scores: Sequence[torch.Tensor], fraction: float, heads: int, recent: int = 0) -> Selection:
-    """Keep the highest-scoring ``fraction`` of tokens in every layer and head (uniform budget).
-
-    The first :data:`SINKS` tokens and the ``recent`` last ones stay whatever their score; the recent ones take at
-    most half the budget.
-    """
-    positions, importance = [], []
-    for score in scores:
-        keep = kept_count(fraction, score.shape[-1])
-        ranked = score.clone()
-        sinks = min(SINKS, keep)
-        ranked[:, :sinks] = math.inf
-        ranked[:, score.shape[-1] - min(recent, keep // 2, keep - sinks) :] = math.inf
-        index = ranked.topk(keep, dim=-1).indices.sort(dim=-1).values
-        positions.append(index.expand(heads, -1).contiguous())
-        importance.append(ranked.gather(-1, index).expand(heads, -1).contiguous())
-    return Selection(tuple(positions), tuple(importance))
-
-
 def evict(cache: KVCache, selection: Selection) -> KVCache:
     """Gather the selected tokens; what is dropped is freed. Kept keys keep their original rotation."""
     if len(selection.positions) != len(cache.layers):
         raise InputError(f"a selection of {len(selection.positions)} layers does not fit {len(cache.layers)}")
     layers = []
-    for layer, wanted in zip(cache.layers, selection.positions, strict=True):
-        if layer.kept == cache.length:
-            index = wanted.to(layer.positions.device)
+    for index, layer in enumerate(cache):
+        wanted = selection.heads(index)
+        if not layer.counts and len({x.shape[1] for x in wanted}) == 1:
+            layers.append(_gather(layer, torch.cat(wanted), cache.length))
         else:
-            index = torch.searchsorted(layer.positions, wanted.to(layer.positions.device).contiguous())
-            index = index.clamp(max=layer.kept - 1)
-            if not torch.equal(layer.positions.gather(1, index), wanted.to(layer.positions.device)):
-                raise InputError("the selection names tokens that this cache has already dropped")
-        layers.append(layer.take(index))
+            heads = zip(layer.split(), wanted, strict=True)
+            layers.append(LayerCache.join([_gather(head, row, cache.length) for head, row in heads]))
     return replace(cache, layers=tuple(layers))
+
+
+def _gather(layer: LayerCache, wanted: torch.Tensor, length: int) -> LayerCache:
+    """The entries of ``layer`` (equally long heads) at the prompt positions ``wanted`` (``[kv_heads, k]``)."""
+    wanted = wanted.to(layer.positions.device)
+    if layer.kept == length:
+        return layer.take(wanted)
+    index = torch.searchsorted(layer.positions, wanted.contiguous()).clamp(max=max(layer.kept - 1, 0))
+    if wanted.shape[1] > layer.kept or not torch.equal(layer.positions.gather(1, index), wanted):
+        raise InputError("the selection names tokens that this cache has already dropped")
+    return layer.take(index)

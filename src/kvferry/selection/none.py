@@ -30,11 +30,11 @@ class NoVisual:
         text = torch.from_numpy(~cache.layout.visual[: cache.length]).float()[None]
         return [text.to(layer.keys.device) for layer in cache]
 
-    def select(self, cache: KVCache, evidence: Evidence, fraction: float = 1.0) -> Selection:
-        """Positions of the text tokens; ``fraction`` has no meaning here."""
+    def select(self, cache: KVCache, evidence: Evidence) -> Selection:
+        """Positions of the text tokens."""
         positions, importance = [], []
         for layer, text in zip(cache, self.score(cache, evidence), strict=True):
-            heads = layer.keys.shape[0]
+            heads = layer.heads
             kept = text[0].nonzero().T.expand(heads, -1).contiguous()
             positions.append(kept)
             importance.append(torch.ones_like(kept, dtype=torch.float32))

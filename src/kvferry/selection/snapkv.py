@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
 from kvferry.evidence import Evidence, EvidenceRequest
-from kvferry.selection.base import Selection, top_tokens
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,9 @@ class SnapKV:
         (request,) = self.requests
         return [self._pool(evidence.of(request, layer)) for layer in range(len(cache.layers))]
 
-    def select(self, cache: KVCache, evidence: Evidence, fraction: float) -> Selection:
-        """The highest pooled sums and the window."""
-        heads = cache.layers[0].keys.shape[0]
-        return top_tokens(self.score(cache, evidence), fraction, heads, recent=self.window)
+    def recent(self, keep: int) -> int:
+        """The window, but at most half of what a layer keeps."""
+        return min(self.window, keep // 2)
 
     def _pool(self, sums: torch.Tensor) -> torch.Tensor:
         """Pool ``[kv_heads, length]`` along tokens with an output of the same shape."""

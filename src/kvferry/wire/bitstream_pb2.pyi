@@ -101,20 +101,22 @@ class Frame(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., more: _Optional[bool] = ..., positions: _Optional[_Union[Positions, _Mapping]] = ..., payload: _Optional[bytes] = ..., zstd: _Optional[bool] = ...) -> None: ...
 
 class Positions(_message.Message):
-    __slots__ = ("kept", "rows", "bitmap", "gaps", "runs", "frame")
+    __slots__ = ("kept", "rows", "bitmap", "gaps", "runs", "frame", "ragged")
     KEPT_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     BITMAP_FIELD_NUMBER: _ClassVar[int]
     GAPS_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    RAGGED_FIELD_NUMBER: _ClassVar[int]
     kept: int
     rows: int
     bitmap: bytes
     gaps: bytes
     runs: bytes
     frame: int
-    def __init__(self, kept: _Optional[int] = ..., rows: _Optional[int] = ..., bitmap: _Optional[bytes] = ..., gaps: _Optional[bytes] = ..., runs: _Optional[bytes] = ..., frame: _Optional[int] = ...) -> None: ...
+    ragged: bool
+    def __init__(self, kept: _Optional[int] = ..., rows: _Optional[int] = ..., bitmap: _Optional[bytes] = ..., gaps: _Optional[bytes] = ..., runs: _Optional[bytes] = ..., frame: _Optional[int] = ..., ragged: _Optional[bool] = ...) -> None: ...
 
 class Trailer(_message.Message):
     __slots__ = ("frames", "digest")
