@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
 from kvferry.cache import KVCache, LayerCache
+from kvferry.errors import InputError
 from kvferry.evidence import EvidenceRequest
 from kvferry.models import Decoder, compressing, continue_from, layout_of, prefill_inputs
 from kvferry.models.attention import attached, rows_of
@@ -236,3 +237,65 @@ def test_coming_queries_are_the_models_own_before_rotation(name: str, module: st
     got = prefilled.evidence.of(request, 1)
     assert got.shape == (4, 9, 8)
     torch.testing.assert_close(got[:, :1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_construction_time_is_a_mask_from_the_first_row(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    """Against attention written out with that mask: keys, values and the first answer token's logits."""
+    model, inputs = family
+    plain = prefill_inputs(model, inputs, [EvidenceRequest("all")])
+    selection = uneven(plain.cache, per_head=True)
+    built = prefill_inputs(model, inputs, [EvidenceRequest("all")], construct=selection)
+    assert built.cache.kept == tuple(x.shape[1] for x in selection.positions)
+
+    n, length = inputs["input_ids"].shape[1], plain.cache.length
+    heads = len(plain.cache.layers[0].keys)
+    group = text_config(model).num_attention_heads // heads
+    for index, kept in enumerate(selection.positions):
+        hidden = (torch.arange(n) < length).repeat(heads, 1).scatter(1, kept, False)
+        others = ~torch.eye(n, dtype=torch.bool)
+        dropped[index] = (hidden[:, None] & others).repeat_interleave(group, 0)
+    before = text_config(model)._attn_implementation
+    use(model, "masked_reference")
+    past = DynamicCache()
+    with torch.no_grad():
+        logits = model(**inputs, past_key_values=past, use_cache=True).logits[0, -1]
+    use(model, before)
+    torch.testing.assert_close(built.next_logits, logits, atol=1e-4, rtol=1e-4)
+    moved = 0.0
+    for layer, reference, evicted in zip(built.cache, past.layers, evict(plain.cache, selection), strict=True):
+        for got, expected in ((layer.keys, reference.keys), (layer.values, reference.values)):
+            expected = expected[0].gather(1, layer.positions[..., None].expand(-1, -1, got.shape[-1]))
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        moved = max(moved, float((layer.keys - evicted.keys).abs().max()))
+    assert moved > 1e-2
+    with attached(model):
+        resumed = Decoder(model, built.cache).feed(built.cache.pending.tolist())[0]
+    torch.testing.assert_close(resumed, built.next_logits, atol=1e-4, rtol=1e-4)
+
+
+def test_constructing_with_everything_is_plain_prefill(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    model, inputs = family
+    plain = prefill_inputs(model, inputs, REQUESTS)
+    everything = Selection(
+        tuple(x.positions for x in plain.cache), tuple(torch.zeros(x.positions.shape) for x in plain.cache)
+    )
+    built = prefill_inputs(model, inputs, REQUESTS, construct=everything)
+    torch.testing.assert_close(built.next_logits, plain.next_logits, atol=1e-4, rtol=1e-4)
+    for a, b in zip(built.cache, plain.cache, strict=True):
+        assert torch.equal(a.positions, b.positions)
+        torch.testing.assert_close(a.keys, b.keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(a.values, b.values, atol=1e-4, rtol=1e-4)
+    for request in REQUESTS:
+        torch.testing.assert_close(built.evidence.of(request, 2), plain.evidence.of(request, 2), atol=1e-3, rtol=1e-4)
+
+
+def test_a_selection_of_something_else_is_refused() -> None:
+    model, inputs = build("llama")
+    full = prefill_inputs(model, inputs).cache
+    selection = uneven(full, per_head=True)
+    with pytest.raises(InputError, match="3 layers of 2 KV heads"):
+        prefill_inputs(model, inputs, construct=replace(selection, positions=selection.positions[:2]))
+    with pytest.raises(InputError, match="3 layers of 2 KV heads"):
+        prefill_inputs(model, inputs, construct=replace(selection, positions=(selection.positions[0][:1],) * 3))
+    with pytest.raises(InputError, match="beyond the prompt's 39"):
+        prefill_inputs(model, inputs, construct=replace(selection, positions=(torch.tensor([[0], [39]]),) * 3))

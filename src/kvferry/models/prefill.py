@@ -11,11 +11,14 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvferry.cache import KVCache, LayerCache, PromptLayout
+from kvferry.errors import InputError
 from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
 from kvferry.models.attention import Observer, Session, attached, session
 from kvferry.models.fingerprint import fingerprint_of
 from kvferry.models.layout import Inputs, layout_of
-from kvferry.models.support import check_supported
+from kvferry.models.rotary import rotary_of
+from kvferry.models.support import check_supported, kv_shape
+from kvferry.selection.base import Selection, evict
 
 
 def prefill_inputs(
@@ -24,6 +27,7 @@ def prefill_inputs(
     requests: Sequence[EvidenceRequest] = (),
     *,
     question_mask: npt.ArrayLike | None = None,
+    construct: Selection | None = None,
 ) -> Prefilled:
     """Read a prompt given as raw Hugging Face inputs; works for families without a processor.
 
@@ -35,11 +39,13 @@ def prefill_inputs(
         What to observe of attention.
     question_mask : bool ``[n]``, optional
         True on the question, see :func:`layout_of`.
+    construct : Selection, optional
+        See :func:`read_prompt`.
 
     Returns
     -------
     Prefilled
-        Its cache holds ``n - 1`` tokens; the last one is pending.
+        Its cache stands for ``n - 1`` tokens; the last one is pending.
 
     Raises
     ------
@@ -50,7 +56,9 @@ def prefill_inputs(
     layout = layout_of(model, inputs, question_mask)
     length = max(1, len(layout) - 1)
     with attached(model):
-        return read_prompt(model, inputs, layout, requests, length=length, fingerprint=fingerprint_of(model))
+        return read_prompt(
+            model, inputs, layout, requests, length=length, fingerprint=fingerprint_of(model), construct=construct
+        )
 
 
 def read_prompt(
@@ -62,6 +70,7 @@ def read_prompt(
     length: int,
     fingerprint: str,
     scene: bool = False,
+    construct: Selection | None = None,
 ) -> Prefilled:
     """The forward pass itself; the model must have :func:`kvferry.models.attention.attach` applied.
 
@@ -72,12 +81,26 @@ def read_prompt(
     scene : bool
         Forget everything after ``length``: the layout is cut too, and the logits are those after the last kept
         token. Otherwise they are those after the whole prompt.
+    construct : Selection, optional
+        Apply this selection, made from an ordinary prefill of the same prompt, while the cache is built: in every
+        layer and KV head, a token that the selection drops there is hidden from all other tokens, from the first row
+        on. It still passes through the network and sees itself and what is kept before it. So kept keys and values
+        never held what was dropped, unlike after an eviction. Tokens behind ``length`` (the pending one, a proxy
+        question) are not hidden. The cache holds exactly the kept tokens; evidence is that of the masked pass.
+
+    Raises
+    ------
+    EvidenceError
+        A request has no rows in this prompt, or a layer has no fixed rotation where one is needed.
+    InputError
+        ``construct`` was made for another model or another prompt.
     """
     began = time.perf_counter()
     past = DynamicCache()
-    observer = Observer(requests, layout, _layer_count(model)) if requests else None
+    observer = Observer(requests, layout, _layer_count(model), rotary_of(model)) if requests else None
+    dropped = None if construct is None else _dropped(model, construct, length, len(layout))
     last = length - 1 if scene else len(layout) - 1
-    with torch.inference_mode(), session(Session(observer=observer)):
+    with torch.inference_mode(), session(Session(observer=observer, dropped=dropped)):
         output = model(
             **model_inputs(model, inputs, layout),
             past_key_values=past,
@@ -91,6 +114,8 @@ def read_prompt(
         fingerprint=fingerprint,
         model_name=str(getattr(model, "name_or_path", "")),
     )
+    if construct is not None:
+        cache = evict(cache, construct)
     evidence = observer.evidence(length) if observer is not None else Evidence()
     logits = output.logits[0, -1].float().clone()
     return Prefilled(cache, evidence, logits, time.perf_counter() - began)
@@ -98,6 +123,20 @@ def read_prompt(
 
 def _layer_count(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def _dropped(model: PreTrainedModel, kept: Selection, length: int, n: int) -> list[torch.Tensor]:
+    """Per layer the keys that a selection of the first ``length`` tokens drops, bool ``[kv_heads, n]``."""
+    heads, layers = kv_shape(model)[0], _layer_count(model)
+    hidden = torch.arange(n).expand(layers, heads, n) < length
+    if len(kept.positions) != layers or any(len(kept.heads(layer)) != heads for layer in range(layers)):
+        raise InputError(f"the selection does not fit {layers} layers of {heads} KV heads; select with this model")
+    if any(len(x) and int(x.max()) >= length for x in kept.positions):
+        raise InputError(f"the selection names tokens beyond the prompt's {length}; select with this very prompt")
+    for layer in range(layers):
+        for head, positions in enumerate(kept.heads(layer)):
+            hidden[layer, head, positions[0].cpu()] = False
+    return list(hidden.to(model.device))
 
 
 def model_inputs(model: PreTrainedModel, inputs: Inputs, layout: PromptLayout) -> dict[str, Any]:

@@ -51,6 +51,10 @@ class Selection:
     positions: tuple[torch.Tensor, ...]
     importance: tuple[torch.Tensor, ...]
 
+    def heads(self, layer: int) -> list[torch.Tensor]:
+        """Positions that every head of ``layer`` keeps, ``[1, kept]`` each."""
+        return list(self.positions[layer].unsqueeze(1))
+
 
 def kept_count(fraction: float, length: int) -> int:
     """Tokens that ``fraction`` of ``length`` stands for: nearest whole token, at least one."""
