@@ -160,10 +160,11 @@ def test_keeping_everything_is_stock_generation(family: tuple[Any, dict[str, tor
     assert list(continue_from(model, cache, max_new_tokens=12, stop=()).token_ids) == stock
 
 
-def test_compressing_frees_what_it_drops(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+@pytest.mark.parametrize("recipe", ["q2c@0.5|int8", "expected_attention@0.5"])
+def test_compressing_frees_what_it_drops(family: tuple[Any, dict[str, torch.Tensor]], recipe: str) -> None:
     model, inputs = family
     n = inputs["input_ids"].shape[1]
-    with compressing(model, "q2c@0.5|int8") as report:
+    with compressing(model, recipe) as report:
         said = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=-1)
     assert said.shape[1] == n + 4
     assert set(report.kept) == {(n + 1) // 2}

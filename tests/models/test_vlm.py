@@ -93,7 +93,10 @@ def test_proxy_question_leaves_only_its_evidence(vlm: VLM, picture: Image.Image)
         vlm.prefill([picture], requests=[QUESTION_ROWS])
 
 
-@pytest.mark.parametrize("recipe", ["full|bf16", "q2c@0.5|int8", "snapkv@0.25|int4|zstd"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["full|bf16", "q2c@0.5|int8", "snapkv@0.25|int4|zstd", "h2o@0.5", "vlcache@0.3", "expected_attention@0.5|int8"],
+)
 def test_through_bytes(vlm: VLM, picture: Image.Image, recipe: str) -> None:
     prefilled = vlm.prefill([picture], QUESTION, recipe=recipe)
     cache = decompress(compress(prefilled, recipe))
