@@ -10,7 +10,7 @@ from kvferry.cache import PromptLayout, Role
 from kvferry.errors import EvidenceError, InputError
 from kvferry.evidence import EvidenceRequest
 from kvferry.models import prefill_inputs
-from kvferry.models.attention import NAME, Observer, attach, detach, rows_of
+from kvferry.models.attention import NAME, Observer, attach, attached, detach, rows_of
 from kvferry.models.blockwise import Rule, attend, column_sums, densities
 from kvferry.models.queries import coming_queries
 from kvferry.rope import Rotary
@@ -139,7 +139,7 @@ def test_rows() -> None:
     assert rows_of(EvidenceRequest("post_vision"), layout(5, slice(0, 0), slice(0, 0))).all()
     with pytest.raises(EvidenceError, match="'window' rows"):
         rows("window", 0)
-    with pytest.raises(EvidenceError, match="'visual' rows"):
+    with pytest.raises(EvidenceError, match="'visual' rows to observe; show a picture"):
         rows_of(EvidenceRequest("visual"), layout(5, slice(0, 0), slice(0, 0)))
     with pytest.raises(EvidenceError, match="ask a question"):
         rows_of(EvidenceRequest("question"), layout(5, slice(0, 2), slice(0, 0)))
@@ -156,6 +156,21 @@ def test_attach_counts_its_users() -> None:
     assert text._attn_implementation == NAME
     detach(model)
     assert (text._attn_implementation, tower._attn_implementation) == before
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_padded_batches_outside_a_session_are_eager(name: str) -> None:
+    """A model that is attached for good still serves others: two prompts, one of them padded on the left."""
+    model, inputs = build(name)
+    ids = inputs["input_ids"].repeat(2, 1)
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).logits
+        with attached(model):
+            got = model(ids, attention_mask=mask).logits
+    torch.testing.assert_close(got[0], expected[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got[1, 7:], expected[1, 7:], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [{"threshold": 0.0}, {"threshold": 1.5}, {"threshold": float("nan")}, {"horizon": 0}])

@@ -55,9 +55,10 @@ def rows_of(request: EvidenceRequest, layout: PromptLayout) -> npt.NDArray[np.bo
     else:
         rows[:] = True
     if not rows.any():
+        missing = "show a picture" if request.rows == "visual" else "ask a question, pass proxy_question=..."
         raise EvidenceError(
-            f"the prompt has no {request.rows!r} rows to observe; ask a question, pass proxy_question=..., or use a "
-            "selection that needs none, such as knorm"
+            f"the prompt has no {request.rows!r} rows to observe; {missing}, or use a selection that needs none, such "
+            "as knorm"
         )
     return rows
 

@@ -11,6 +11,8 @@ import torch
 ROWS_PER_BLOCK = 64
 LOGITS_PER_BLOCK = 1 << 24
 """Many heads and long prompts make blocks of fewer rows, so that one takes at most 64 MiB."""
+HIDDEN = torch.finfo(torch.float32).min
+"""The logit of a hidden key. Finite, so that a padding token, which sees nothing, looks everywhere and is not NaN."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Rule:
     dropped: torch.Tensor | None = None
 
     def logits(self, query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Logits of some queries, minus infinity where a key is hidden.
+        """Logits of some queries, :data:`HIDDEN` where a key is hidden.
 
         Parameters
         ----------
@@ -64,10 +66,10 @@ class Rule:
             logits = _hide(logits, self.mask[:, rows])
         elif only_past:
             future = torch.arange(first, seen, device=key.device) > rows[:, None]
-            logits[..., first:].masked_fill_(future, -torch.inf)
+            logits[..., first:].masked_fill_(future, HIDDEN)
         if self.dropped is not None:
             others = torch.arange(seen, device=key.device) != rows[:, None]
-            logits.masked_fill_(self.dropped[:, None, None, :seen] & others, -torch.inf)
+            logits.masked_fill_(self.dropped[:, None, None, :seen] & others, HIDDEN)
         return logits
 
     def attention(self, logits: torch.Tensor) -> torch.Tensor:
@@ -82,9 +84,9 @@ class Rule:
 def _hide(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     mask = mask.view(*logits.shape) if mask.shape[0] > 1 else mask.unsqueeze(0)
     if mask.dtype == torch.bool:
-        return logits.masked_fill_(~mask, -torch.inf)
+        return logits.masked_fill_(~mask, HIDDEN)
     # Additive masks hide by the dtype's lowest number, which in float16 a large logit could outweigh.
-    return logits.add_(mask).masked_fill_(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+    return logits.add_(mask).masked_fill_(mask <= torch.finfo(mask.dtype).min / 2, HIDDEN)
 
 
 def column_sums(
@@ -145,7 +147,7 @@ def densities(
     for some, logits in _blocks(query, key, rows, rule):
         logits = logits.flatten(0, 1)
         largest = logits.amax(-1, keepdim=True)
-        visible += weights[:, some] @ (logits > -torch.inf).sum(-1).float().T
+        visible += weights[:, some] @ (logits > HIDDEN).sum(-1).float().T
         for index, threshold in enumerate(thresholds):
             large[index] += (logits >= largest + math.log(threshold)).sum(-1).float() @ weights[index, some]
     return (large / visible).view(len(weights), key.shape[0], -1).mean(-1)
