@@ -110,11 +110,11 @@ class Observer:
         self._seen: dict[EvidenceRequest, dict[int, torch.Tensor]] = {x: {} for x in requests}
         self._plans = {
             (statistic, at_the_end): _Plan.of(self._wanted(statistic, at_the_end), layout)
-            for statistic in ("sum", "density")
+            for statistic in ("sum", "density", "queries")
             for at_the_end in (False, True)
         }
         for layer in range(layers):
-            if layer not in self._turns and self._wanted("queries", layer == self._last):
+            if layer not in self._turns and self._plans["queries", layer == self._last].requests:
                 raise EvidenceError(
                     f"layer {layer} does not turn its keys by a fixed rotation, so coming queries cannot be foreseen; "
                     "choose another selection than expected_attention"
@@ -130,8 +130,9 @@ class Observer:
         if plan.requests:
             thresholds = [x.threshold for x in plan.requests]
             self._note(layer, plan.requests, densities(query, key, plan.rows, plan.weights, thresholds, rule))
-        for request in self._wanted("queries", at_the_end):
-            rows = torch.from_numpy(np.flatnonzero(rows_of(request, self._layout)))
+        plan = self._plans["queries", at_the_end]
+        for request, counts in zip(plan.requests, plan.weights, strict=True):
+            rows = plan.rows[counts > 0]
             future = coming_queries(query, rows, self._layout, self._turns[layer], request.horizon, rule.scaling)
             self._note(layer, [request], future[None])
 
