@@ -182,10 +182,12 @@ def test_requests_that_mean_nothing_are_refused(bad: dict[str, float]) -> None:
 def test_overflow_is_named() -> None:
     model, inputs = build("llama")
     model.half()
-    request = EvidenceRequest("window", window=3)
-    prefilled = prefill_inputs(model, inputs, [request])
-    assert prefilled.evidence.of(request, 1).isfinite().all()
+    requests = [EvidenceRequest("window", window=3, statistic=x) for x in ("sum", "density", "queries")]  # type: ignore[arg-type]
+    sound = prefill_inputs(model, inputs, requests).evidence
+    assert all(sound.of(x, 1).isfinite().all() for x in requests)
     with torch.no_grad():
         model.model.layers[1].self_attn.q_proj.weight.mul_(4e4)
-    with pytest.raises(EvidenceError, match=r"layer 1 holds NaN or infinity.*bfloat16"):
-        prefill_inputs(model, inputs, [request]).evidence.of(request, 1)
+    broken = prefill_inputs(model, inputs, requests).evidence
+    for request in requests:
+        with pytest.raises(EvidenceError, match=r"layer 1 holds NaN or infinity.*bfloat16"):
+            broken.of(request, 1)

@@ -147,7 +147,8 @@ def densities(
     for some, logits in _blocks(query, key, rows, rule):
         logits = logits.flatten(0, 1)
         largest = logits.amax(-1, keepdim=True)
-        visible += weights[:, some] @ (logits > HIDDEN).sum(-1).float().T
+        overflow = 0 * largest.squeeze(-1)  # NaN where a logit is NaN or infinite, which comparing would hide
+        visible += weights[:, some] @ ((logits > HIDDEN).sum(-1) + overflow).T
         for index, threshold in enumerate(thresholds):
             large[index] += (logits >= largest + math.log(threshold)).sum(-1).float() @ weights[index, some]
     return (large / visible).view(len(weights), key.shape[0], -1).mean(-1)
