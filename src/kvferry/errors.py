@@ -20,7 +20,7 @@ class BudgetError(InputError):
 
 
 class EvidenceError(KVFerryError):
-    """A scorer needs an observation of attention that prefill was not asked to make."""
+    """An observation of attention is missing, cannot be made, or overflowed."""
 
 
 class ModelError(KVFerryError):

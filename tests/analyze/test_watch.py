@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kvferry.analyze.watch import THRESHOLD, AttentionWatch, look
+from kvferry.models.blockwise import Rule
 from tests.helpers import layout
 
 
@@ -25,7 +26,7 @@ def test_against_the_whole_matrix(kind: str, n: int) -> None:
     groups = (torch.rand(3, n) > 0.4).float()
     groups[:, 0] = 1
     split = torch.nn.functional.one_hot((torch.rand(n) > 0.5).long(), 2).float()
-    seen = look(query, key, groups, split, scaling=0.7, mask=mask, causal=kind == "causal")
+    seen = look(query, key, groups, split, Rule(0.7, mask, causal=kind == "causal"))
 
     allowed = past if kind == "causal" else torch.ones(n, n).bool() if kind == "full" else hidden
     logits = 0.7 * query @ key.repeat_interleave(3, 0).transpose(1, 2)
@@ -40,25 +41,12 @@ def test_against_the_whole_matrix(kind: str, n: int) -> None:
     np.testing.assert_array_equal(seen.rows, by.sum(1))
 
 
-def test_no_more_rows_at_once_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = []
-    real = torch.Tensor.softmax
-
-    def spy(self: torch.Tensor, *args: int) -> torch.Tensor:
-        rows.append(self.shape[1])
-        return real(self, *args)
-
-    monkeypatch.setattr(torch.Tensor, "softmax", spy)
-    look(torch.randn(2, 200, 4), torch.randn(1, 200, 4), torch.ones(3, 200), torch.ones(200, 2), scaling=1.0)
-    assert rows == [64, 64, 64, 8]
-
-
 def test_each_prompt_is_seen_afresh_and_text_has_no_visual_rows() -> None:
     watch = AttentionWatch()
     for prompt in (layout(), layout(rows=0, columns=0)):
         n = len(prompt)
         watch.start(prompt)
-        watch.observe(0, torch.randn(1, 4, n, 8), torch.randn(1, 2, n, 8), None, 0.3, True)
+        watch.observe(0, torch.randn(4, n, 8), torch.randn(2, n, 8), Rule(0.3))
         (layer,) = watch.layers
         assert layer.columns.shape == (3, n)
     assert layer.rows[2] == 0

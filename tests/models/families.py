@@ -174,24 +174,46 @@ def gpt_neox() -> Built:
     return _text(tf.GPTNeoXForCausalLM, tf.GPTNeoXConfig(**text, rotary_pct=0.5))
 
 
+def gemma2() -> Built:
+    """Soft-capped logits, and a sliding layer shorter than the prompt."""
+    config = tf.Gemma2Config(
+        **TEXT, head_dim=8, query_pre_attn_scalar=8, sliding_window=12, attn_logit_softcapping=2.0,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    return _text(tf.Gemma2ForCausalLM, config)
+
+
+def gpt_oss() -> Built:
+    """Sink logits, and a sliding layer shorter than the prompt."""
+    config = tf.GptOssConfig(
+        **TEXT, head_dim=8, sliding_window=12, num_local_experts=2, num_experts_per_tok=1,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    return _text(tf.GptOssForCausalLM, config)
+
+
 VISION: dict[str, Callable[[], Built]] = {
     f.__name__: f
     for f in (
         qwen2_vl, qwen2_5_vl, qwen3_vl, llava, llava_onevision, smolvlm, idefics3, internvl, gemma3,
     )
 }  # fmt: skip
-WORDS: dict[str, Callable[[], Built]] = {f.__name__: f for f in (qwen2, llama, mistral, phi3, gpt_neox)}
+WORDS: dict[str, Callable[[], Built]] = {
+    f.__name__: f for f in (qwen2, llama, mistral, phi3, gpt_neox, gemma2, gpt_oss)
+}
 FAMILIES = {**VISION, **WORDS}
 
 
-def build(name: str) -> Built:
+def build(family: str) -> Built:
     """The model in float32 and its prompt; weights large enough that attention is far from even."""
     torch.manual_seed(3)
-    model, inputs = FAMILIES[name]()
+    model, inputs = FAMILIES[family]()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(std=2 * parameter[0].numel() ** -0.5)
+            elif name.endswith("sinks"):
+                parameter.normal_()
     model.generation_config.eos_token_id = END
     model.generation_config.pad_token_id = 0
     return model.eval(), inputs

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
 from kvferry.cache import KVCache, LayerCache
+from kvferry.errors import InputError
 from kvferry.evidence import EvidenceRequest
 from kvferry.models import Decoder, compressing, continue_from, layout_of, prefill_inputs
 from kvferry.models.attention import attached, rows_of
+from kvferry.models.rotary import rotary_of
 from kvferry.models.support import text_config, text_config_key
 from kvferry.selection.base import Selection, evict
 from tests.models.families import FAMILIES, VISION, build
@@ -26,6 +28,11 @@ REQUESTS = (
     EvidenceRequest("post_vision"),
     EvidenceRequest("all"),
 )
+DENSITIES = (
+    EvidenceRequest("post_vision", statistic="density"),
+    EvidenceRequest("all", statistic="density", threshold=0.3),
+    EvidenceRequest("window", window=5, layers="last", statistic="density", threshold=0.1),
+)
 NEW = (7, 11, 13, 17)
 
 dropped: dict[int, torch.Tensor] = {}
@@ -33,12 +40,19 @@ dropped: dict[int, torch.Tensor] = {}
 
 
 def _masked_attention(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **_: Any
-) -> Any:
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, softcap: float | None = None,
+    s_aux: Any = None, **_: Any,
+) -> Any:  # fmt: skip
     group = query.shape[1] // key.shape[1]
-    logits = query @ key.repeat_interleave(group, 1).transpose(2, 3) * scaling + attention_mask
+    logits = query @ key.repeat_interleave(group, 1).transpose(2, 3) * scaling
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
+    logits = logits + attention_mask
     logits[0].masked_fill_(dropped[module.layer_idx], -torch.inf)
-    return (logits.softmax(-1) @ value.repeat_interleave(group, 1)).transpose(1, 2).contiguous(), None
+    if s_aux is not None:
+        logits = torch.cat([logits, s_aux[None, :, None, None].expand(*logits.shape[:3], 1)], dim=-1)
+    attention = logits.softmax(-1)[..., : key.shape[2]]
+    return (attention @ value.repeat_interleave(group, 1)).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("masked_reference", _masked_attention)
@@ -75,9 +89,9 @@ def uneven(cache: KVCache, *, per_head: bool) -> Selection:
     return Selection(tuple(kept), tuple(torch.zeros(x.shape) for x in kept))
 
 
-def test_column_sums_equal_eager_attention(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+def test_evidence_equals_eager_attention(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
     model, inputs = family
-    prefilled = prefill_inputs(model, inputs, REQUESTS)
+    prefilled = prefill_inputs(model, inputs, [*REQUESTS, *DENSITIES])
     before = text_config(model)._attn_implementation
     use(model, "eager")
     with torch.no_grad():
@@ -93,6 +107,13 @@ def test_column_sums_equal_eager_attention(family: tuple[Any, dict[str, torch.Te
             attention = seen.attentions[layer][0]
             expected = attention.unflatten(0, (heads, -1)).mean(1)[:, rows].sum(1)[:, :-1]
             torch.testing.assert_close(columns, expected, atol=1e-4, rtol=1e-4)
+    for request in DENSITIES:
+        rows = torch.from_numpy(rows_of(request, layout))
+        for layer, density in prefilled.evidence.column_sums[request].items():
+            attention = seen.attentions[layer][0][:, rows]
+            large = attention >= request.threshold * attention.amax(-1, keepdim=True)
+            share = (large & (attention > 0)).sum((1, 2)) / (attention > 0).sum((1, 2))
+            torch.testing.assert_close(density, share.view(heads, -1).mean(1), atol=2e-3, rtol=0)
     torch.testing.assert_close(prefilled.next_logits, seen.logits[0, -1], atol=1e-4, rtol=1e-4)
 
 
@@ -139,10 +160,11 @@ def test_keeping_everything_is_stock_generation(family: tuple[Any, dict[str, tor
     assert list(continue_from(model, cache, max_new_tokens=12, stop=()).token_ids) == stock
 
 
-def test_compressing_frees_what_it_drops(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+@pytest.mark.parametrize("recipe", ["q2c@0.5|int8", "expected_attention@0.5"])
+def test_compressing_frees_what_it_drops(family: tuple[Any, dict[str, torch.Tensor]], recipe: str) -> None:
     model, inputs = family
     n = inputs["input_ids"].shape[1]
-    with compressing(model, "q2c@0.5|int8") as report:
+    with compressing(model, recipe) as report:
         said = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=-1)
     assert said.shape[1] == n + 4
     assert set(report.kept) == {(n + 1) // 2}
@@ -195,3 +217,86 @@ def test_videos_are_stock_generation(name: str) -> None:
     assert continue_from(model, cache, max_new_tokens=6, stop=()).token_ids == tuple(said.tolist())
     assert cache.layout.grids == (((1, 2, 2),) * 3 if name == "qwen3_vl" else ((3, 2, 2),))
     assert set(cache.layout.modality.tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize(("name", "module"), [("qwen2_vl", "q_proj"), ("qwen3_vl", "q_norm"), ("gemma3", "q_norm")])
+def test_coming_queries_are_the_models_own_before_rotation(name: str, module: str) -> None:
+    """With one position to come, the mean rotation is that position's."""
+    model, inputs = build(name)
+    attention = model.get_decoder().layers[1].self_attn
+    caught: list[torch.Tensor] = []
+    hook = getattr(attention, module).register_forward_hook(lambda *args: caught.append(args[-1].clone()))
+    request = EvidenceRequest("all", statistic="queries", horizon=1)
+    prefilled = prefill_inputs(model, inputs, [request])
+    hook.remove()
+    straight = caught[0][0].view(-1, 4, 8).transpose(0, 1) if module == "q_proj" else caught[0][0]
+    straight = straight if straight.shape[0] == 4 else straight.transpose(0, 1)
+    layout, rotary = prefilled.cache.layout, rotary_of(model)[1]
+    assert rotary is not None
+    mean = straight[:, 4:].mean(1, keepdim=True) * attention.scaling
+    expected = rotary.rotate(mean, torch.tensor([[layout.next_position]]))
+    got = prefilled.evidence.of(request, 1)
+    assert got.shape == (4, 9, 8)
+    torch.testing.assert_close(got[:, :1], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_construction_time_is_a_mask_from_the_first_row(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    """Against attention written out with that mask: keys, values and the first answer token's logits."""
+    model, inputs = family
+    plain = prefill_inputs(model, inputs, [EvidenceRequest("all")])
+    selection = uneven(plain.cache, per_head=True)
+    built = prefill_inputs(model, inputs, [EvidenceRequest("all")], construct=selection)
+    assert built.cache.kept == tuple(x.shape[1] for x in selection.positions)
+
+    n, length = inputs["input_ids"].shape[1], plain.cache.length
+    heads = len(plain.cache.layers[0].keys)
+    group = text_config(model).num_attention_heads // heads
+    for index, kept in enumerate(selection.positions):
+        hidden = (torch.arange(n) < length).repeat(heads, 1).scatter(1, kept, False)
+        others = ~torch.eye(n, dtype=torch.bool)
+        dropped[index] = (hidden[:, None] & others).repeat_interleave(group, 0)
+    before = text_config(model)._attn_implementation
+    use(model, "masked_reference")
+    past = DynamicCache()
+    with torch.no_grad():
+        logits = model(**inputs, past_key_values=past, use_cache=True).logits[0, -1]
+    use(model, before)
+    torch.testing.assert_close(built.next_logits, logits, atol=1e-4, rtol=1e-4)
+    moved = 0.0
+    for layer, reference, evicted in zip(built.cache, past.layers, evict(plain.cache, selection), strict=True):
+        for got, expected in ((layer.keys, reference.keys), (layer.values, reference.values)):
+            expected = expected[0].gather(1, layer.positions[..., None].expand(-1, -1, got.shape[-1]))
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        moved = max(moved, float((layer.keys - evicted.keys).abs().max()))
+    assert moved > 1e-2
+    with attached(model):
+        resumed = Decoder(model, built.cache).feed(built.cache.pending.tolist())[0]
+    torch.testing.assert_close(resumed, built.next_logits, atol=1e-4, rtol=1e-4)
+
+
+def test_constructing_with_everything_is_plain_prefill(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    model, inputs = family
+    plain = prefill_inputs(model, inputs, REQUESTS)
+    everything = Selection(
+        tuple(x.positions for x in plain.cache), tuple(torch.zeros(x.positions.shape) for x in plain.cache)
+    )
+    built = prefill_inputs(model, inputs, REQUESTS, construct=everything)
+    torch.testing.assert_close(built.next_logits, plain.next_logits, atol=1e-4, rtol=1e-4)
+    for a, b in zip(built.cache, plain.cache, strict=True):
+        assert torch.equal(a.positions, b.positions)
+        torch.testing.assert_close(a.keys, b.keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(a.values, b.values, atol=1e-4, rtol=1e-4)
+    for request in REQUESTS:
+        torch.testing.assert_close(built.evidence.of(request, 2), plain.evidence.of(request, 2), atol=1e-3, rtol=1e-4)
+
+
+def test_a_selection_of_something_else_is_refused() -> None:
+    model, inputs = build("llama")
+    full = prefill_inputs(model, inputs).cache
+    selection = uneven(full, per_head=True)
+    with pytest.raises(InputError, match="3 layers of 2 KV heads"):
+        prefill_inputs(model, inputs, construct=replace(selection, positions=selection.positions[:2]))
+    with pytest.raises(InputError, match="3 layers of 2 KV heads"):
+        prefill_inputs(model, inputs, construct=replace(selection, positions=(selection.positions[0][:1],) * 3))
+    with pytest.raises(InputError, match="beyond the prompt's 39"):
+        prefill_inputs(model, inputs, construct=replace(selection, positions=(torch.tensor([[0], [39]]),) * 3))

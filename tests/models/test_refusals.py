@@ -14,8 +14,12 @@ from kvferry.models.kept import KeptLayer
 from tests.models.families import TEXT, build
 
 
-def gemma2() -> Any:
-    return tf.Gemma2ForCausalLM(tf.Gemma2Config(**TEXT, head_dim=8))
+def vaultgemma(softcap: float | None = 50.0) -> Any:
+    return tf.VaultGemmaForCausalLM(tf.VaultGemmaConfig(**TEXT, head_dim=8, attn_logit_softcapping=softcap))
+
+
+def without_sdpa() -> Any:
+    return vaultgemma(None)
 
 
 def bart() -> Any:
@@ -35,10 +39,6 @@ def deepseek() -> Any:
     return tf.DeepseekV3ForCausalLM(config)
 
 
-def gpt_oss() -> Any:
-    return tf.GptOssForCausalLM(tf.GptOssConfig(**TEXT, head_dim=8, num_local_experts=2, num_experts_per_tok=1))
-
-
 def qwen3_next() -> Any:
     config = tf.Qwen3NextConfig(**TEXT, head_dim=8, num_experts=2, num_experts_per_tok=1, linear_num_value_heads=2,
                                 linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
@@ -54,11 +54,11 @@ def llama4() -> Any:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (gemma2, "soft-capped"),
+        (vaultgemma, "soft-capped"),
         (bart, "encoder-decoder"),
         (mamba, "recurrent"),
         (deepseek, "latent attention"),
-        (gpt_oss, "scaled_dot_product_attention"),
+        (without_sdpa, "scaled_dot_product_attention"),
         (qwen3_next, "linear_attention|recurrent"),
         (llama4, "chunked_attention"),
     ],

@@ -93,13 +93,33 @@ def test_proxy_question_leaves_only_its_evidence(vlm: VLM, picture: Image.Image)
         vlm.prefill([picture], requests=[QUESTION_ROWS])
 
 
-@pytest.mark.parametrize("recipe", ["full|bf16", "q2c@0.5|int8", "snapkv@0.25|int4|zstd"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["full|bf16", "q2c@0.5|int8", "snapkv@0.25|int4|zstd", "h2o@0.5", "vlcache@0.3", "expected_attention@0.5|int8"],
+)
 def test_through_bytes(vlm: VLM, picture: Image.Image, recipe: str) -> None:
     prefilled = vlm.prefill([picture], QUESTION, recipe=recipe)
     cache = decompress(compress(prefilled, recipe))
     here = vlm.resume(Recipe.parse(recipe).apply(prefilled), max_new_tokens=6)
     assert vlm.resume(cache, max_new_tokens=6).token_ids == here.token_ids
     assert vlm.resume(cache, max_new_tokens=6).token_ids == here.token_ids
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_construction_time_keeps_the_selection_and_its_answer(vlm: VLM, picture: Image.Image, asked: bool) -> None:
+    question = QUESTION if asked else None
+    first = vlm.prefill([picture], question)
+    selection = Recipe.parse("knorm@0.3").select(first)
+    built = vlm.prefill([picture], question, construct=selection)
+    assert [x.positions.tolist() for x in built.cache] == [x.tolist() for x in selection.positions]
+    assert built.cache.length == first.cache.length
+    post_hoc = Recipe.parse("knorm@0.3").keep(first)
+    torch.testing.assert_close(built.cache.layers[0].keys, post_hoc.layers[0].keys)
+    assert (built.cache.layers[1].keys - post_hoc.layers[1].keys).abs().max() > 1e-3
+    assert not built.next_logits.equal(first.next_logits)
+    if asked:
+        said = vlm.resume(built.cache, max_new_tokens=1).token_ids
+        assert said in ((), (int(built.next_logits.argmax()),))
 
 
 def test_text_arrives_in_pieces(vlm: VLM, picture: Image.Image) -> None:

@@ -17,12 +17,13 @@ from tests.helpers import layout
 
 
 def observed(cache: KVCache, *requests: EvidenceRequest) -> Evidence:
-    """Random column sums for ``requests`` in every layer."""
+    """Random observations for ``requests`` in every layer; two query heads per KV head."""
     generator = torch.Generator().manual_seed(1)
-    heads = cache.layers[0].keys.shape[0]
+    heads, _, dim = cache.layers[0].keys.shape
+    shapes = {"sum": (heads, cache.length), "density": (heads,), "queries": (2 * heads, 1 + dim, dim)}
     return Evidence(
         {
-            request: {i: torch.rand(heads, cache.length, generator=generator) for i in range(len(cache.layers))}
+            request: {i: torch.rand(shapes[request.statistic], generator=generator) for i in range(len(cache.layers))}
             for request in requests
         }
     )
@@ -178,7 +179,7 @@ def test_broken_scores_and_pruned_caches_are_refused() -> None:
     cache = random_cache()
     sums = torch.full((2, cache.length), torch.nan)
     request = EvidenceRequest("question", layers="last")
-    with pytest.raises(EvidenceError, match="layer 0 hold NaN"):
+    with pytest.raises(EvidenceError, match="NaN"):
         choose("q2c", cache, 0.5, Evidence({request: {2: sums}}))
     with pytest.raises(InputError, match="already pruned"):
         choose("knorm", evict(cache, choose("knorm", cache, 0.5)), 0.5)

@@ -1,8 +1,9 @@
 """An attention function for Transformers that watches a few query rows and serves pruned caches.
 
-The output comes from Transformers' own SDPA. While a prompt is read, an :class:`Observer` adds up the columns of
-softmax attention for the rows that a recipe asks for, from the same post-rotary queries and keys, in blocks of
-rows: never an ``n x n`` matrix. While a pruned cache is resumed, the mask is built from the stored positions.
+The output comes from Transformers' own SDPA, or from :func:`kvferry.models.blockwise.attend` where SDPA has no form
+for it: soft-capped logits, sink logits, tokens dropped while the cache is built. While a prompt is read, an
+:class:`Observer` notes down what a recipe asks for, from the same post-rotary queries and keys, in blocks of rows:
+never an ``n x n`` matrix. While a pruned cache is resumed, the mask is built from the stored positions.
 
 What is going on in the current thread is held in a context variable, so that threads do not mix.
 """
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -27,14 +28,16 @@ from transformers.masking_utils import sdpa_mask
 from kvferry.cache import PromptLayout, Role
 from kvferry.errors import EvidenceError
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.models.blockwise import Rule, attend, column_sums, densities
+from kvferry.models.queries import coming_queries
 from kvferry.models.support import text_config, text_config_key
+from kvferry.rope import Rotary
 
 NAME = "kvferry"
-ROWS_PER_BLOCK = 64
 
 
 def rows_of(request: EvidenceRequest, layout: PromptLayout) -> npt.NDArray[np.bool_]:
-    """Query rows that a request sums over, ``[n]``.
+    """Query rows that a request looks at, ``[n]``.
 
     ``post_vision`` in a prompt without pictures means what follows the context, or everything where there is none.
     """
@@ -43,6 +46,8 @@ def rows_of(request: EvidenceRequest, layout: PromptLayout) -> npt.NDArray[np.bo
         rows |= layout.question
     elif request.rows == "window":
         rows[max(0, len(layout) - request.window) :] = request.window > 0
+    elif request.rows == "visual":
+        rows |= layout.visual
     elif request.rows == "post_vision":
         before = layout.visual if layout.visual.any() else layout.role == Role.CONTEXT
         seen = np.flatnonzero(before)
@@ -50,69 +55,12 @@ def rows_of(request: EvidenceRequest, layout: PromptLayout) -> npt.NDArray[np.bo
     else:
         rows[:] = True
     if not rows.any():
+        missing = "show a picture" if request.rows == "visual" else "ask a question, pass proxy_question=..."
         raise EvidenceError(
-            f"the prompt has no {request.rows!r} rows to observe; ask a question, pass proxy_question=..., or use a "
-            "selection that needs none, such as knorm"
+            f"the prompt has no {request.rows!r} rows to observe; {missing}, or use a selection that needs none, such "
+            "as knorm"
         )
     return rows
-
-
-def column_sums(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    rows: torch.Tensor,
-    weights: torch.Tensor,
-    *,
-    scaling: float,
-    mask: torch.Tensor | None = None,
-    causal: bool = True,
-) -> torch.Tensor:
-    """Weighted column sums of softmax attention over some query rows.
-
-    Parameters
-    ----------
-    query : ``[query_heads, n, d]``, post-rotary
-    key : ``[kv_heads, n, d]``, post-rotary
-    rows : int64 ``[r]``, ascending, on the CPU
-        Which queries to look at.
-    weights : float32 ``[requests, r]``
-        What each row counts in each sum.
-    scaling : float
-        Multiplies the logits.
-    mask : bool or additive float ``[1 or query_heads, n, n]``, optional
-    causal : bool
-        Whether, without a mask, query ``i`` sees keys up to ``i`` only.
-
-    Returns
-    -------
-    float32 ``[requests, kv_heads, n]``, the mean over the query heads of each group.
-    """
-    heads, n, d = key.shape
-    group = query.shape[0] // heads
-    sums = torch.zeros(heads, len(weights), n, device=key.device)
-    keys = key.float().transpose(1, 2)
-    for some, share in zip(torch.split(rows, ROWS_PER_BLOCK), torch.split(weights, ROWS_PER_BLOCK, dim=1), strict=True):
-        only_past = causal and mask is None
-        first, seen = int(some[0]), int(some[-1]) + 1 if only_past else n
-        some = some.to(key.device)
-        logits = (query[:, some].float() * scaling).reshape(heads, group * len(some), d) @ keys[..., :seen]
-        by_row = logits.view(heads, group, len(some), seen)
-        if mask is not None:
-            _apply_mask(by_row, mask[:, some])
-        elif only_past:
-            future = torch.arange(first, seen, device=key.device) > some[:, None]
-            by_row[..., first:].masked_fill_(future, -torch.inf)
-        sums[..., :seen] += (share / group).repeat(1, group) @ logits.softmax(-1)
-    return sums.transpose(0, 1)
-
-
-def _apply_mask(logits: torch.Tensor, mask: torch.Tensor) -> None:
-    heads, group, rows, n = logits.shape
-    mask = mask.view(heads, group, rows, n) if mask.shape[0] > 1 else mask.unsqueeze(0)
-    if mask.dtype == torch.bool:
-        logits.masked_fill_(~mask, -torch.inf)
-    else:
-        logits += mask
 
 
 @dataclass(frozen=True)
@@ -123,57 +71,86 @@ class _Plan:
     rows: torch.Tensor
     weights: torch.Tensor
 
+    @classmethod
+    def of(cls, requests: Sequence[EvidenceRequest], layout: PromptLayout) -> _Plan:
+        wanted = np.zeros((len(requests), len(layout)), dtype=np.float32)
+        for index, request in enumerate(requests):
+            wanted[index] = rows_of(request, layout)
+        rows = np.flatnonzero(wanted.any(axis=0))
+        return cls(tuple(requests), torch.from_numpy(rows), torch.from_numpy(wanted[:, rows]))
+
 
 class Observer:
-    """Collects the evidence of one prompt while the model reads it."""
+    """Collects the evidence of one prompt while the model reads it.
 
-    def __init__(self, requests: Sequence[EvidenceRequest], layout: PromptLayout, layers: int) -> None:
-        self._last = layers - 1
-        self._everywhere = _plan([x for x in requests if x.layers == "all"], layout)
-        self._at_the_end = _plan(requests, layout)
-        self._sums: dict[EvidenceRequest, dict[int, torch.Tensor]] = {x: {} for x in requests}
+    Parameters
+    ----------
+    requests : sequence of EvidenceRequest
+    layout : PromptLayout
+    layers : int
+        Of the model.
+    rotary : sequence of Rotary or None
+        One per layer; only ``queries`` need it.
 
-    def observe(
+    Raises
+    ------
+    EvidenceError
+        A request has no rows in this prompt, or wants the queries of a layer without a fixed rotation.
+    """
+
+    def __init__(
         self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float,
-        causal: bool,
+        requests: Sequence[EvidenceRequest],
+        layout: PromptLayout,
+        layers: int,
+        rotary: Sequence[Rotary | None] = (),
     ) -> None:
-        """Look at one layer; ``query`` and ``key`` are ``[1, heads, n, d]``."""
-        plan = self._at_the_end if layer == self._last else self._everywhere
-        if not plan.requests:
-            return
-        sums = column_sums(
-            query[0],
-            key[0],
-            plan.rows,
-            plan.weights.to(key.device),
-            scaling=scaling,
-            mask=None if mask is None else mask[0],
-            causal=causal,
-        )
-        for request, columns in zip(plan.requests, sums, strict=True):
-            self._sums[request][layer] = columns
+        self._layout, self._last = layout, layers - 1
+        self._turns = {layer: turn for layer, turn in enumerate(rotary) if turn is not None}
+        self._seen: dict[EvidenceRequest, dict[int, torch.Tensor]] = {x: {} for x in requests}
+        self._plans = {
+            (statistic, at_the_end): _Plan.of(self._wanted(statistic, at_the_end), layout)
+            for statistic in ("sum", "density", "queries")
+            for at_the_end in (False, True)
+        }
+        for layer in range(layers):
+            if layer not in self._turns and self._plans["queries", layer == self._last].requests:
+                raise EvidenceError(
+                    f"layer {layer} does not turn its keys by a fixed rotation, so coming queries cannot be foreseen; "
+                    "choose another selection than expected_attention"
+                )
+
+    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, rule: Rule) -> None:
+        """Look at one layer: post-rotary ``query`` ``[query_heads, n, d]`` and ``key`` ``[kv_heads, n, d]``."""
+        at_the_end = layer == self._last
+        plan = self._plans["sum", at_the_end]
+        if plan.requests:
+            self._note(layer, plan.requests, column_sums(query, key, plan.rows, plan.weights, rule))
+        plan = self._plans["density", at_the_end]
+        if plan.requests:
+            thresholds = [x.threshold for x in plan.requests]
+            self._note(layer, plan.requests, densities(query, key, plan.rows, plan.weights, thresholds, rule))
+        plan = self._plans["queries", at_the_end]
+        for request, counts in zip(plan.requests, plan.weights, strict=True):
+            rows = plan.rows[counts > 0]
+            future = coming_queries(query, rows, self._layout, self._turns[layer], request.horizon, rule.scaling)
+            self._note(layer, [request], future[None])
 
     def evidence(self, length: int) -> Evidence:
-        """What was seen, cut to the first ``length`` columns."""
+        """What was seen; columns are cut to the first ``length``."""
         return Evidence(
             {
-                request: {layer: columns[:, :length].clone() for layer, columns in by_layer.items()}
-                for request, by_layer in self._sums.items()
+                request: {k: v[:, :length].clone() if request.statistic == "sum" else v for k, v in by_layer.items()}
+                for request, by_layer in self._seen.items()
             }
         )
 
+    def _wanted(self, statistic: str, at_the_end: bool) -> list[EvidenceRequest]:
+        return [x for x in self._seen if x.statistic == statistic and (at_the_end or x.layers == "all")]
 
-def _plan(requests: Sequence[EvidenceRequest], layout: PromptLayout) -> _Plan:
-    wanted = np.zeros((len(requests), len(layout)), dtype=np.float32)
-    for index, request in enumerate(requests):
-        wanted[index] = rows_of(request, layout)
-    rows = np.flatnonzero(wanted.any(axis=0))
-    return _Plan(tuple(requests), torch.from_numpy(rows), torch.from_numpy(wanted[:, rows]))
+    def _note(self, layer: int, requests: Sequence[EvidenceRequest], seen: torch.Tensor) -> None:
+        for request, figures in zip(requests, seen, strict=True):
+            self._seen[request][layer] = figures
 
 
 class Kept(Protocol):
@@ -184,10 +161,14 @@ class Kept(Protocol):
 
 @dataclass
 class Session:
-    """What the attention function does in this thread: watch a prompt, or serve kept layers."""
+    """What the attention function does in this thread: watch a prompt, drop tokens meanwhile, or serve kept layers.
+
+    ``dropped`` has per layer a bool ``[kv_heads, n]``: keys that no token but their own may see.
+    """
 
     observer: Observer | None = None
     kept: Sequence[Kept] | None = None
+    dropped: Sequence[torch.Tensor] | None = None
 
 
 _session: ContextVar[Session | None] = ContextVar("kvferry_session", default=None)
@@ -215,20 +196,31 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    now = _session.get()
-    if now is not None and now.kept is not None:
-        attention_mask = now.kept[int(module.layer_idx)].mask(query.shape[2], query.shape[1])  # type: ignore[arg-type]
-    elif now is not None and now.observer is not None:
-        is_causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        now.observer.observe(int(module.layer_idx), query, key, attention_mask, scale, bool(causal))  # type: ignore[arg-type]
-    output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, **kwargs
+    now, layer = _session.get() or Session(), int(module.layer_idx)  # type: ignore[arg-type]
+    if now.kept is not None:
+        attention_mask = now.kept[layer].mask(query.shape[2], query.shape[1])
+    is_causal = kwargs.get("is_causal")
+    rule = Rule(
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        causal=query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
+        softcap=softcap,
+        sinks=s_aux,
+        dropped=None if now.dropped is None else now.dropped[layer].to(key.device),
     )
-    return output
+    masks = [None] * len(query) if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)
+    if now.observer is not None and now.kept is None:
+        now.observer.observe(layer, query[0], key[0], replace(rule, mask=masks[0]))
+    if rule.softcap is None and rule.sinks is None and rule.dropped is None:
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return output
+    each = [attend(q, k, v, replace(rule, mask=mask)) for q, k, v, mask in zip(query, key, value, masks, strict=True)]
+    return torch.stack(each).transpose(1, 2).contiguous(), None
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

@@ -20,6 +20,7 @@ from kvferry.models.kept import KeptLayer
 from kvferry.models.layout import layout_of
 from kvferry.models.prefill import layers_from
 from kvferry.models.resume import kept_layers
+from kvferry.models.rotary import rotary_of
 from kvferry.models.support import check_supported, layer_windows
 
 
@@ -116,7 +117,7 @@ class _Work:
         self._layout = layout_of(self._model, inputs, self._question_mask(inputs))
         layers = len(layer_windows(self._model))
         past.layers = [DynamicLayer() for _ in range(layers)]
-        self.session.observer = Observer(self._recipe.requests, self._layout, layers)
+        self.session.observer = Observer(self._recipe.requests, self._layout, layers, rotary_of(self._model))
 
     def after(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After a fresh prompt: select, round-trip the codec, and swap the layers."""

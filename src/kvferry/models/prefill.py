@@ -11,11 +11,16 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvferry.cache import KVCache, LayerCache, PromptLayout
+from kvferry.errors import InputError
 from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
 from kvferry.models.attention import Observer, Session, attached, session
+from kvferry.models.blockwise import Rule
 from kvferry.models.fingerprint import fingerprint_of
 from kvferry.models.layout import Inputs, layout_of
-from kvferry.models.support import check_supported
+from kvferry.models.rotary import rotary_of
+from kvferry.models.support import check_supported, kv_shape
+from kvferry.rope import Rotary
+from kvferry.selection.base import Selection, evict
 
 
 class Watch(Protocol):
@@ -30,9 +35,7 @@ class Watch(Protocol):
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float,
-        causal: bool,
+        rule: Rule,
     ) -> None:
         """Look at one layer, see :meth:`kvferry.models.attention.Observer.observe`."""
         ...
@@ -41,14 +44,21 @@ class Watch(Protocol):
 class _Watched(Observer):
     """Collects evidence and lets a :class:`Watch` look too."""
 
-    def __init__(self, requests: Sequence[EvidenceRequest], layout: PromptLayout, layers: int, watch: Watch) -> None:
-        super().__init__(requests, layout, layers)
+    def __init__(
+        self,
+        requests: Sequence[EvidenceRequest],
+        layout: PromptLayout,
+        layers: int,
+        rotary: Sequence[Rotary | None],
+        watch: Watch,
+    ) -> None:
+        super().__init__(requests, layout, layers, rotary)
         self._watch = watch
         watch.start(layout)
 
-    def observe(self, *seen: Any, **named: Any) -> None:
-        super().observe(*seen, **named)
-        self._watch.observe(*seen, **named)
+    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, rule: Rule) -> None:
+        super().observe(layer, query, key, rule)
+        self._watch.observe(layer, query, key, rule)
 
 
 def prefill_inputs(
@@ -57,6 +67,7 @@ def prefill_inputs(
     requests: Sequence[EvidenceRequest] = (),
     *,
     question_mask: npt.ArrayLike | None = None,
+    construct: Selection | None = None,
 ) -> Prefilled:
     """Read a prompt given as raw Hugging Face inputs; works for families without a processor.
 
@@ -68,11 +79,13 @@ def prefill_inputs(
         What to observe of attention.
     question_mask : bool ``[n]``, optional
         True on the question, see :func:`layout_of`.
+    construct : Selection, optional
+        See :func:`read_prompt`.
 
     Returns
     -------
     Prefilled
-        Its cache holds ``n - 1`` tokens; the last one is pending.
+        Its cache stands for ``n - 1`` tokens; the last one is pending.
 
     Raises
     ------
@@ -83,7 +96,9 @@ def prefill_inputs(
     layout = layout_of(model, inputs, question_mask)
     length = max(1, len(layout) - 1)
     with attached(model):
-        return read_prompt(model, inputs, layout, requests, length=length, fingerprint=fingerprint_of(model))
+        return read_prompt(
+            model, inputs, layout, requests, length=length, fingerprint=fingerprint_of(model), construct=construct
+        )
 
 
 def read_prompt(
@@ -96,6 +111,7 @@ def read_prompt(
     fingerprint: str,
     scene: bool = False,
     watch: Watch | None = None,
+    construct: Selection | None = None,
 ) -> Prefilled:
     """The forward pass itself; the model must have :func:`kvferry.models.attention.attach` applied.
 
@@ -108,12 +124,26 @@ def read_prompt(
         token. Otherwise they are those after the whole prompt.
     watch : Watch, optional
         Sees every layer's queries and keys as well.
+    construct : Selection, optional
+        Apply this selection, made from an ordinary prefill of the same prompt, while the cache is built: in every
+        layer and KV head, a token that the selection drops there is hidden from all other tokens, from the first row
+        on. It still passes through the network and sees itself and what is kept before it. So kept keys and values
+        never held what was dropped, unlike after an eviction. Tokens behind ``length`` (the pending one, a proxy
+        question) are not hidden. The cache holds exactly the kept tokens; evidence is that of the masked pass.
+
+    Raises
+    ------
+    EvidenceError
+        A request has no rows in this prompt, or a layer has no fixed rotation where one is needed.
+    InputError
+        ``construct`` was made for another model or another prompt.
     """
     began = time.perf_counter()
     past = DynamicCache()
     observer = _observer(model, requests, layout, watch)
+    dropped = None if construct is None else _dropped(model, construct, length, len(layout))
     last = length - 1 if scene else len(layout) - 1
-    with torch.inference_mode(), session(Session(observer=observer)):
+    with torch.inference_mode(), session(Session(observer=observer, dropped=dropped)):
         output = model(
             **model_inputs(model, inputs, layout),
             past_key_values=past,
@@ -127,6 +157,8 @@ def read_prompt(
         fingerprint=fingerprint,
         model_name=str(getattr(model, "name_or_path", "")),
     )
+    if construct is not None:
+        cache = evict(cache, construct)
     evidence = observer.evidence(length) if observer is not None else Evidence()
     logits = output.logits[0, -1].float().clone()
     return Prefilled(cache, evidence, logits, time.perf_counter() - began)
@@ -135,13 +167,28 @@ def read_prompt(
 def _observer(
     model: PreTrainedModel, requests: Sequence[EvidenceRequest], layout: PromptLayout, watch: Watch | None
 ) -> Observer | None:
+    layers, rotary = _layer_count(model), rotary_of(model)
     if watch is not None:
-        return _Watched(requests, layout, _layer_count(model), watch)
-    return Observer(requests, layout, _layer_count(model)) if requests else None
+        return _Watched(requests, layout, layers, rotary, watch)
+    return Observer(requests, layout, layers, rotary) if requests else None
 
 
 def _layer_count(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def _dropped(model: PreTrainedModel, kept: Selection, length: int, n: int) -> list[torch.Tensor]:
+    """Per layer the keys that a selection of the first ``length`` tokens drops, bool ``[kv_heads, n]``."""
+    heads, layers = kv_shape(model)[0], _layer_count(model)
+    hidden = torch.arange(n).expand(layers, heads, n) < length
+    if len(kept.positions) != layers or any(len(kept.heads(layer)) != heads for layer in range(layers)):
+        raise InputError(f"the selection does not fit {layers} layers of {heads} KV heads; select with this model")
+    if any(len(x) and int(x.max()) >= length for x in kept.positions):
+        raise InputError(f"the selection names tokens beyond the prompt's {length}; select with this very prompt")
+    for layer in range(layers):
+        for head, positions in enumerate(kept.heads(layer)):
+            hidden[layer, head, positions[0].cpu()] = False
+    return list(hidden.to(model.device))
 
 
 def model_inputs(model: PreTrainedModel, inputs: Inputs, layout: PromptLayout) -> dict[str, Any]:

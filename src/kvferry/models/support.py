@@ -16,6 +16,8 @@ _REFUSED = {
     "deepseek_v2": "multi-head latent attention has its own compressed cache",
     "deepseek_v3": "multi-head latent attention has its own compressed cache",
 }
+_WITHOUT_SDPA = {"gemma2", "gpt_oss"}
+"""Families without an SDPA form whose soft cap or sink logits reach our attention function, which serves them."""
 
 
 def text_config(model: PreTrainedModel) -> Any:
@@ -83,8 +85,9 @@ def _why_not(model: PreTrainedModel) -> str | None:
         return "recurrent (state-space) layers keep a state that has no tokens to select"
     if getattr(config, "kv_lora_rank", None):
         return "multi-head latent attention has its own compressed cache"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "its attention logits are soft-capped, which scaled_dot_product_attention cannot do"
+    own = config.model_type in _WITHOUT_SDPA
+    if getattr(config, "attn_logit_softcapping", None) and not own:
+        return "its attention logits are soft-capped in a way that has not been checked"
     if getattr(config, "num_kv_shared_layers", 0):
         return "layers that share one cache are not told apart yet"
     if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
@@ -94,6 +97,6 @@ def _why_not(model: PreTrainedModel) -> str | None:
         return f"layers of type {', '.join(sorted(other)) or 'chunked_attention'} do not keep an ordinary KV cache"
     if not getattr(model, "_supports_attention_backend", False):
         return "its code does not go through Transformers' AttentionInterface"
-    if not getattr(model, "_supports_sdpa", True):
-        return "its attention has no scaled_dot_product_attention form (attention sinks or soft-capping)"
+    if not getattr(model, "_supports_sdpa", True) and not own:
+        return "its attention has no scaled_dot_product_attention form, and its own has not been checked"
     return None

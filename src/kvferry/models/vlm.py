@@ -22,6 +22,7 @@ from kvferry.models.resume import Continuation, Decoder, continue_from
 from kvferry.models.rotary import rotary_of
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
 from kvferry.rope import Rotary
+from kvferry.selection.base import Selection
 
 
 class VLM:
@@ -109,8 +110,9 @@ class VLM:
         context: str | None = None,
         requests: Sequence[EvidenceRequest] = (),
         watch: Watch | None = None,
+        construct: Selection | None = None,
     ) -> Prefilled:
-        """Read a prompt into a full cache and observe what a recipe needs.
+        """Read a prompt into a cache and observe what a recipe needs.
 
         With a question (protocol A) the cache holds all prompt tokens but the last, which is fed again on resuming.
         Without (protocol B) the prompt ends where the question would go, and the cache holds all of it.
@@ -131,11 +133,15 @@ class VLM:
             Observed besides what the recipe needs.
         watch : Watch, optional
             Sees every layer's queries and keys as well, such as :class:`kvferry.analyze.watch.AttentionWatch`.
+        construct : Selection, optional
+            A second pass: apply a selection, made from an ordinary prefill of the same prompt, while the cache is
+            built, so that kept tokens never see dropped ones; see :func:`kvferry.models.prefill.read_prompt`. The
+            cache then holds exactly the kept tokens.
 
         Raises
         ------
         InputError
-            No usable picture or text, or template tokens in the caller's words.
+            No usable picture or text, template tokens in the caller's words, or a selection of another prompt.
         EvidenceError
             The recipe looks at the question, and there is none.
         """
@@ -160,6 +166,7 @@ class VLM:
             fingerprint=self.fingerprint,
             scene=scene,
             watch=watch,
+            construct=construct,
         )
 
     def resume(

@@ -3,7 +3,10 @@
 from kvferry.selection.base import SINKS, Scorer, Selection, evict, kept_count
 from kvferry.selection.budgets import BUDGETS, Budget
 from kvferry.selection.choose import choose, least_count
+from kvferry.selection.expected_attention import ExpectedAttention
 from kvferry.selection.full import Full
+from kvferry.selection.h2o import H2O
+from kvferry.selection.keydiff import KeyDiff
 from kvferry.selection.knorm import KNorm
 from kvferry.selection.merge import MERGES, Merge
 from kvferry.selection.modality import POLICIES, Policy
@@ -11,14 +14,23 @@ from kvferry.selection.none import NoVisual
 from kvferry.selection.q2c import Q2C
 from kvferry.selection.random import Random
 from kvferry.selection.snapkv import SnapKV
+from kvferry.selection.streaming import Streaming
+from kvferry.selection.value_norm import ValueNorm
+from kvferry.selection.vlcache import VLCache
 
 SCORERS: dict[str, type] = {
     "full": Full,
     "none": NoVisual,
     "q2c": Q2C,
     "snapkv": SnapKV,
-    "knorm": KNorm,
+    "h2o": H2O,
+    "vlcache": VLCache,
+    "streaming": Streaming,
     "random": Random,
+    "knorm": KNorm,
+    "keydiff": KeyDiff,
+    "value_norm": ValueNorm,
+    "expected_attention": ExpectedAttention,
 }
 
 __all__ = [
