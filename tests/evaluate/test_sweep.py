@@ -69,6 +69,14 @@ def test_protocol_b_labels_what_it_may_not_know(vlm: VLM, plan: Sweep) -> None:
     assert line.tokens < run_sample(vlm, sample, plan, "A").tokens
 
 
+def test_protocol_b_runs_every_kind_of_scorer(folder: Path, vlm: VLM) -> None:
+    recipes = ("full|bf16", "snapkv@0.5|bf16", "vlcache@0.5|bf16", "h2o@0.5|bf16", "knorm@0.5,budget=sparsity|bf16")
+    (sample,) = samples("validation", 1)
+    rows = set(run_sample(vlm, sample, Sweep(str(folder), recipes), "B").outcomes)
+    aware = {f"{r} {label}" for r in recipes if not r.startswith(("full", "h2o")) for label in ("proxy", "oracle")}
+    assert rows == aware | {"full|bf16", "snapkv@0.5|bf16", "h2o@0.5|bf16"}
+
+
 def test_a_sweep_is_continued_where_it_stopped(plan: Sweep, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     assert len(list(run(plan, whole))) == 4

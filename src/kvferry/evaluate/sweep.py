@@ -11,7 +11,7 @@ import multiprocessing as mp
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -24,7 +24,7 @@ from kvferry.recipe import Recipe, compress, decompress
 
 if TYPE_CHECKING:
     from kvferry.cache import KVCache
-    from kvferry.evidence import Prefilled
+    from kvferry.evidence import EvidenceRequest, Prefilled
     from kvferry.models import VLM
     from kvferry.testbed import Sample
 
@@ -33,6 +33,10 @@ Check = Literal["generate", "forced"]
 
 PROXY_QUESTION = "how many shapes are there?"
 """Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
+
+NEEDS_QUESTION = ("question", "post_vision")
+"""Rows that a scene without a question does not have: protocol B scores them with a proxy and with an oracle. A window
+exists without a question too, so window scorers run all three ways."""
 
 
 @dataclass(frozen=True)
@@ -178,21 +182,23 @@ def _right(vlm: VLM, cache: KVCache, question: str | None, truth: str, sweep: Sw
 def _prefills(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Iterator[tuple[str, Prefilled]]:
     """Row names with the prefill they start from; each distinct prefill runs once."""
     requests = {r: Recipe.parse(r).requests for r in sweep.recipes}
-    everything = tuple(dict.fromkeys(request for each in requests.values() for request in each))
     if protocol == "A":
-        prefilled = vlm.prefill(sample.images, sample.question, requests=everything)
+        prefilled = vlm.prefill(sample.images, sample.question, requests=_union(requests.values()))
         yield from ((recipe, prefilled) for recipe in sweep.recipes)
         return
-    asks = {r for r in sweep.recipes if any(q.rows == "question" for q in requests[r])}
-    blind = tuple(q for q in everything if q.rows != "question")
-    aware = tuple(q for q in everything if q.rows == "question")
-    scene = vlm.prefill(sample.images, requests=blind)
-    yield from ((recipe, scene) for recipe in sweep.recipes if recipe not in asks)
-    if not asks:
+    blind = [r for r in sweep.recipes if not any(q.rows in NEEDS_QUESTION for q in requests[r])]
+    scene = vlm.prefill(sample.images, requests=_union(requests[r] for r in blind))
+    yield from ((recipe, scene) for recipe in blind)
+    aware = [r for r in sweep.recipes if any(q.rows in (*NEEDS_QUESTION, "window") for q in requests[r])]
+    if not aware:
         return
     for label, question in (("proxy", PROXY_QUESTION), ("oracle", sample.question)):
-        scene = vlm.prefill(sample.images, requests=aware, proxy_question=question)
-        yield from ((f"{recipe} {label}", scene) for recipe in sweep.recipes if recipe in asks)
+        scene = vlm.prefill(sample.images, requests=_union(requests[r] for r in aware), proxy_question=question)
+        yield from ((f"{recipe} {label}", scene) for recipe in aware)
+
+
+def _union(requests: Iterable[Sequence[EvidenceRequest]]) -> tuple[EvidenceRequest, ...]:
+    return tuple(dict.fromkeys(request for each in requests for request in each))
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
