@@ -39,7 +39,7 @@ class Plan:
 
 
 PLANS: dict[str, Plan] = {
-    "cloud": Plan(joint_steps=1600),
+    "cloud": Plan(joint_steps=2000),
     "edge": Plan(symbolic_steps=1000, symbolic_rate=2e-3, joint_steps=700),
     "control": Plan(
         guided=False,
