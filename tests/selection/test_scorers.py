@@ -149,3 +149,30 @@ def test_overflow_is_named() -> None:
     broken[1, 3] = torch.nan
     with pytest.raises(EvidenceError, match="layer 0 holds NaN"):
         scorer.score(cache, Evidence({scorer.requests[0]: dict.fromkeys(range(3), broken)}))
+
+
+def test_leaving_a_token_out_moves_the_output_by_its_score() -> None:
+    cache = random_cache()
+    torch.manual_seed(0)
+    logits = torch.randn(2, cache.length) * 3
+    request = EvidenceRequest("window", window=1)
+    evidence = Evidence({request: dict.fromkeys(range(len(cache.layers)), logits.softmax(-1))})
+    scores = SCORERS["leaveout"](window=1).score(cache, evidence)
+    for layer, score in zip(cache, scores, strict=True):
+        whole = logits.softmax(-1).unsqueeze(1) @ layer.values.float()
+        for token in (0, 5, cache.length - 1):
+            without = logits.clone()
+            without[:, token] = -torch.inf
+            moved = without.softmax(-1).unsqueeze(1) @ layer.values.float() - whole
+            torch.testing.assert_close(score[:, token], moved.norm(dim=-1)[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_leaveout_survives_attention_on_a_single_token() -> None:
+    cache = random_cache()
+    request = EvidenceRequest("window", window=4)
+    alone = torch.zeros(2, cache.length)
+    alone[:, 3] = 4.0
+    evidence = Evidence({request: dict.fromkeys(range(len(cache.layers)), alone)})
+    assert all(score.isfinite().all() for score in SCORERS["leaveout"]().score(cache, evidence))
+    with pytest.raises(InputError, match="window"):
+        SCORERS["leaveout"](window=0)

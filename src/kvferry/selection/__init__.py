@@ -8,6 +8,7 @@ from kvferry.selection.full import Full
 from kvferry.selection.h2o import H2O
 from kvferry.selection.keydiff import KeyDiff
 from kvferry.selection.knorm import KNorm
+from kvferry.selection.leaveout import LeaveOut
 from kvferry.selection.merge import MERGES, Merge
 from kvferry.selection.modality import POLICIES, Policy
 from kvferry.selection.none import NoVisual
@@ -25,6 +26,7 @@ SCORERS: dict[str, type] = {
     "snapkv": SnapKV,
     "h2o": H2O,
     "vlcache": VLCache,
+    "leaveout": LeaveOut,
     "streaming": Streaming,
     "random": Random,
     "knorm": KNorm,

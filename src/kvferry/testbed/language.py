@@ -27,7 +27,7 @@ Pictures = list[tuple[Scene, ...]]
 class Task:
     """What a model is taught: kinds of questions (hard ones more often), the share of pairs, slots per picture."""
 
-    kinds: tuple[str, ...] = (*MAKERS, *("number", "count", "relation", "two_hop") * 4)
+    kinds: tuple[str, ...] = (*MAKERS, *("number", "relation", "two_hop") * 4, *("count",) * 9)
     pairs: float = 0.16
     slots: int = 16
 
