@@ -40,13 +40,14 @@ class Plan:
 
 PLANS: dict[str, Plan] = {
     "cloud": Plan(joint_steps=2000),
-    "edge": Plan(symbolic_steps=1000, symbolic_rate=2e-3, joint_steps=700),
+    "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, match_steps=100, joint_steps=400),
     "control": Plan(
         guided=False,
-        tower_steps=2400,
-        symbolic_steps=2000,
+        tower_steps=1500,
+        symbolic_steps=1500,
         symbolic_rate=2e-3,
-        joint_steps=700,
+        match_steps=100,
+        joint_steps=500,
         task=Task(kinds=("colour", "shape", "glyph", "word", "exist", "compare"), pairs=0.0),
     ),
 }
