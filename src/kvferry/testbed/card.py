@@ -83,9 +83,11 @@ def _accuracy_table(reports: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_card(folder: Path, name: str, run: Path, tower: Path, others: dict[str, Path], notes: list[str]) -> None:
+def write_card(
+    folder: Path, name: str, seed: int, run: Path, tower: Path, others: dict[str, Path], notes: list[str]
+) -> None:
     """Write `README.md` and `curve.png` into a model folder."""
-    command = f"python -m kvferry.testbed.train --model {name} --seed 0 --out {run}"
+    command = f"python -m kvferry.testbed.train --model {name} --seed {seed} --out {run}"
     if tower != run:
         command += f" --tower {tower}"
     report_path = folder / "evaluation.json"
@@ -95,7 +97,7 @@ def write_card(folder: Path, name: str, run: Path, tower: Path, others: dict[str
     stages = read_log(logs)
     draw_curve(stages, folder / "curve.png")
     size, plan = SIZES[name], PLANS[name]
-    reports = {"accuracy [95 % interval]": json.loads(report_path.read_text())}
+    reports = {f"seed {seed}, shipped: accuracy [95 % interval]": json.loads(report_path.read_text())}
     reports |= {title: json.loads(path.read_text()) for title, path in others.items()}
     first = next(iter(reports.values()))
     rows = "\n".join(
@@ -165,15 +167,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--name", choices=sorted(SIZES), required=True)
+    parser.add_argument("--seed", type=int, default=0, help="the run's")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--tower", type=Path, help="the run whose tower was used, if another")
     parser.add_argument("--other", nargs=2, action="append", default=[], metavar=("TITLE", "JSON"))
     parser.add_argument("--note", action="append", default=[], help="one more line under 'Take care'")
     arguments = parser.parse_args()
     others = {title: Path(path) for title, path in arguments.other}
-    write_card(
-        arguments.folder, arguments.name, arguments.run, arguments.tower or arguments.run, others, arguments.note
-    )
+    tower = arguments.tower or arguments.run
+    write_card(arguments.folder, arguments.name, arguments.seed, arguments.run, tower, others, arguments.note)
 
 
 if __name__ == "__main__":
