@@ -40,7 +40,7 @@ class Plan:
 
 PLANS: dict[str, Plan] = {
     "cloud": Plan(joint_steps=2000),
-    "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, match_steps=100, joint_steps=400),
+    "edge": Plan(symbolic_steps=700, symbolic_rate=2e-3, match_steps=100, joint_steps=900),
     "control": Plan(
         guided=False,
         tower_steps=1500,
