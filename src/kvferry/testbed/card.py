@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 
 from .build import SIZES
+from .questions import KINDS
 from .scenes import LATTICE
 from .tower import GUIDED, SMALL
 from .train import PLANS
@@ -113,7 +114,10 @@ def write_card(
     )
     extra = "".join(f"\n* {note}" for note in notes)
     kinds = tuple(dict.fromkeys((*plan.task.kinds, *(("pair",) if plan.task.pairs else ()))))
-    measured = f"--split {first['split']} -n {first['overall']['n']} --json"
+    asked = "" if set(first["kinds"]) == set(KINDS) else f" --kinds {' '.join(first['kinds'])}"
+    measured = f"--split {first['split']} -n {first['overall']['n']}{asked} --json"
+    tidy = "Early guidance and dense supervision make" if plan.guided else "Dense supervision makes"
+    doubt = "the\n  control model and against real models" if plan.guided else "real models"
     text = f"""# kvferry testbed: {name}
 
 A genuine `Qwen2VLForConditionalGeneration`, small: {size.layers} layers, hidden {size.hidden}, {size.heads} query and
@@ -156,8 +160,7 @@ Written by `python -m kvferry.testbed.evaluate testbed/{name} {measured} > testb
   else.
 * Centres of things lie on a lattice of {LATTICE} pixels (a visual token has 16), in three sizes; glyphs have one
   size, 18 pixels, and one face.
-* Early guidance and dense supervision make its features tidier than a large model's: check conclusions against the
-  control model and against real models.{extra}
+* {tidy} its features tidier than a large model's: check conclusions against {doubt}.{extra}
 """
     (folder / "README.md").write_text(text)
 
