@@ -28,13 +28,13 @@ RECIPES = (
     "full|bf16",
     "full|int8|zstd",
     "full|int4|zstd",
-    "snapkv@0.5|int4|zstd",
     "snapkv@0.25|int4|zstd",
+    "vlcache@0.1|int4|zstd",
     "q2c@0.25|int4|zstd",
-    "q2c@0.25,modality=text_preserving|int4|zstd",
+    "leaveout@0.05|int4|zstd",
     "none|int4|zstd",
 )
-SHOWN = ("snapkv@0.25|int4|zstd", "q2c@0.25|int4|zstd")
+SHOWN = ("snapkv@0.25|int4|zstd", "leaveout@0.05|int4|zstd")
 IMAGE = "image (JPEG)"
 START_SECONDS = 120
 MARKS = ("<!-- demo -->", "<!-- /demo -->")
