@@ -28,8 +28,8 @@ PICTURES: dict[str, list[list[int]]] = {
 """Per prompt, how many tokens each of its pictures takes."""
 RECIPES = [
     "vlcache@0.3",
-    "vlcache@0.6,budget=sparsity,modality=visual_heavy",
-    "snapkv@0.4,window=4,budget=head,modality=adaptive",
+    "vlcache@0.4,budget=sparsity,modality=adaptive",
+    "snapkv@0.4,window=4,budget=head",
     "q2c@0.5|int8",
     "snapkv@0.5,window=4,merge=lookm",
 ]
@@ -396,3 +396,17 @@ def test_a_manual_loop_over_a_batch(models: dict[str, Any]) -> None:
         expected = model(**longer).logits[:, -2:]
     for logits in got:
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", ["vlcache@0.4,budget=sparsity", "snapkv@0.4,window=4,budget=head"])
+def test_sequences_of_a_kept_cache_are_picked_and_repeated(models: dict[str, Any], recipe: str) -> None:
+    model, batch = model_of(models, "qwen2"), together(prompts("qwen2"))
+    with compressing(model, recipe), torch.no_grad():
+        past = model(**batch, past_key_values=DynamicCache()).past_key_values
+    before = [[positions(layer, row, 0) for row in range(3)] for layer in past.layers]
+    for layer, rows in zip(past.layers, before, strict=True):
+        layer.batch_repeat_interleave(2)
+        layer.batch_select_indices(torch.tensor([5, 0, 1]))
+        assert [positions(layer, row, 0) for row in range(3)] == [rows[2], rows[0], rows[0]]
+        keys, _ = layer.update(torch.ones(3, 2, 1, 8), torch.ones(3, 2, 1, 8))
+        assert keys.shape[:2] == (3, 2)
