@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from kvferry.cache import KVCache, LayerCache
+from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.evidence import Prefilled
 from kvferry.models.attention import Observer, Session, attached, current_session, session
@@ -176,8 +176,7 @@ class _Work:
         kept = [self._compress(*pair) for pair in zip(_caches(past, observers), observers, strict=True)]
         past.layers = []
         past.layers = kept_layers(self._model, kept, length)
-        # The model remembers M-RoPE's offsets of the last batch only; this one may go on after another.
-        past.rope_deltas = getattr(getattr(self._model, "model", None), "rope_deltas", None)
+        past.rope_deltas = _rope_deltas([x.layout for x in kept])
         self.report.sequences = tuple(
             SequenceReport(x.length, x.kept, tuple(layer.per_head for layer in x)) for x in kept
         )
@@ -242,6 +241,16 @@ def _row(layer: Any, row: int, length: int) -> LayerCache:
     return LayerCache(keys, values, positions)
 
 
+def _rope_deltas(layouts: Sequence[PromptLayout]) -> torch.Tensor | None:
+    """M-RoPE's offsets of what follows each prompt, int64 ``[b, 1]``, as ``get_rope_index`` gives them; else None.
+
+    Transformers' models remember those of the batch they read last; a kept cache may go on after another.
+    """
+    if len(layouts[0].positions) == 1:
+        return None
+    return torch.tensor([[int(x.positions.max()) + 1 - len(x)] for x in layouts])
+
+
 def _positions(past: Any, inputs: dict[str, Any]) -> torch.Tensor | None:
     """M-RoPE positions ``[3, b, q]`` of ``q`` new tokens on a kept cache; None where those given are right.
 
@@ -256,8 +265,8 @@ def _positions(past: Any, inputs: dict[str, Any]) -> torch.Tensor | None:
     places: torch.Tensor = torch.arange(length, device=ids.device).expand(len(ids), -1)
     if mask is not None:
         places = mask.long().cumsum(-1) - 1
-    offsets: torch.Tensor = deltas.to(ids.device).repeat_interleave(len(ids) // len(deltas), dim=0)
-    return (places[:, -ids.shape[1] :] + offsets).expand(3, -1, -1)
+    new: torch.Tensor = places[:, -ids.shape[1] :] + deltas.to(ids.device)
+    return new.expand(3, -1, -1)
 
 
 def _storage(layers: Sequence[Any]) -> int:
