@@ -14,6 +14,7 @@ from kvferry.analyze.source import Asked
 from kvferry.analyze.watch import AttentionWatch
 from kvferry.cache import KVCache, PromptLayout
 from kvferry.evidence import Evidence, Prefilled
+from kvferry.models.blockwise import Rule
 from kvferry.rope import Rotary
 from kvferry.selection import Selection
 from tests.helpers import cache as random_cache
@@ -29,8 +30,8 @@ def attention_of(prompt: PromptLayout, layers: int, seed: int, even: bool = Fals
     watch = AttentionWatch()
     watch.start(prompt)
     for layer in range(layers):
-        query, key = (torch.randn(1, h, len(prompt), 8, generator=generator) * (not even) for h in (4, 2))
-        watch.observe(layer, query, key, None, 1.0, True)
+        query, key = (torch.randn(h, len(prompt), 8, generator=generator) * (not even) for h in (4, 2))
+        watch.observe(layer, query, key, Rule(1.0))
     return watch.layers
 
 

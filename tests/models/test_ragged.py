@@ -111,7 +111,7 @@ def test_nothing_but_what_was_kept_stays_in_memory(family: tuple[Any, dict[str, 
     entries = sum(sum(layer.per_head) for layer in pruned)
     assert pruned.nbytes * full.length * len(full.layers) * full.layers[0].heads == full.nbytes * entries
     assert pruned.full_bf16_bytes == full.full_bf16_bytes
-    past = kept_layers(model, pruned)
+    past = kept_layers(model, [pruned], pruned.length)
     assert all(isinstance(layer, RaggedLayer) for layer in past)
     for layer, kept in zip(past, pruned, strict=True):
         new = torch.ones(1, kept.heads, 3, kept.keys.shape[-1])

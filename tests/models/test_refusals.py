@@ -82,8 +82,6 @@ def llama() -> tuple[Any, torch.Tensor]:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"num_beams": 2}, "one prompt"),
-        ({"num_return_sequences": 2, "do_sample": True}, "one prompt"),
         ({"cache_implementation": "static"}, "cannot be compressed"),
         ({"use_cache": False}, "use_cache=True"),
         ({"prompt_lookup_num_tokens": 2}, "rolled back"),
@@ -100,14 +98,14 @@ def test_ways_of_generating_are_refused(
     assert model.generate(ids, max_new_tokens=2, **arguments).shape[1] > ids.shape[1]
 
 
-def test_batches_and_padding_are_refused(llama: tuple[Any, torch.Tensor]) -> None:
+def test_layouts_are_of_one_prompt_without_padding(llama: tuple[Any, torch.Tensor]) -> None:
     model, ids = llama
     padded = torch.ones_like(ids)
     padded[0, 0] = 0
     with pytest.raises(UnsupportedModelError, match="one prompt"):
         layout_of(model, {"input_ids": ids.repeat(2, 1)})
-    with pytest.raises(UnsupportedModelError, match="padding"), compressing(model, "knorm@0.5"):
-        model.generate(ids, attention_mask=padded, max_new_tokens=2)
+    with pytest.raises(UnsupportedModelError, match="without padding"):
+        prefill_inputs(model, {"input_ids": ids, "attention_mask": padded})
     with pytest.raises(InputError, match="input_ids"):
         layout_of(model, {})
     with pytest.raises(InputError, match="question_mask"):

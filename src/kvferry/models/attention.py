@@ -1,9 +1,9 @@
 """An attention function for Transformers that watches a few query rows and serves pruned caches.
 
 The output comes from Transformers' own SDPA, or from :func:`kvferry.models.blockwise.attend` where SDPA has no form
-for it: soft-capped logits, sink logits, tokens dropped while the cache is built. While a prompt is read, an
-:class:`Observer` notes down what a recipe asks for, from the same post-rotary queries and keys, in blocks of rows:
-never an ``n x n`` matrix. While a pruned cache is resumed, the mask is built from the stored positions.
+for it: soft-capped logits, sink logits, tokens dropped while the cache is built. While prompts are read, an
+:class:`Observer` for each notes down what a recipe asks for, from the same post-rotary queries and keys, in blocks of
+rows: never an ``n x n`` matrix. While a pruned cache is resumed, the mask is built from the stored positions.
 
 What is going on in the current thread is held in a context variable, so that threads do not mix.
 """
@@ -105,7 +105,7 @@ class Observer:
         layers: int,
         rotary: Sequence[Rotary | None] = (),
     ) -> None:
-        self._layout, self._last = layout, layers - 1
+        self.layout, self._last = layout, layers - 1
         self._turns = {layer: turn for layer, turn in enumerate(rotary) if turn is not None}
         self._seen: dict[EvidenceRequest, dict[int, torch.Tensor]] = {x: {} for x in requests}
         self._plans = {
@@ -133,7 +133,7 @@ class Observer:
         plan = self._plans["queries", at_the_end]
         for request, counts in zip(plan.requests, plan.weights, strict=True):
             rows = plan.rows[counts > 0]
-            future = coming_queries(query, rows, self._layout, self._turns[layer], request.horizon, rule.scaling)
+            future = coming_queries(query, rows, self.layout, self._turns[layer], request.horizon, rule.scaling)
             self._note(layer, [request], future[None])
 
     def evidence(self, length: int) -> Evidence:
@@ -156,18 +156,21 @@ class Observer:
 class Kept(Protocol):
     """A cache layer that knows where its tokens stood."""
 
-    def mask(self, query_length: int, query_heads: int) -> torch.Tensor | None: ...
+    def mask(self, query_length: int, query_heads: int, seen: torch.Tensor | None) -> torch.Tensor | None: ...
 
 
 @dataclass
 class Session:
-    """What the attention function does in this thread: watch a prompt, drop tokens meanwhile, or serve kept layers.
+    """What the attention function does in this thread: watch prompts, drop tokens meanwhile, or serve kept layers.
 
-    ``dropped`` has per layer a bool ``[kv_heads, n]``: keys that no token but their own may see.
+    ``observers`` are one per sequence of the batch, whose prompts stand behind their padding. ``seen`` (bool
+    ``[b, length]``) is false where a token of the sequences so far is padding. ``dropped`` has per layer a bool
+    ``[kv_heads, n]``: keys that no token but their own may see.
     """
 
-    observer: Observer | None = None
+    observers: Sequence[Observer] = ()
     kept: Sequence[Kept] | None = None
+    seen: torch.Tensor | None = None
     dropped: Sequence[torch.Tensor] | None = None
 
 
@@ -202,7 +205,7 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     now, layer = _session.get() or Session(), int(module.layer_idx)  # type: ignore[arg-type]
     if now.kept is not None:
-        attention_mask = now.kept[layer].mask(query.shape[2], query.shape[1])
+        attention_mask = now.kept[layer].mask(query.shape[2], query.shape[1], now.seen)
     is_causal = kwargs.get("is_causal")
     rule = Rule(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -212,8 +215,10 @@ def _attend(
         dropped=None if now.dropped is None else now.dropped[layer].to(key.device),
     )
     masks = [None] * len(query) if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)
-    if now.observer is not None and now.kept is None:
-        now.observer.observe(layer, query[0], key[0], replace(rule, mask=masks[0]))
+    for observer, q, k, mask in zip(now.observers, query, key, masks, strict=False):
+        real = slice(k.shape[1] - len(observer.layout), None)
+        own = None if mask is None else mask[:, real, real]
+        observer.observe(layer, q[:, real], k[:, real], replace(rule, mask=own))
     if rule.softcap is None and rule.sinks is None and rule.dropped is None:
         output: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs

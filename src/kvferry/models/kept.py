@@ -1,41 +1,74 @@
-"""Kept tokens as the layers of a Transformers cache."""
+"""Kept tokens as the layers of a Transformers cache, for one prompt or a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer
 
 from kvferry.cache import LayerCache
 from kvferry.errors import UnsupportedModelError
 
+NEVER = 1 << 62
+"""The position of a padding entry, which no token may see; ``pad`` takes it through a float, so a power of two."""
+
 
 class KeptLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer of a pruned cache, as Transformers wants to see it.
+    """One layer of a pruned cache, as Transformers wants to see it: ``keys``, ``values`` ``[b, kv_heads, stored, d]``.
 
     It reports the *logical* length, so that new tokens get their true position, and the *stored* length where masks
-    are sized. Positions of what is stored are kept beside, per head.
+    are sized. Sequences that keep fewer tokens than the longest of the batch are padded.
+
+    Parameters
+    ----------
+    layers : sequence of LayerCache
+        What each of the ``b`` prompts keeps.
+    starts : sequence of int
+        How many padding tokens stand before each prompt. ``positions`` (``[b, kv_heads, stored]``) count them too, so
+        that one number says where a new token of all sequences stands.
+    length : int
+        Of the padded prompts.
+    window : int or None
+        How far back a token sees, in a sliding layer.
+    like : tensor
+        Of the wanted dtype and device.
     """
 
     is_croppable = False
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
 
-    def __init__(self, layer: LayerCache, length: int, window: int | None, like: torch.Tensor) -> None:
+    def __init__(
+        self, layers: Sequence[LayerCache], starts: Sequence[int], length: int, window: int | None, like: torch.Tensor
+    ) -> None:
         super().__init__()
-        self.keys = layer.keys.to(like).unsqueeze(0)
-        self.values = layer.values.to(like).unsqueeze(0)
+        self._store(layers, starts)
+        self.keys, self.values = self.keys.to(like), self.values.to(like)
+        self.positions = self.positions.to(like.device)
         self.dtype, self.device = like.dtype, like.device
         self.is_initialized = True
-        self.positions = layer.positions.to(like.device)
         self.length = length
         self.window = window
+
+    def _store(self, layers: Sequence[LayerCache], starts: Sequence[int]) -> None:
+        missing = [max(x.kept for x in layers) - x.kept for x in layers]
+        self.padded = any(missing)
+        each = list(zip(layers, missing, strict=True))
+        self.keys = torch.stack([pad(x.keys, (0, 0, 0, rest)) for x, rest in each])
+        self.values = torch.stack([pad(x.values, (0, 0, 0, rest)) for x, rest in each])
+        where = [x.positions + start for x, start in zip(layers, starts, strict=True)]
+        self.positions = torch.stack([pad(x, (0, rest), value=NEVER) for x, rest in zip(where, missing, strict=True)])
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append new tokens behind the logical end; returns all stored keys and values."""
         new = torch.arange(self.length, self.length + key_states.shape[-2], device=self.positions.device)
-        self.positions = torch.cat([self.positions, new.expand(len(self.positions), -1)], dim=1)
+        self.positions = torch.cat([self.positions, new.expand(*self.positions.shape[:2], -1)], dim=-1)
         self.length += key_states.shape[-2]
         both: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, *args, **kwargs)
         return both
@@ -46,88 +79,126 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Stored length after ``query_length`` more tokens, and no offset."""
-        return self.positions.shape[1] + query_length, 0
+        return self.positions.shape[-1] + query_length, 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: what was dropped cannot come back."""
         raise UnsupportedModelError("a pruned cache cannot be rolled back; decode without an assistant model")
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Refused: there is one sequence."""
-        raise UnsupportedModelError("a pruned cache holds one sequence; decode without beams")
+        """Go on with other beams, see :meth:`batch_select_indices`."""
+        self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Refused: there is one sequence."""
-        raise UnsupportedModelError("a pruned cache holds one sequence; ask for one answer at a time")
+        """Every sequence ``repeats`` times."""
+        self.batch_select_indices(torch.arange(self._sequences()).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Refused: there is one sequence."""
-        raise UnsupportedModelError("a pruned cache holds one sequence; ask for one answer at a time")
+        """Go on with the sequences ``indices`` (int64 ``[new batch]``)."""
+        indices = indices.to(self.positions.device)
+        self.keys, self.values, self.positions = (x[indices] for x in (self.keys, self.values, self.positions))
 
-    def mask(self, query_length: int, query_heads: int) -> torch.Tensor | None:
+    def _sequences(self) -> int:
+        return len(self.keys)
+
+    def mask(self, query_length: int, query_heads: int, seen: torch.Tensor | None = None) -> torch.Tensor | None:
         """Which stored key each of the newest ``query_length`` tokens may see.
 
-        bool ``[1, 1 or query_heads, query_length, stored]``; None where all see all.
-        """
-        if query_length == 1 and self.window is None:
-            return None
-        shared = bool((self.positions == self.positions[:1]).all())
-        return self._allowed(self.positions[:1] if shared else self.positions, query_length, query_heads)
+        Parameters
+        ----------
+        seen : bool ``[b, length]``, optional
+            Where false, all later tokens must not see the token (padding); by default there is none.
 
-    def _allowed(self, where: torch.Tensor, query_length: int, query_heads: int) -> torch.Tensor:
-        """The mask for keys at the positions ``where`` (``[1 or kv_heads, stored]``)."""
-        if len(where) > 1:
-            where = where.repeat_interleave(query_heads // len(where), dim=0)
+        Returns
+        -------
+        bool ``[b, 1 or query_heads, query_length, stored]``; None where all see all.
+        """
+        if query_length == 1 and self.window is None and seen is None and not self.padded:
+            return None
+        shared = bool((self.positions == self.positions[:, :1]).all())
+        return self._allowed(self.positions[:, :1] if shared else self.positions, query_length, query_heads, seen)
+
+    def _allowed(
+        self, where: torch.Tensor, query_length: int, query_heads: int, seen: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The mask for keys at the positions ``where`` (``[b, 1 or kv_heads, stored]``)."""
+        if where.shape[1] > 1:
+            where = where.repeat_interleave(query_heads // where.shape[1], dim=1)
         mine = torch.arange(self.length - query_length, self.length, device=where.device)[:, None]
-        allowed = where[:, None] <= mine
+        allowed = where[:, :, None] <= mine
         if self.window is not None:
-            allowed &= where[:, None] > mine - self.window
-        return allowed.unsqueeze(0)
+            allowed &= where[:, :, None] > mine - self.window
+        if seen is not None:
+            place = where.flatten(1).clamp(max=self.length - 1)
+            allowed &= seen.to(where.device).gather(1, place).view_as(where)[:, :, None]
+        return allowed
 
 
 class RaggedLayer(KeptLayer):
-    """One layer whose heads keep differently many tokens, stored end to end: ``keys`` is ``[1, 1, sum, head_dim]``.
+    """One layer whose heads keep differently many tokens.
 
+    All heads of all sequences are stored end to end: ``keys`` is ``[1, 1, sum, head_dim]``, ``positions`` ``[sum]``.
     Attention gets all heads at once: a copy that is padded to the longest head and lives as long as this layer's
     attention does, so that between two layers only what was kept takes memory. The mask hides the padding.
     """
 
-    def __init__(self, layer: LayerCache, length: int, window: int | None, like: torch.Tensor) -> None:
-        super().__init__(layer, length, window, like)
-        self.counts = layer.counts
+    def _store(self, layers: Sequence[LayerCache], starts: Sequence[int]) -> None:
+        heads = [head for layer in layers for head in layer.split()]
+        self._heads = layers[0].heads
+        self.counts = tuple(head.kept for head in heads)
+        self.keys = torch.cat([head.keys[0] for head in heads])[None, None]
+        self.values = torch.cat([head.values[0] for head in heads])[None, None]
+        where = [layer.positions + start for layer, start in zip(layers, starts, strict=True)]
+        self.positions = torch.cat([x.flatten() for x in where])
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append new tokens to every head; returns padded keys and values, ``[1, kv_heads, longest, head_dim]``."""
+        """Append new tokens to every head; returns padded keys and values, ``[b, kv_heads, longest, head_dim]``."""
         new = key_states.shape[-2]
         where = torch.arange(self.length, self.length + new, device=self.positions.device)
-        self.positions = self._append(self.positions[0], where.expand(len(self.counts), -1))[None]
-        self.keys = self._append(self.keys[0, 0], key_states[0])[None, None]
-        self.values = self._append(self.values[0, 0], value_states[0])[None, None]
+        self.positions = self._append(self.positions, where.expand(len(self.counts), -1))
+        self.keys = self._append(self.keys[0, 0], key_states.flatten(0, 1))[None, None]
+        self.values = self._append(self.values[0, 0], value_states.flatten(0, 1))[None, None]
         self.counts = tuple(count + new for count in self.counts)
         self.length += new
         index, _ = self._padded()
-        return self.keys[0, 0, index][None], self.values[0, 0, index][None]
+        return self.keys[0, 0, index], self.values[0, 0, index]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length of the longest head after ``query_length`` more tokens, and no offset."""
         return max(self.counts) + query_length, 0
 
-    def mask(self, query_length: int, query_heads: int) -> torch.Tensor:
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Go on with the sequences ``indices`` (int64 ``[new batch]``)."""
+        rows = [one * self._heads + head for one in indices.tolist() for head in range(self._heads)]
+        self.keys, self.values = (self._pick(x[0, 0], rows)[None, None] for x in (self.keys, self.values))
+        self.positions = self._pick(self.positions, rows)
+        self.counts = tuple(self.counts[row] for row in rows)
+
+    def mask(self, query_length: int, query_heads: int, seen: torch.Tensor | None = None) -> torch.Tensor:
         """As for equal heads, but never None: nobody may see the padding."""
         index, real = self._padded()
-        never = torch.iinfo(self.positions.dtype).max
-        return self._allowed(self.positions[0, index].masked_fill(~real, never), query_length, query_heads)
+        return self._allowed(self.positions[index].masked_fill(~real, NEVER), query_length, query_heads, seen)
+
+    def _sequences(self) -> int:
+        return len(self.counts) // self._heads
 
     def _append(self, stored: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        """``stored`` ``[sum, ...]`` with ``new`` ``[kv_heads, q, ...]`` behind each head's own."""
+        """``stored`` ``[sum, ...]`` with ``new`` ``[b * kv_heads, q, ...]`` behind each head's own."""
         heads = zip(torch.split(stored, list(self.counts)), new, strict=True)
         return torch.cat([part for head in heads for part in head])
 
+    def _pick(self, stored: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """The heads ``rows`` of ``stored`` ``[sum, ...]``, end to end."""
+        heads = torch.split(stored, list(self.counts))
+        return torch.cat([heads[row] for row in rows])
+
     def _padded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where each head's tokens are stored and which of these are not padding, ``[kv_heads, longest]`` both."""
+        """Where each head's tokens are stored, and which of these are not padding: ``[b, kv_heads, longest]`` both."""
         counts = torch.tensor(self.counts, device=self.positions.device)[:, None]
         place = torch.arange(max(self.counts), device=counts.device)
         real = place < counts
-        return (counts.cumsum(0) - counts + place).where(real, 0), real
+        index = (counts.cumsum(0) - counts + place).where(real, 0)
+        shape = (-1, self._heads, len(place))
+        return index.view(shape), real.view(shape)

@@ -39,12 +39,75 @@ def token_ids_of(inputs: Inputs) -> npt.NDArray[np.int32]:
     if ids is None or ids.numel() == 0:
         raise InputError("the inputs need non-empty input_ids of shape [1, n]")
     if ids.ndim != 2 or len(ids) != 1:
-        raise UnsupportedModelError("only one prompt at a time can be compressed; call once per prompt")
+        raise UnsupportedModelError("only one prompt at a time can be read here; call once per prompt")
     mask = inputs.get("attention_mask")
     if mask is not None and not bool((mask != 0).all()):
-        raise UnsupportedModelError("padded prompts cannot be compressed; pass the prompt without padding")
+        raise UnsupportedModelError("a padded prompt cannot be read here; pass the prompt without padding")
     token_ids: npt.NDArray[np.int32] = ids[0].detach().cpu().numpy().astype(np.int32)
     return token_ids
+
+
+def prompts_of(model: PreTrainedModel, inputs: Inputs) -> list[dict[str, Any]]:
+    """The prompts of a batch one by one and without their padding, as :func:`layout_of` reads them.
+
+    Parameters
+    ----------
+    inputs : mapping
+        ``input_ids`` ``[b, n]``, ``attention_mask`` ``[b, n]`` (0 on padding) and whatever the model's processor
+        returned beside.
+
+    Raises
+    ------
+    InputError
+        No ``input_ids``, or padding anywhere but on the left.
+    """
+    ids = inputs.get("input_ids")
+    if ids is None or ids.numel() == 0:
+        raise InputError("the inputs need non-empty input_ids of shape [batch, n]")
+    prompts = _pictures_of(model, inputs, ids)
+    for row, (prompt, start) in enumerate(zip(prompts, _starts(inputs, ids), strict=True)):
+        for name in ("input_ids", "mm_token_type_ids"):
+            if inputs.get(name) is not None:
+                prompt[name] = inputs[name][row : row + 1, start:]
+        positions = inputs.get("position_ids")
+        if positions is not None and positions.ndim == 3:
+            prompt["position_ids"] = positions.expand(-1, len(ids), -1)[:, row : row + 1, start:]
+    return prompts
+
+
+def _starts(inputs: Inputs, ids: torch.Tensor) -> list[int]:
+    """How many padding tokens stand before each prompt."""
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return [0] * len(ids)
+    real = mask != 0
+    if real.shape != ids.shape or not bool(real[:, -1].all()) or bool((real[:, :-1] & ~real[:, 1:]).any()):
+        raise InputError(
+            "prompts of a batch are padded on the left only: set tokenizer.padding_side = 'left', and pass an "
+            "attention_mask of the same shape as input_ids"
+        )
+    starts: list[int] = (~real).sum(1).tolist()
+    return starts
+
+
+def _pictures_of(model: PreTrainedModel, inputs: Inputs, ids: torch.Tensor) -> list[dict[str, Any]]:
+    """For each prompt its rows of ``image_grid_thw`` and the like, which hold the pictures of the batch in a row."""
+    found: list[dict[str, Any]] = [{} for _ in ids]
+    names = {Modality.IMAGE: ["image_grid_thw"], Modality.VIDEO: ["video_grid_thw", "second_per_grid_ts"]}
+    for token, kind in visual_token_ids(model.config).items():
+        present = [name for name in names[kind] if inputs.get(name) is not None]
+        if not present:
+            continue
+        tokens = inputs[present[0]].prod(1) // _merge_size(model) ** 2
+        upto = torch.searchsorted(tokens.cumsum(0), (ids == token).sum(1).cumsum(0), right=True).tolist()
+        for prompt, first, last in zip(found, [0, *upto], upto, strict=False):
+            prompt.update({name: inputs[name][first:last] for name in present})
+    return found
+
+
+def _merge_size(model: PreTrainedModel) -> int:
+    """How many patches a visual token spans in each direction."""
+    return int(getattr(getattr(model.config, "vision_config", None), "spatial_merge_size", 1))
 
 
 def layout_of(model: PreTrainedModel, inputs: Inputs, question_mask: npt.ArrayLike | None = None) -> PromptLayout:
@@ -146,7 +209,7 @@ def grids_of(
 ) -> tuple[tuple[int, int, int], ...]:
     """(frames, rows, columns) in merged visual tokens for each run of visual tokens, where the family has a grid."""
     runs = [(kind, len(list(run))) for kind, run in groupby(modality.tolist()) if kind != Modality.TEXT]
-    merge = getattr(getattr(model.config, "vision_config", None), "spatial_merge_size", 1)
+    merge = _merge_size(model)
     sizes = {
         Modality.IMAGE: _grids(inputs.get("image_grid_thw"), merge),
         Modality.VIDEO: _grids(inputs.get("video_grid_thw"), merge, "qwen3" in model.config.model_type),

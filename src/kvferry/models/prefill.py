@@ -143,7 +143,7 @@ def read_prompt(
     observer = _observer(model, requests, layout, watch)
     dropped = None if construct is None else _dropped(model, construct, length, len(layout))
     last = length - 1 if scene else len(layout) - 1
-    with torch.inference_mode(), session(Session(observer=observer, dropped=dropped)):
+    with torch.inference_mode(), session(Session(observers=[observer] if observer else [], dropped=dropped)):
         output = model(
             **model_inputs(model, inputs, layout),
             past_key_values=past,

@@ -39,14 +39,19 @@ class Continuation:
     seconds: float
 
 
-def kept_layers(model: PreTrainedModel, cache: KVCache) -> list[KeptLayer]:
-    """The cache's layers on the model's device and in its dtype; ``cache`` itself is not touched."""
+def kept_layers(model: PreTrainedModel, caches: Sequence[KVCache], length: int) -> list[KeptLayer]:
+    """The layers of a batch of caches, on the model's device and in its dtype; ``caches`` are not touched.
+
+    ``length`` is that of the prompts with the padding on their left.
+    """
     windows = layer_windows(model)
-    _check_fit(model, cache, len(windows))
+    for cache in caches:
+        _check_fit(model, cache, len(windows))
     like = torch.empty(0, dtype=model.dtype, device=model.device)
+    starts = [length - cache.length for cache in caches]
     return [
-        (RaggedLayer if layer.counts else KeptLayer)(layer, cache.length, window, like)
-        for layer, window in zip(cache, windows, strict=True)
+        (RaggedLayer if any(x.counts for x in layers) else KeptLayer)(layers, starts, length, window, like)
+        for *layers, window in zip(*caches, windows, strict=True)
     ]
 
 
@@ -75,7 +80,7 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, cache: KVCache) -> None:
         self._model = model
         self._layout = cache.layout
-        self._kept = kept_layers(model, cache)
+        self._kept = kept_layers(model, [cache], cache.length)
         self._past = Cache(layers=self._kept)
         self.length = cache.length
 
