@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
@@ -25,6 +25,7 @@ __all__ = ["folder"]
 some = st.lists(st.floats(0, 1), min_size=1, max_size=30)
 
 
+@example([0.0], [5e-324])
 @given(some, some)
 def test_no_other_threshold_errs_less(text_only: list[float], visual: list[float]) -> None:
     words, pictures = np.array(text_only), np.array(visual)

@@ -101,7 +101,7 @@ def test_answers_are_true(kind: str) -> None:
 
 def test_guessing_is_poor() -> None:
     for kind in KINDS:
-        answers = [drawn.answer for drawn in samples("validation", 40, kinds=[kind])]
+        answers = [drawn.answer for drawn in samples("validation", 100, kinds=[kind])]
         assert majority(answers) < (0.7 if kind == "exist" else 0.5), kind
 
 

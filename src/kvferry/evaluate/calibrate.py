@@ -71,7 +71,9 @@ def best_threshold(text_only: npt.NDArray[np.float64], visual: npt.NDArray[np.fl
     about the picture are far more frequent in the testbed than text-only ones.
     """
     seen = np.unique(np.concatenate([text_only, visual]))
-    between = np.concatenate([[0.0], (seen[1:] + seen[:-1]) / 2, [min(1.0, float(seen[-1]) + 1e-6)]])
+    halfway = (seen[1:] + seen[:-1]) / 2
+    halfway = np.where(halfway > seen[:-1], halfway, seen[1:])  # neighbours may have no number between them
+    between = np.concatenate([[0.0], halfway, [min(1.0, float(seen[-1]) + 1e-6)]])
     errors = [np.mean(visual < t) + np.mean(text_only >= t) for t in between]
     return float(between[int(np.argmin(errors))])
 
