@@ -25,8 +25,11 @@ test: venv  ## lint, types and tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-sweep: venv  ## the raw results behind RESULTS.md (an hour or so on 2 cores, resumable)
+sweep: venv  ## the raw results behind RESULTS.md (minutes on 2 quiet cores, resumable)
 	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out results/selection-cloud.jsonl
+	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out results/scorers-cloud.jsonl --protocols A --n 1000 \
+	  --codecs bf16 --lossless '' --fractions 0.5,0.25,0.1,0.05,0.02 --selections \
+	  q2c,snapkv,h2o,streaming,random,vlcache,leaveout,knorm,keydiff,value_norm,expected_attention
 
 results: venv  ## RESULTS.md and its figures from the stored raw results
 	$(BIN)/kvferry results
