@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SECTIONS = {
     "selection": "Which tokens, how few bits: a first look",
-    "scorers": "Which tokens: every scorer, two budgets",
+    "scorers": "Which tokens: every scorer",
     "policies": "Which tokens: modality policies at equal numbers of tokens",
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
