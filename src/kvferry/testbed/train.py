@@ -1,8 +1,9 @@
 """Train a testbed model: `python -m kvferry.testbed.train --model cloud --seed 0 --out runs/cloud-s0 [--resume]`.
 
-Stages: the tower alone with dense heads, one block guided for a while; the language model alone on symbolic pictures, with its attention guided at
-first; both joined and trained on pictures with the language-modelling loss only. The first two do not need
-each other and may run at the same time (`--only tower`, `--only symbolic`); a tower may be shared (`--tower RUN`).
+Stages: the tower alone with dense heads, one block guided for a while; the language model alone on symbolic pictures,
+with its attention guided at first; both joined and trained on pictures with the language-modelling loss only. The first
+two do not need each other and may run at the same time (`--only tower`, `--only symbolic`); a tower may be shared
+(`--tower RUN`).
 """
 
 from __future__ import annotations
