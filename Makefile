@@ -25,11 +25,19 @@ test: venv  ## lint, types and tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-sweep: venv  ## the raw results behind RESULTS.md (minutes on 2 quiet cores, resumable)
+SCORERS := q2c,snapkv,h2o,streaming,random,vlcache,leaveout,knorm,keydiff,value_norm,expected_attention
+SIX     := colour,shape,glyph,word,exist,compare
+GRID    := $(BIN)/kvferry sweep --check forced --n 1000 --codecs bf16 --lossless '' --fractions 0.5,0.25,0.1,0.05,0.02
+POLICY  := --selections vlcache,q2c,leaveout --modalities uniform,visual_heavy,text_preserving,adaptive,skip_visual@
+
+sweep: venv  ## the raw results behind RESULTS.md (about two hours of one core, resumable)
 	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out results/selection-cloud.jsonl
-	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out results/scorers-cloud.jsonl --protocols A --n 1000 \
-	  --codecs bf16 --lossless '' --fractions 0.5,0.25,0.1,0.05,0.02 --selections \
-	  q2c,snapkv,h2o,streaming,random,vlcache,leaveout,knorm,keydiff,value_norm,expected_attention
+	$(GRID) --model testbed/cloud --out results/scorers-cloud.jsonl --selections $(SCORERS) --budgets uniform,sparsity
+	$(GRID) --model testbed/cloud --out results/policies-cloud.jsonl $(POLICY)testbed/cloud/skip_visual.json
+	$(GRID) --model testbed/edge --out results/scorers-edge.jsonl --selections $(SCORERS) --budgets uniform,sparsity
+	$(GRID) --model testbed/control --out results/scorers-control.jsonl --selections $(SCORERS) --budgets uniform,sparsity --kinds $(SIX)
+	$(GRID) --model testbed/cloud --out results/construction-cloud.jsonl --selections $(SCORERS) --protocols A --apply construction
+	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json
 
 results: venv  ## RESULTS.md and its figures from the stored raw results
 	$(BIN)/kvferry results

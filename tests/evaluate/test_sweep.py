@@ -77,6 +77,24 @@ def test_protocol_b_runs_every_kind_of_scorer(folder: Path, vlm: VLM) -> None:
     assert rows == aware | {"full|bf16", "snapkv@0.5|bf16", "h2o@0.5|bf16"}
 
 
+def test_construction_drops_the_same_tokens_but_earlier(vlm: VLM, folder: Path) -> None:
+    recipes = ("full|bf16", "none|bf16", "q2c@0.25|bf16")
+    (sample,) = samples("validation", 1)
+    after = run_sample(vlm, sample, Sweep(str(folder), recipes, ("A",)), "A").outcomes
+    early = run_sample(vlm, sample, Sweep(str(folder), recipes, ("A",), apply="construction"), "A").outcomes
+    assert after.keys() == early.keys()
+    assert after["full|bf16"] == early["full|bf16"]
+    for row in recipes[1:]:
+        assert abs(after[row][1] - early[row][1]) < 20  # the recipe's name in the header
+    with pytest.raises(InputError, match="--protocols A"):
+        Sweep(str(folder), recipes, apply="construction")
+
+
+def test_only_the_kinds_that_were_asked_for(folder: Path, tmp_path: Path) -> None:
+    plan = Sweep(str(folder), ("full|bf16",), ("A",), "validation", 4, kinds=("word", "exist"), max_new_tokens=1)
+    assert [x.kind for x in run(plan, tmp_path / "r.jsonl")] == ["word", "exist"] * 2
+
+
 def test_a_sweep_is_continued_where_it_stopped(plan: Sweep, tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     assert len(list(run(plan, whole))) == 4

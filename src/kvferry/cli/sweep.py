@@ -57,6 +57,10 @@ def sweep(
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
     start: Annotated[int, typer.Option(help="First question.", min=0)] = 0,
     check: Annotated[str, typer.Option(help="'generate', or 'forced': the same for the testbed, faster.")] = "generate",
+    kinds: Annotated[str, typer.Option(help="Of question, such as colour,shape; all by default.")] = "",
+    apply: Annotated[
+        str, typer.Option(help="'post_hoc' evicts from the finished cache; 'construction' hides while it is built.")
+    ] = "post_hoc",
     processes: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -81,7 +85,19 @@ def sweep(
     )
     if check not in ("generate", "forced"):
         raise InputError(f"--check is generate or forced, not {check!r}")
-    plan = engine.Sweep(model, recipes, tuple(p for p in ("A", "B") if p in protocols), split, n, start, check=check)  # type: ignore[arg-type]
+    if apply not in ("post_hoc", "construction"):
+        raise InputError(f"--apply is post_hoc or construction, not {apply!r}")
+    plan = engine.Sweep(
+        model,
+        recipes,
+        tuple(p for p in ("A", "B") if p in protocols),
+        split,
+        n,
+        start,
+        check=check,  # type: ignore[arg-type]
+        kinds=tuple(k for k in kinds.split(",") if k),
+        apply=apply,  # type: ignore[arg-type]
+    )
     console = Console(stderr=True, quiet=json)
     columns = (
         TextColumn("{task.description}"),

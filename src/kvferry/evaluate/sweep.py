@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kvferry.errors import InputError, KVFerryError
 from kvferry.recipe import Recipe, compress, decompress
+from kvferry.selection.full import Full
 
 if TYPE_CHECKING:
     from kvferry.cache import KVCache
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 Protocol = Literal["A", "B"]
 Check = Literal["generate", "forced"]
+Apply = Literal["post_hoc", "construction"]
 
 PROXY_QUESTION = "how many shapes are there?"
 """Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
@@ -57,6 +59,11 @@ class Sweep:
         How an answer is judged: generate greedily and compare texts, or feed the true answer and see whether every
         token of it, and the end after it, is the most likely one. Greedy decoding says the true answer exactly when
         that holds, so where one text has one tokenisation (the testbed's words) the second is the same, in one pass.
+    kinds : tuple of str
+        Which kinds of question take turns; empty for all of them.
+    apply : {"post_hoc", "construction"}
+        Evict from the finished cache, or prefill a second time with the dropped tokens hidden from the first row on.
+        One sweep does one of the two, so that no table mixes them.
     """
 
     model: str
@@ -67,11 +74,15 @@ class Sweep:
     start: int = 0
     max_new_tokens: int = 12
     check: Check = "generate"
+    kinds: tuple[str, ...] = ()
+    apply: Apply = "post_hoc"
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise InputError("a sweep needs at least one question (--n)")
         object.__setattr__(self, "recipes", tuple(str(Recipe.parse(r)) for r in self.recipes))
+        if self.apply == "construction" and "B" in self.protocols:
+            raise InputError("construction-time selection needs the question before the cache is built: --protocols A")
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,10 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
     outcomes = {}
     for row, prefilled in _prefills(vlm, sample, sweep, protocol):
         full = full or prefilled
-        recipe = row.split(" ")[0]
+        recipe = Recipe.parse(row.split(" ")[0])
+        if sweep.apply == "construction" and not isinstance(recipe.selection, Full):
+            prefilled = vlm.prefill(sample.images, sample.question, construct=recipe.select(prefilled))
+            recipe = Recipe(Full(), codec=recipe.codec, lossless=recipe.lossless)
         blob = compress(prefilled, recipe)
         question = None if protocol == "A" else sample.question
         outcomes[row] = (int(_right(vlm, decompress(blob), question, sample.answer, sweep)), len(blob))
@@ -238,8 +252,9 @@ def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Itera
     done: set[tuple[int, str]] = set()
     if out.exists() and out.stat().st_size:
         before, lines = read(out)
-        fixed = ("model", "recipes", "split", "max_new_tokens", "check")
-        if any(before["sweep"][k] != head["sweep"][k] for k in fixed) or before["fingerprint"] != head["fingerprint"]:
+        fixed = ("model", "recipes", "split", "max_new_tokens", "check", "kinds", "apply")
+        asked = {"kinds": [], "apply": "post_hoc"} | before["sweep"]
+        if any(asked[k] != head["sweep"][k] for k in fixed) or before["fingerprint"] != head["fingerprint"]:
             raise InputError(f"{out} holds another sweep's results; choose another --out or remove it")
         done = {(line.index, line.protocol) for line in lines}
         _drop_half_line(out)
@@ -293,5 +308,5 @@ def _job(job: tuple[int, Protocol]) -> Line:
 
     index, protocol = job
     sweep: Sweep = _state["sweep"]
-    (sample,) = samples(sweep.split, 1, start=index)
+    (sample,) = samples(sweep.split, 1, start=index, kinds=sweep.kinds or None)
     return run_sample(_state["vlm"], sample, sweep, protocol)

@@ -37,7 +37,7 @@ class SkipVisual(TextPreserving):
     ----------
     threshold : float
         Skip where the question's :func:`visual_mass` is below this. The default is for models that were not measured:
-        it skips next to never (``kvferry calibrate-skip testbed/cloud --n 270`` finds 0.77 there).
+        it skips next to never (``kvferry calibrate-skip testbed/cloud --n 540`` finds 0.75 there).
     profile : str
         A file by ``kvferry calibrate-skip``, whose threshold is taken instead. It is read when a prompt is selected:
         who only decodes does not need it.
