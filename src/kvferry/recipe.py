@@ -10,7 +10,7 @@ import torch
 
 from kvferry.bitstream import Writer, decompress_stream
 from kvferry.cache import KVCache, LayerCache
-from kvferry.codecs import BF16, Codec, codec_text, parse_codec
+from kvferry.codecs import BF16, Codec, codec_text, decoder_of, encoder_of, parse_codec
 from kvferry.codecs.grammar import lookup, name_of, number_text, option_text, parse_part, part_text, with_options
 from kvferry.errors import BudgetError, EvidenceError, InputError, RecipeError
 from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
@@ -189,15 +189,15 @@ class Recipe:
     def apply(self, source: Prefilled | KVCache) -> KVCache:
         """What ``decompress(compress(source, self))`` gives, without the bytes in between."""
         cache = self.keep(source)
-        return replace(cache, layers=tuple(self._round_trip(cache, i) for i in range(len(cache.layers))))
-
-    def _round_trip(self, cache: KVCache, index: int) -> LayerCache:
-        layer = cache.layers[index]
-        payload = self.codec.encode(index, layer.keys, layer.values, layer.positions, cache.layout)
-        shapes = [tuple(t.shape) for t in (layer.keys, layer.values)]
-        keys, values = self.codec.decode(index, payload, *shapes, layer.positions, cache.layout)  # type: ignore[call-arg, arg-type]
-        device = layer.keys.device
-        return LayerCache(keys.to(device), values.to(device), layer.positions, layer.counts)
+        encoder, decoder = (of(self.codec, cache.fingerprint) for of in (encoder_of, decoder_of))
+        layers = []
+        for index, layer in enumerate(cache):
+            payload = encoder.encode(index, layer.keys, layer.values, layer.positions, cache.layout)
+            shapes = (_shape(layer.keys), _shape(layer.values))
+            keys, values = decoder.decode(index, payload, *shapes, layer.positions, cache.layout)
+            device = layer.keys.device
+            layers.append(LayerCache(keys.to(device), values.to(device), layer.positions, layer.counts))
+        return replace(cache, layers=tuple(layers))
 
     def _evidence(self, source: Prefilled | KVCache) -> tuple[KVCache, Evidence]:
         if isinstance(source, Prefilled):
@@ -298,6 +298,11 @@ def _fraction(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise RecipeError(f"{name}@{text}: a fraction is a number in (0, 1], for instance {name}@0.25") from None
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, int, int]:
+    rows, kept, channels = tensor.shape
+    return rows, kept, channels
 
 
 def _decides(selection: Scorer) -> bool:

@@ -23,6 +23,7 @@ from kvferry.bitstream.records import (
     parse,
 )
 from kvferry.cache import KVCache, LayerCache
+from kvferry.codecs import decoder_of
 from kvferry.errors import BitstreamError, CorruptError, TruncatedError, VersionError
 from kvferry.wire import bitstream_pb2 as pb
 
@@ -197,7 +198,7 @@ class Reader:
         if self.header is None:
             opened = decompress(body, MAX_HEADER) if kind == Kind.HEADER_ZSTD else body
             header = headers.decode(parse(pb.Header, opened), self._max_bytes)
-            self._codec = header.codec
+            self._codec = decoder_of(header.codec, header.fingerprint)
             self.header = header
             self.header_bytes = _START + OVERHEAD + len(body)
         elif kind == Kind.FRAME:

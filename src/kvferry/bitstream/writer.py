@@ -6,7 +6,7 @@ from kvferry.bitstream import header as headers
 from kvferry.bitstream import positions
 from kvferry.bitstream.records import CHECKSUM, MAGIC, VERSION, Kind, compress, crc32c, record
 from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.codecs import Codec
+from kvferry.codecs import Codec, encoder_of
 from kvferry.errors import InputError
 from kvferry.wire.bitstream_pb2 import Frame, Trailer
 
@@ -34,6 +34,7 @@ class Writer:
     def header(self, cache: KVCache) -> bytes:
         """Magic, version and header. Of the cache's layers only shapes and dtypes are read."""
         self._layout, self._length = cache.layout, cache.length
+        self._codec = encoder_of(self._codec, cache.fingerprint)
         body = headers.encode(cache).SerializeToString()
         packed = compress(body)
         if len(packed) < len(body):

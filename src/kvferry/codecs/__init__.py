@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kvferry.codecs.base import Codec
+from kvferry.codecs.base import Codec, decoder_of, encoder_of
 from kvferry.codecs.bf16 import BF16
-from kvferry.codecs.grammar import lookup, option_text, with_options
+from kvferry.codecs.grammar import lookup, number_text, option_text, with_options
 from kvferry.codecs.integer import Integer
 from kvferry.errors import RecipeError
 
@@ -15,18 +15,39 @@ CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 
 
 def parse_codec(text: str) -> Codec:
-    """The codec of ``name[,key=value...]``, or a :class:`~kvferry.errors.RecipeError` that says what exists."""
+    """The codec of ``name[:argument][@profile][,key=value...]``, or a :class:`~kvferry.errors.RecipeError` that says
+    what exists.
+
+    The argument sets the field that the codec's class names as its ``argument``, what follows an ``@`` the field
+    ``profile``.
+    """
     head, *options = text.split(",")
-    name, colon, argument = head.strip().partition(":")
+    head, at, profile = (part.strip() for part in head.partition("@"))
+    name, colon, argument = (part.strip() for part in head.partition(":"))
     default = lookup(CODECS, name, "codec")
-    if colon:
-        raise RecipeError(f"the codec {name!r} takes no argument, but {argument!r} was given")
-    return with_options(default, name, options)
+    marked = {}
+    for mark, what, key, value in (
+        (colon, "argument", getattr(default, "argument", ""), argument),
+        (at, "profile", "profile", profile),
+    ):
+        if mark and not hasattr(default, key):
+            raise RecipeError(f"the codec {name!r} takes no {what}, but {value!r} was given")
+        if mark:
+            marked[key] = f"{key}={value}"
+    return with_options(default, name, [*marked.values(), *options])
 
 
 def codec_text(codec: Codec) -> str:
     """The canonical text that :func:`parse_codec` reads back."""
-    return codec.name + option_text(codec, CODECS[codec.name])
+    default = CODECS[codec.name]
+    text, argument = codec.name, getattr(codec, "argument", "")
+    changed = dict(x.split("=", 1) for x in option_text(codec, default).split(",")[1:])
+    if argument:
+        changed.pop(argument, None)
+        text += f":{number_text(getattr(codec, argument))}"
+    if "profile" in changed:
+        text += f"@{changed.pop('profile')}"
+    return text + "".join(f",{key}={value}" for key, value in changed.items())
 
 
-__all__ = ["BF16", "CODECS", "Codec", "Integer", "codec_text", "parse_codec"]
+__all__ = ["BF16", "CODECS", "Codec", "Integer", "codec_text", "decoder_of", "encoder_of", "parse_codec"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -22,6 +22,11 @@ class Codec(Protocol):
     prompt index of every entry (``[kv_heads, kept]``) and the layout; it returns self-contained bytes.
     ``decode`` gets those bytes and the shapes back and must refuse, by :class:`kvferry.errors.CorruptError`,
     a payload of the wrong size before it allocates anything.
+
+    A codec that remembers something from frame to frame of a stream, or reads a profile, has besides these
+    ``encoder(fingerprint)`` and ``decoder(fingerprint)``: they return what encodes or decodes one stream of the model
+    with that fingerprint, frame by frame in the order of the stream. An encoder may open a file that the recipe names;
+    a decoder must not, for the recipe came with the stream: it looks a profile up among those that are here.
     """
 
     @property
@@ -56,3 +61,19 @@ def check_size(layer: int, payload: bytes, expected: int) -> None:
     """Refuse a payload that is not exactly as long as its shapes say."""
     if len(payload) != expected:
         raise CorruptError(f"layer {layer}: a payload of {len(payload)} bytes, where its shapes need {expected}")
+
+
+def encoder_of(codec: Codec, fingerprint: str) -> Codec:
+    """What encodes one stream: ``codec`` itself where it remembers nothing."""
+    return _of(codec, "encoder", fingerprint)
+
+
+def decoder_of(codec: Codec, fingerprint: str) -> Codec:
+    """What decodes one stream: ``codec`` itself where it remembers nothing."""
+    return _of(codec, "decoder", fingerprint)
+
+
+def _of(codec: Codec, which: str, fingerprint: str) -> Codec:
+    make: Any = getattr(codec, which, None)
+    one: Codec = codec if make is None else make(fingerprint)
+    return one
