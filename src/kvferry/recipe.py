@@ -9,8 +9,18 @@ from typing import Any
 import torch
 
 from kvferry.bitstream import Writer, decompress_stream
-from kvferry.cache import KVCache, LayerCache
-from kvferry.codecs import BF16, Codec, codec_text, decoder_of, encoder_of, parse_codec
+from kvferry.cache import KVCache, LayerCache, PromptLayout
+from kvferry.codecs import (
+    BF16,
+    AnyCodec,
+    Codec,
+    JointCoder,
+    codec_text,
+    decoder_of,
+    encoder_of,
+    parse_codec,
+    stack,
+)
 from kvferry.codecs.grammar import lookup, name_of, number_text, option_text, parse_part, part_text, with_options
 from kvferry.errors import BudgetError, EvidenceError, InputError, RecipeError
 from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
@@ -63,7 +73,7 @@ class Recipe:
 
     selection: Scorer
     fraction: float = 1.0
-    codec: Codec = field(default_factory=BF16)
+    codec: AnyCodec = field(default_factory=BF16)
     lossless: str | None = None
     budget: Budget = field(default_factory=BUDGETS["uniform"])
     modality: Policy = field(default_factory=POLICIES["uniform"])
@@ -190,13 +200,9 @@ class Recipe:
         """What ``decompress(compress(source, self))`` gives, without the bytes in between."""
         cache = self.keep(source)
         encoder, decoder = (of(self.codec, cache.fingerprint) for of in (encoder_of, decoder_of))
-        layers = []
-        for index, layer in enumerate(cache):
-            payload = encoder.encode(index, layer.keys, layer.values, layer.positions, cache.layout)
-            shapes = (_shape(layer.keys), _shape(layer.values))
-            keys, values = decoder.decode(index, payload, *shapes, layer.positions, cache.layout)
-            device = layer.keys.device
-            layers.append(LayerCache(keys.to(device), values.to(device), layer.positions, layer.counts))
+        if isinstance(encoder, JointCoder) and isinstance(decoder, JointCoder):
+            return replace(cache, layers=_joint_round_trip(encoder, decoder, cache))
+        layers = (_round_trip(encoder, decoder, i, x, cache.layout) for i, x in enumerate(cache))  # type: ignore[arg-type]
         return replace(cache, layers=tuple(layers))
 
     def _evidence(self, source: Prefilled | KVCache) -> tuple[KVCache, Evidence]:
@@ -298,6 +304,22 @@ def _fraction(name: str, text: str) -> float:
         return float(text)
     except ValueError:
         raise RecipeError(f"{name}@{text}: a fraction is a number in (0, 1], for instance {name}@0.25") from None
+
+
+def _round_trip(encoder: Codec, decoder: Codec, index: int, layer: LayerCache, layout: PromptLayout) -> LayerCache:
+    payload = encoder.encode(index, layer.keys, layer.values, layer.positions, layout)
+    shapes = (_shape(layer.keys), _shape(layer.values))
+    keys, values = decoder.decode(index, payload, *shapes, layer.positions, layout)
+    device = layer.keys.device
+    return LayerCache(keys.to(device), values.to(device), layer.positions, layer.counts)
+
+
+def _joint_round_trip(encoder: JointCoder, decoder: JointCoder, cache: KVCache) -> tuple[LayerCache, ...]:
+    stacked, values, positions = stack(cache.layers)
+    payload = encoder.encode_tokens(stacked, values, positions, cache.layout)
+    decoded = decoder.decode_tokens(payload, tuple(stacked.shape), positions, cache.layout)  # type: ignore[arg-type]
+    device = stacked.device
+    return tuple(LayerCache(k.to(device), v.to(device), x.positions) for k, v, x in zip(*decoded, cache, strict=True))
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, int, int]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from kvferry.codecs.base import Codec, decoder_of, encoder_of
+from kvferry.codecs.base import AnyCodec, Codec, JointCoder, decoder_of, encoder_of, stack
 from kvferry.codecs.bf16 import BF16
 from kvferry.codecs.grammar import lookup, number_text, option_text, with_options
 from kvferry.codecs.integer import Integer
+from kvferry.codecs.transform import Transform
 from kvferry.errors import RecipeError
 
-_ALL: tuple[Codec, ...] = (BF16(), *(Integer(bits) for bits in range(1, 9)))
+_ALL: tuple[AnyCodec, ...] = (BF16(), *(Integer(bits) for bits in range(1, 9)), Transform())
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
+CODECS: dict[str, AnyCodec] = {codec.name: codec for codec in _ALL}
 """What a recipe may name, with its default options."""
 
 
-def parse_codec(text: str) -> Codec:
+def parse_codec(text: str) -> AnyCodec:
     """The codec of ``name[:argument][@profile][,key=value...]``, or a :class:`~kvferry.errors.RecipeError` that says
     what exists.
 
@@ -37,7 +38,7 @@ def parse_codec(text: str) -> Codec:
     return with_options(default, name, [*marked.values(), *options])
 
 
-def codec_text(codec: Codec) -> str:
+def codec_text(codec: AnyCodec) -> str:
     """The canonical text that :func:`parse_codec` reads back."""
     default = CODECS[codec.name]
     text, argument = codec.name, getattr(codec, "argument", "")
@@ -50,4 +51,7 @@ def codec_text(codec: Codec) -> str:
     return text + "".join(f",{key}={value}" for key, value in changed.items())
 
 
-__all__ = ["BF16", "CODECS", "Codec", "Integer", "codec_text", "decoder_of", "encoder_of", "parse_codec"]
+__all__ = [
+    "BF16", "CODECS", "AnyCodec", "Codec", "Integer", "JointCoder", "Transform", "codec_text",
+    "decoder_of", "encoder_of", "parse_codec", "stack",
+]  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from kvferry.cache import PromptLayout
+from kvferry.cache import LayerCache, PromptLayout
 from kvferry.errors import CorruptError, InputError
 
 Shape = tuple[int, int, int]
@@ -23,10 +24,6 @@ class Codec(Protocol):
     ``decode`` gets those bytes and the shapes back and must refuse, by :class:`kvferry.errors.CorruptError`,
     a payload of the wrong size before it allocates anything.
 
-    A codec that remembers something from frame to frame of a stream, or reads a profile, has besides these
-    ``encoder(fingerprint)`` and ``decoder(fingerprint)``: they return what encodes or decodes one stream of the model
-    with that fingerprint, frame by frame in the order of the stream. An encoder may open a file that the recipe names;
-    a decoder must not, for the recipe came with the stream: it looks a profile up among those that are here.
     """
 
     @property
@@ -49,6 +46,43 @@ class Codec(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """A codec that remembers something from frame to frame of a stream, or reads a profile.
+
+    Its coders encode or decode one stream of the model with the given fingerprint, frame by frame in the order of the
+    stream. An encoder may open a file that the recipe names; a decoder must not, for the recipe came with the stream:
+    it looks a profile up among those that are here.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def encoder(self, fingerprint: str) -> Codec | JointCoder: ...
+
+    def decoder(self, fingerprint: str) -> Codec | JointCoder: ...
+
+
+@runtime_checkable
+class JointCoder(Protocol):
+    """What ``encoder()`` or ``decoder()`` of a codec returns that codes a token's vectors of all layers together.
+
+    Only for caches whose layers and heads all keep the same tokens. Keys and values are
+    ``[layers, kv_heads, k, head_dim]``, positions ``[k]``.
+    """
+
+    def encode_tokens(
+        self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
+    ) -> bytes: ...
+
+    def decode_tokens(
+        self, payload: bytes, shape: tuple[int, int, int, int], positions: torch.Tensor, layout: PromptLayout
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+AnyCodec = Codec | Remembers
+
+
 def not_finite(layer: int, what: str) -> InputError:
     """What is raised over NaN, infinity and what bfloat16 cannot hold, by the name of the layer."""
     return InputError(
@@ -63,17 +97,29 @@ def check_size(layer: int, payload: bytes, expected: int) -> None:
         raise CorruptError(f"layer {layer}: a payload of {len(payload)} bytes, where its shapes need {expected}")
 
 
-def encoder_of(codec: Codec, fingerprint: str) -> Codec:
+def encoder_of(codec: AnyCodec, fingerprint: str) -> Codec | JointCoder:
     """What encodes one stream: ``codec`` itself where it remembers nothing."""
-    return _of(codec, "encoder", fingerprint)
+    return codec if isinstance(codec, Codec) and not isinstance(codec, Remembers) else codec.encoder(fingerprint)
 
 
-def decoder_of(codec: Codec, fingerprint: str) -> Codec:
+def decoder_of(codec: AnyCodec, fingerprint: str) -> Codec | JointCoder:
     """What decodes one stream: ``codec`` itself where it remembers nothing."""
-    return _of(codec, "decoder", fingerprint)
+    return codec if isinstance(codec, Codec) and not isinstance(codec, Remembers) else codec.decoder(fingerprint)
 
 
-def _of(codec: Codec, which: str, fingerprint: str) -> Codec:
-    make: Any = getattr(codec, which, None)
-    one: Codec = codec if make is None else make(fingerprint)
-    return one
+def stack(layers: Sequence[LayerCache]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys, values ``[layers, kv_heads, k, head_dim]`` and positions ``[k]`` of layers that keep the same tokens.
+
+    Raises
+    ------
+    InputError
+        They do not, or their shapes differ.
+    """
+    first = layers[0].positions[:1]
+    shapes = {(x.keys.shape, x.values.shape) for x in layers}
+    if len(shapes) > 1 or not all(torch.equal(x.positions, first.expand_as(x.positions)) for x in layers):
+        raise InputError(
+            "this codec codes a token's vectors of all layers together, but layers or heads keep different tokens; "
+            "add budget=shared to the selection (leaveout@0.1,budget=shared), or choose a codec such as int4"
+        )
+    return torch.stack([x.keys for x in layers]), torch.stack([x.values for x in layers]), first[0]

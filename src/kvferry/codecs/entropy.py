@@ -97,8 +97,12 @@ def nearest(deviation: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
     The logarithm may differ between machines in its last bit: let the index travel, not the deviation.
     """
-    octaves = np.log2(np.maximum(deviation, 2.0**-64))
-    rows: npt.NDArray[np.uint8] = np.clip(np.rint(8 * octaves) - _LOWEST, 0, SCALES - 1).astype(np.uint8)
+    return model_of(np.rint(8 * np.log2(np.maximum(deviation, 2.0**-64))).astype(np.int64))
+
+
+def model_of(octaves: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Which row of a family has the standard deviation ``2 ** (octaves / 8)`` steps, or is nearest to it."""
+    rows: npt.NDArray[np.uint8] = np.clip(octaves - _LOWEST, 0, SCALES - 1).astype(np.uint8)
     return rows
 
 

@@ -42,7 +42,10 @@ def choose(
         return NoVisual().select(cache, evidence)
     recent: Callable[[int], int] = getattr(scorer, "recent", lambda _: 0)
     positions, importance, per_head = [], [], []
-    for index, (score, keep) in enumerate(zip(scorer.score(cache, evidence), counts, strict=True)):
+    scores = scorer.score(cache, evidence)
+    if budget.ranks_jointly:
+        scores = [torch.stack([x.float().sum(0) for x in scores]).sum(0, keepdim=True)] * len(scores)
+    for index, (score, keep) in enumerate(zip(scores, counts, strict=True)):
         ranked = _ranked(score, keep, recent(keep), index)
         if visual.any():
             _guarantee(ranked, keep, visual, policy)

@@ -3,9 +3,16 @@
 from kvferry.selection.budgets.base import Budget
 from kvferry.selection.budgets.head import Head
 from kvferry.selection.budgets.pyramid import Pyramid
+from kvferry.selection.budgets.shared import Shared
 from kvferry.selection.budgets.sparsity import Sparsity
 from kvferry.selection.budgets.uniform import Uniform
 
-BUDGETS: dict[str, type[Budget]] = {"uniform": Uniform, "pyramid": Pyramid, "sparsity": Sparsity, "head": Head}
+BUDGETS: dict[str, type[Budget]] = {
+    "uniform": Uniform,
+    "shared": Shared,
+    "pyramid": Pyramid,
+    "sparsity": Sparsity,
+    "head": Head,
+}
 
-__all__ = ["BUDGETS", "Budget", "Head", "Pyramid", "Sparsity", "Uniform"]
+__all__ = ["BUDGETS", "Budget", "Head", "Pyramid", "Shared", "Sparsity", "Uniform"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from kvferry.cache import KVCache
 from kvferry.errors import BudgetError
@@ -13,6 +14,9 @@ from kvferry.evidence import Evidence, EvidenceRequest
 
 class Budget(ABC):
     """How many tokens each layer keeps; the total is that of the fraction, exact to a token."""
+
+    ranks_jointly: ClassVar[bool] = False
+    """Whether all layers and heads keep the same tokens, by the sum of their scores."""
 
     @property
     def requests(self) -> tuple[EvidenceRequest, ...]:

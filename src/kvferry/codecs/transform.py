@@ -1,0 +1,215 @@
+"""Transform coding: a token's keys and values of all layers, in a calibrated basis, range-coded."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kvferry.cache import PromptLayout
+from kvferry.codecs import entropy
+from kvferry.codecs.base import LIMIT, not_finite
+from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, for_decoding, for_encoding
+from kvferry.errors import CorruptError, InputError
+
+_HEAD = struct.Struct(f"<{DIGEST}shb")
+_DEAD = -14
+"""A coefficient whose standard deviation is below ``2 ** (-14 / 8) = 0.3`` steps is not coded."""
+_ZERO = 0.665
+"""Magnitudes below this many steps become zero, wider than rounding's 0.5: the rate saved is worth more than the error."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One token's keys and values of all layers and heads as one vector: its mean taken off, turned into a calibrated
+    basis, quantized with one step and range-coded by calibrated models.
+
+    After KVTC (arXiv 2511.01815), whose gain is coding all layers together, with these differences:
+
+    * Visual and text tokens have a basis each. A text token's mean is that of its id, for the decoder knows the text.
+    * Keys and values share one basis, for they predict each other. Keys are un-rotated first, M-RoPE's three axes too.
+    * Errors are weighed by how much they move the answer's logits (see :mod:`kvferry.models.sensitivity`) instead of
+      equally: the step is uniform where that is uniform.
+    * No group has a width of its own. One step for all coefficients is what reverse water-filling asks for, and the
+      range coder spends on each what it is worth; the models are indexed by integers in the profile, so that both ends
+      agree on every bit.
+    * No sinks or windows in 16 bit: the means of the first tokens' ids are exact, for nothing precedes them.
+
+    All layers and heads must keep the same tokens (``full``, ``q2c``, ``random`` or any scorer with
+    ``budget=shared``). Decodes in float32 arithmetic to bfloat16.
+
+    Parameters
+    ----------
+    ratio : float
+        16 bits over the bits that a visual token's numbers take on average, by the statistics of the profile; it sets
+        the step.
+    text : float
+        Step of text tokens, in steps of visual ones.
+    profile : str
+        File by ``kvferry calibrate``; by default the one that is here for the model. Whoever decodes finds it by the
+        model's fingerprint and the file's digest, which are in the stream.
+    """
+
+    name: ClassVar[str] = "transform"
+    argument: ClassVar[str] = "ratio"
+
+    ratio: float = 64.0
+    text: float = 2.0
+    profile: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1.0 <= self.ratio <= 1e5:
+            raise InputError(f"transform:{self.ratio:g}: a ratio lies between 1 and 100000")
+        if not 1 / 64 <= self.text <= 64:
+            raise InputError(f"transform,text={self.text:g}: a relative step lies between 1/64 and 64")
+
+    def encoder(self, fingerprint: str) -> TransformCoder:
+        """Encodes streams of the model with this fingerprint."""
+        profile, digest = for_encoding(self.profile, fingerprint)
+        step = _step(profile.visual, self.ratio)
+        return TransformCoder(fingerprint, profile, _HEAD.pack(digest, step, round(OCTAVE * np.log2(self.text))))
+
+    def decoder(self, fingerprint: str) -> TransformCoder:
+        """Decodes streams of the model with this fingerprint."""
+        return TransformCoder(fingerprint)
+
+
+@dataclass
+class TransformCoder:
+    """Encodes or decodes one stream.
+
+    Payload of the first frame: the profile's digest (4 bytes), the step (int16) and that of text relative to it (int8),
+    in eighths of an octave. Of every frame: range-coded symbols, coefficient by coefficient, visual tokens first.
+    """
+
+    fingerprint: str
+    profile: Profile | None = None
+    head: bytes = b""
+    _started: bool = field(default=False, init=False)
+
+    def encode_tokens(
+        self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
+    ) -> bytes:
+        """Bytes for ``k`` tokens.
+
+        Parameters
+        ----------
+        keys, values : ``[layers, kv_heads, k, head_dim]``
+            Keys as they are in the cache, rotated.
+        positions : int64 ``[k]``
+            Index into the prompt.
+
+        Raises
+        ------
+        InputError
+            NaN or infinity, or another shape than the profile's.
+        """
+        profile = self.profile
+        if profile is None:
+            raise InputError("a decoder does not encode; use Transform.encoder()")
+        for what, tensor in (("keys", keys), ("values", values)):
+            for layer, peak in enumerate(tensor.abs().float().flatten(1).amax(1) if tensor.numel() else ()):
+                if not bool(peak <= LIMIT):
+                    raise not_finite(layer, what)
+        if (keys.shape[0], keys.shape[1], keys.shape[3]) != profile.shape or values.shape != keys.shape:
+            raise InputError(f"a cache of {list(keys.shape)} does not fit a profile for {list(profile.shape)}")
+        where = _Places(profile, positions, layout)
+        unrotated = [
+            k.float() if r is None else r.unrotate(k.float(), where.rotary)
+            for k, r in zip(keys, profile.rotary, strict=True)
+        ]
+        x = torch.stack([torch.stack(unrotated), values.float()], 2).permute(3, 0, 1, 2, 4).flatten(1)
+        off = x - where.means.to(x.device)
+        parts = []
+        for basis, mine, step in where.classes(self.head):
+            c = basis.forward(off[mine.to(x.device)]).cpu() / 2 ** (step / OCTAVE)
+            magnitude = (c.abs() + (1 - _ZERO)).floor().clamp(max=2**30)
+            parts.append((magnitude * c.sign()).int()[:, _alive(basis, step)])
+        symbols = np.concatenate([p.T.reshape(-1).numpy() for p in parts])
+        coded = entropy.encode(symbols, *_groups(where, self.head), entropy.laplace())
+        started, self._started = self._started, True
+        return coded if started else self.head + coded
+
+    def decode_tokens(
+        self, payload: bytes, shape: tuple[int, int, int, int], positions: torch.Tensor, layout: PromptLayout
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, bfloat16 of ``shape`` (``[layers, kv_heads, k, head_dim]``)."""
+        if not self._started:
+            if len(payload) < _HEAD.size:
+                raise CorruptError("a first frame without its head")
+            self.head, payload = payload[: _HEAD.size], payload[_HEAD.size :]
+            self.profile = for_decoding(self.fingerprint, self.head[:DIGEST])
+            self._started = True
+        profile = self.profile
+        if profile is None or (shape[0], shape[1], shape[3]) != profile.shape:
+            raise CorruptError(f"a cache of {list(shape)} does not fit its profile")
+        where = _Places(profile, positions, layout)
+        symbols = torch.from_numpy(entropy.decode(payload, *_groups(where, self.head), entropy.laplace()))
+        x = where.means
+        for basis, mine, step in where.classes(self.head):
+            alive, count = _alive(basis, step), int(mine.sum())
+            c = torch.zeros(count, len(alive))
+            taken, symbols = symbols[: count * int(alive.sum())], symbols[count * int(alive.sum()) :]
+            c[:, alive] = taken.float().view(-1, count).T
+            x[mine] += basis.inverse(c * 2 ** (step / OCTAVE))
+        layers, heads, k, dim = shape
+        keys, values = x.clamp(-LIMIT, LIMIT).view(k, layers, heads, 2, dim).permute(3, 1, 2, 0, 4)
+        turned = [
+            x if r is None else r.rotate(x, where.rotary) for x, r in zip(keys, profile.rotary, strict=True)
+        ]
+        return torch.stack(turned).bfloat16(), values.bfloat16()
+
+
+class _Places:
+    """What profile and prompt say about the tokens at ``positions`` before a bit of theirs is read."""
+
+    def __init__(self, profile: Profile, positions: torch.Tensor, layout: PromptLayout) -> None:
+        index = positions.cpu().numpy()
+        self.visual = torch.from_numpy(layout.visual[index])
+        self.means = profile.means(torch.from_numpy(layout.token_ids[index].astype(np.int64)), self.visual)
+        self.rotary = torch.from_numpy(layout.positions[:, index].astype(np.int64))
+        self._profile = profile
+
+    def classes(self, head: bytes) -> tuple[tuple[Basis, torch.Tensor, int], ...]:
+        """Basis, which tokens, and step of visual and of text tokens."""
+        _, step, text = _HEAD.unpack(head)
+        return (self._profile.visual, self.visual, step), (self._profile.text, ~self.visual, step + text)
+
+
+def _alive(basis: Basis, step: int) -> torch.Tensor:
+    """Which coefficients are coded, bool ``[r]``."""
+    return basis.octaves - step >= _DEAD
+
+
+def _groups(where: _Places, head: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """How many symbols each coefficient has, and which model codes it."""
+    counts, which = [], []
+    for basis, mine, step in where.classes(head):
+        octaves = basis.octaves[_alive(basis, step)].numpy().astype(np.int64) - step
+        counts.append(np.full(len(octaves), int(mine.sum())))
+        which.append(entropy.model_of(octaves))
+    return np.concatenate(counts), np.concatenate(which)
+
+
+@cache
+def _bits() -> npt.NDArray[np.float64]:
+    """Entropy of a symbol in bits, for each of the range coder's models."""
+    share = entropy.laplace().frequencies / entropy.TOTAL
+    bits: npt.NDArray[np.float64] = -(share * np.log2(share)).sum(1)
+    return bits
+
+
+def _step(basis: Basis, ratio: float) -> int:
+    """The smallest step at which a token takes ``16 / ratio`` bits a number, by the entropy of its coefficients."""
+    octaves = basis.octaves.numpy().astype(np.int64)
+    budget = 16 * len(basis.mean) / ratio
+    for step in range(int(octaves.min(initial=0)) - 64, int(octaves.max(initial=0)) - _DEAD + 1):
+        alive = octaves - step >= _DEAD
+        if _bits()[entropy.model_of(octaves[alive] - step)].sum() <= budget:
+            return step
+    return int(octaves.max(initial=0)) - _DEAD + 1
