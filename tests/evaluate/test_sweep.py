@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from kvferry.cli.app import app
 from kvferry.errors import InputError
 from kvferry.evaluate.sweep import Sweep, read, run, run_sample
 from kvferry.models import VLM, load
-from kvferry.recipe import compress
+from kvferry.recipe import compress, decompress
 from kvferry.testbed import samples
 from kvferry.testbed.build import Size, build_model, write_folder
 
@@ -60,6 +61,19 @@ def test_a_forced_answer_is_judged_like_a_generated_one() -> None:
     assert judged["forced"] == judged["generate"]
     flat = [x for row in judged["forced"] for x in row]
     assert 0 < sum(flat) < len(flat)
+
+
+def test_caches_of_one_prompt_are_scored_together(vlm: VLM) -> None:
+    (sample, other) = samples("validation", 2)
+    prefilled = vlm.prefill(sample.images, sample.question, recipe="snapkv@0.3,budget=head|bf16")
+    rows = ("full|bf16", "knorm@0.5|bf16", "snapkv@0.3|bf16", "snapkv@0.3,budget=head|bf16", "knorm@0.1|int4")
+    caches = [decompress(compress(prefilled, r)) for r in rows]
+    together = vlm.score_many(caches, [5, 6])
+    for cache, scores in zip(caches, together, strict=True):
+        torch.testing.assert_close(scores, vlm.score(cache, [5, 6]), atol=2e-2, rtol=2e-2)
+    stranger = vlm.prefill(other.images, other.question + " now").cache
+    with pytest.raises(InputError, match="different prompts"):
+        vlm.score_many([caches[0], stranger], [5])
 
 
 def test_protocol_b_labels_what_it_may_not_know(vlm: VLM, plan: Sweep) -> None:

@@ -126,7 +126,7 @@ def test_evict_equals_mask(family: tuple[Any, dict[str, torch.Tensor]], per_head
     tokens = [*full.pending.tolist(), *NEW]
     with attached(model):
         decoder = Decoder(model, pruned)
-        got = torch.cat([decoder.feed(tokens[i : i + step], logits=step) for i in range(0, len(tokens), step)])
+        got = torch.cat([decoder.feed(tokens[i : i + step], logits=step)[0] for i in range(0, len(tokens), step)])
 
     group = text_config(model).num_attention_heads // len(full.layers[0].keys)
     total = full.length + len(tokens)
@@ -142,7 +142,7 @@ def test_evict_equals_mask(family: tuple[Any, dict[str, torch.Tensor]], per_head
     use(model, before)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     with attached(model):
-        assert (Decoder(model, full).feed(tokens, logits=len(tokens)) - got).abs().max() > 1e-2
+        assert (Decoder(model, full).feed(tokens, logits=len(tokens))[0] - got).abs().max() > 1e-2
 
 
 def test_keeping_everything_is_stock_generation(family: tuple[Any, dict[str, torch.Tensor]]) -> None:
@@ -270,7 +270,7 @@ def test_construction_time_is_a_mask_from_the_first_row(family: tuple[Any, dict[
         moved = max(moved, float((layer.keys - evicted.keys).abs().max()))
     assert moved > 1e-2
     with attached(model):
-        resumed = Decoder(model, built.cache).feed(built.cache.pending.tolist())[0]
+        resumed = Decoder(model, built.cache).feed(built.cache.pending.tolist())[0, 0]
     torch.testing.assert_close(resumed, built.next_logits, atol=1e-4, rtol=1e-4)
 
 

@@ -92,7 +92,7 @@ def test_evict_equals_mask(family: tuple[Any, dict[str, torch.Tensor]], step: in
     tokens = [*full.pending.tolist(), *NEW]
     with attached(model):
         decoder = Decoder(model, pruned)
-        got = torch.cat([decoder.feed(tokens[i : i + step], logits=step) for i in range(0, len(tokens), step)])
+        got = torch.cat([decoder.feed(tokens[i : i + step], logits=step)[0] for i in range(0, len(tokens), step)])
     total = full.length + len(tokens)
     hide(full, pruned, total, text_config(model).num_attention_heads // full.layers[0].heads)
     longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], torch.tensor([NEW])], dim=1)}

@@ -36,6 +36,9 @@ Apply = Literal["post_hoc", "construction"]
 PROXY_QUESTION = "how many shapes are there?"
 """Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
 
+BATCH = 16
+"""Caches of similar size that are judged in one forward pass."""
+
 NEEDS_QUESTION = ("question", "post_vision")
 """Rows that a scene without a question does not have: protocol B scores them with a proxy and with an oracle. A window
 exists without a question too, so window scorers run all three ways."""
@@ -158,7 +161,8 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
     from kvferry.evaluate.pictures import jpeg_bytes
 
     full: Prefilled | None = None
-    outcomes = {}
+    caches: dict[str, KVCache] = {}
+    sizes = {}
     for row, prefilled in _prefills(vlm, sample, sweep, protocol):
         full = full or prefilled
         recipe = Recipe.parse(row.split(" ")[0])
@@ -166,10 +170,10 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
             prefilled = vlm.prefill(sample.images, sample.question, construct=recipe.select(prefilled))
             recipe = Recipe(Full(), codec=recipe.codec, lossless=recipe.lossless)
         blob = compress(prefilled, recipe)
-        question = None if protocol == "A" else sample.question
-        outcomes[row] = (int(_right(vlm, decompress(blob), question, sample.answer, sweep)), len(blob))
+        caches[row], sizes[row] = decompress(blob), len(blob)
     if full is None:
         raise InputError("a sweep needs at least one recipe")
+    right = _right(vlm, caches, None if protocol == "A" else sample.question, sample.answer, sweep)
     return Line(
         index=sample.index,
         kind=sample.kind,
@@ -177,20 +181,26 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         bf16_bytes=full.cache.full_bf16_bytes,
         image_bytes=sum(len(jpeg_bytes(image)) for image in sample.images),
         tokens=len(full.cache.layout),
-        outcomes=outcomes,
+        outcomes={row: (int(right[row]), sizes[row]) for row in caches},
     )
 
 
-def _right(vlm: VLM, cache: KVCache, question: str | None, truth: str, sweep: Sweep) -> bool:
-    """Whether the model says ``truth`` on top of ``cache``."""
+def _right(vlm: VLM, caches: dict[str, KVCache], question: str | None, truth: str, sweep: Sweep) -> dict[str, bool]:
+    """Whether the model says ``truth`` on top of each cache."""
     from kvferry.models.resume import stop_ids
     from kvferry.testbed import exact_match
 
     if sweep.check == "generate":
-        return exact_match(vlm.answer(cache, question, max_new_tokens=sweep.max_new_tokens), truth)
+        most = sweep.max_new_tokens
+        return {r: exact_match(vlm.answer(c, question, max_new_tokens=most), truth) for r, c in caches.items()}
     wanted = vlm.tokenizer(truth, add_special_tokens=False)["input_ids"]
-    said = vlm.score(cache, wanted, question).argmax(-1).tolist()
-    return said[:-1] == wanted and said[-1] in stop_ids(vlm.model)
+    right = {}
+    by_size = sorted(caches, key=lambda row: caches[row].nbytes)
+    for batch in (by_size[i : i + BATCH] for i in range(0, len(by_size), BATCH)):
+        logits = vlm.score_many([caches[row] for row in batch], wanted, question)
+        for row, said in zip(batch, logits.argmax(-1).tolist(), strict=True):
+            right[row] = said[:-1] == wanted and said[-1] in stop_ids(vlm.model)
+    return right
 
 
 def _prefills(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Iterator[tuple[str, Prefilled]]:

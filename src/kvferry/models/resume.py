@@ -75,30 +75,33 @@ def check_token_ids(model: PreTrainedModel, token_ids: Iterable[int]) -> None:
 
 
 class Decoder:
-    """Feeds tokens on top of a cache, at their true positions and without any state in the model."""
+    """Feeds tokens on top of caches of one prompt, at their true positions and without any state in the model."""
 
-    def __init__(self, model: PreTrainedModel, cache: KVCache) -> None:
+    def __init__(self, model: PreTrainedModel, *caches: KVCache) -> None:
         self._model = model
-        self._layout = cache.layout
-        self._kept = kept_layers(model, [cache], cache.length)
+        self._layout, self.length = caches[0].layout, caches[0].length
+        if any(x.length != self.length or x.layout.rope_delta != self._layout.rope_delta for x in caches):
+            raise InputError("these caches stand for different prompts; feed each of them alone")
+        self._batch = len(caches)
+        self._kept = kept_layers(model, caches, self.length)
         self._past = Cache(layers=self._kept)
-        self.length = cache.length
 
     def feed(self, token_ids: Sequence[int], logits: int = 1) -> torch.Tensor:
-        """Logits after the last ``logits`` of the given tokens, float32 ``[logits, vocabulary]``."""
+        """Logits after the last ``logits`` of the given tokens, float32 ``[caches, logits, vocabulary]``."""
         check_token_ids(self._model, token_ids)
         device = self._model.device
         positions = positions_after(self._layout, self.length, len(token_ids)).to(device)
+        wide = positions[:, None].expand(-1, self._batch, -1)
         with torch.inference_mode(), session(Session(kept=self._kept)):
             output = self._model(
-                input_ids=torch.tensor([list(token_ids)], device=device),
-                position_ids=positions[0][None] if len(positions) == 1 else positions[:, None],
+                input_ids=torch.tensor([list(token_ids)] * self._batch, device=device),
+                position_ids=wide[0] if len(wide) == 1 else wide,
                 past_key_values=self._past,
                 use_cache=True,
                 logits_to_keep=logits,
             )
         self.length += len(token_ids)
-        scores: torch.Tensor = output.logits[0].float()
+        scores: torch.Tensor = output.logits.float()
         return scores
 
 
@@ -157,7 +160,7 @@ def continue_from(
     with attached(model):
         decoder = Decoder(model, cache)
         for _ in range(max_new_tokens):
-            token = int(decoder.feed(feed)[-1].argmax())
+            token = int(decoder.feed(feed)[0, -1].argmax())
             first = first or time.perf_counter() - began
             if token in ends:
                 break

@@ -222,9 +222,22 @@ class VLM:
         -------
         float32 ``[k + 1, vocabulary]``
         """
-        self._check(cache)
-        feed = [*self._feed(cache, question), *(int(x) for x in token_ids)]
-        return Decoder(self.model, cache).feed(feed, logits=len(token_ids) + 1)
+        return self.score_many([cache], token_ids, question)[0]
+
+    def score_many(
+        self, caches: Sequence[KVCache], token_ids: Sequence[int], question: str | None = None
+    ) -> torch.Tensor:
+        """:meth:`score` for several compressions of one prompt at once, float32 ``[caches, k + 1, vocabulary]``.
+
+        Raises
+        ------
+        InputError
+            The caches stand for different prompts.
+        """
+        for cache in caches:
+            self._check(cache)
+        feed = [*self._feed(caches[0], question), *(int(x) for x in token_ids)]
+        return Decoder(self.model, *caches).feed(feed, logits=len(token_ids) + 1)
 
     def _pictures(self, images: Sequence[Any] | Any) -> list[Any]:
         many = images if isinstance(images, (list, tuple)) else [images]
