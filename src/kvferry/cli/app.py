@@ -10,7 +10,7 @@ import typer
 from kvferry import __version__
 from kvferry.cli.analyze import analyze
 from kvferry.cli.ask import ask
-from kvferry.cli.calibrate import calibrate_skip
+from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.demo import demo
 from kvferry.cli.inspect import inspect
 from kvferry.cli.serve import serve
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate_skip):
+for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate, calibrate_skip):
     app.command()(command)
 
 

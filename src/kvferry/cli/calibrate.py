@@ -1,8 +1,10 @@
-"""``kvferry calibrate-skip``."""
+"""``kvferry calibrate`` and ``kvferry calibrate-skip``: what is measured on a model once, before it is used."""
 
 from __future__ import annotations
 
 import json as jsonlib
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,48 @@ from rich.progress import track
 
 from kvferry.cli.console import print_json, waiting
 from kvferry.errors import InputError
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    recipe: Annotated[str, typer.Option(help="Its selection is applied first; all layers keep the same tokens.")] = "full",
+    data: Annotated[Path | None, typer.Option(help="JSON lines with image and question, as for analyze.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures in --data.")] = None,
+    split: Annotated[str, typer.Option(help="Of the testbed's questions, without --data.")] = "calibration",
+    n: Annotated[int, typer.Option(help="Questions.", min=1)] = 600,
+    rank: Annotated[int, typer.Option(help="Numbers that a token becomes, at most.", min=1)] = 256,
+    probes: Annotated[int, typer.Option(help="Random directions of the logits per question.", min=1)] = 4,
+    out: Annotated[Path, typer.Option(help="Where the profile goes, for transform@FILE.")] = Path(
+        "transform.safetensors"
+    ),
+    json: Annotated[bool, typer.Option("--json", help="Print what was made as one JSON object.")] = False,
+) -> None:
+    """Learn what a model's caches look like: the profile of the transform codec."""
+    if not out.parent.is_dir():
+        raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
+    from kvferry.analyze.source import drawn_questions, questions_from
+    from kvferry.evaluate.calibrate_codec import Calibration
+    from kvferry.recipe import Recipe
+
+    questions = drawn_questions(split, n) if data is None else questions_from(data, images, n)
+    plan = Recipe.parse(recipe)
+    with waiting(f"loading {model}", json):
+        from kvferry.evaluate.sweep import provenance
+        from kvferry.models import load
+
+        vlm = load(model)
+    console = Console(stderr=True, quiet=json)
+    calibration = Calibration(vlm, plan, rank, probes)
+    for asked in track(questions.each(), "looking at caches", total=questions.total, console=console, transient=True):
+        calibration.add(asked)
+    command = "kvferry " + shlex.join(sys.argv[1:])
+    facts = provenance(vlm) | {"data": questions.label, "n": calibration.n, "recipe": str(plan), "command": command}
+    blob = calibration.profile(facts).to_bytes()
+    out.write_bytes(blob)
+    if json:
+        print_json(facts | {"out": str(out), "bytes": len(blob)})
+        return
+    print(f"looked at {questions.label} as {plan}; wrote {out}, {len(blob):,} bytes")
 
 
 def calibrate_skip(

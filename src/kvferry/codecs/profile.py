@@ -62,14 +62,14 @@ class Basis:
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Coefficients ``[k, r]`` of ``x`` (``[k, p]``, the mean taken off)."""
-        return _blocks(self.weight, x) @ self.vectors.to(x.device)
+        return blockwise(self.weight, x) @ self.vectors.to(x.device)
 
     def inverse(self, c: torch.Tensor) -> torch.Tensor:
         """``[k, p]`` of coefficients ``[k, r]``, without the mean."""
-        return _blocks(self._unweight, c @ self.vectors.to(c.device).T)
+        return blockwise(self._unweight, c @ self.vectors.to(c.device).T)
 
 
-def _blocks(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def blockwise(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A block-diagonal matrix ``[blocks, d, d]`` times every row of ``x`` (``[k, blocks * d]``)."""
     blocks, d, _ = matrix.shape
     return torch.einsum("bij,kbj->kbi", matrix.to(x.device), x.view(-1, blocks, d)).reshape(len(x), blocks * d)
@@ -174,7 +174,8 @@ def read(path: Path) -> tuple[Profile, bytes]:
         )
         return profile, hashlib.sha256(path.read_bytes()).digest()[:DIGEST]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path} is no profile ({error}); make one by `kvferry calibrate MODEL --out {path}`") from None
+        message = f"{path} is no profile ({error}); make one by `kvferry calibrate MODEL --out {path}`"
+        raise InputError(message) from None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ _HEAD = struct.Struct(f"<{DIGEST}shb")
 _DEAD = -14
 """A coefficient whose standard deviation is below ``2 ** (-14 / 8) = 0.3`` steps is not coded."""
 _ZERO = 0.665
-"""Magnitudes below this many steps become zero, wider than rounding's 0.5: the rate saved is worth more than the error."""
+"""Magnitudes below so many steps become zero. Rounding's 0.5 would cost more bits than its smaller error is worth."""
 
 
 @dataclass(frozen=True)

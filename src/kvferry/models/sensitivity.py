@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from transformers.cache_utils import Cache
 
 from kvferry.cache import KVCache, LayerCache
 from kvferry.models.attention import Session, attached, session
@@ -45,7 +46,7 @@ def logit_gradients(
         logits = vlm.model(
             input_ids=torch.tensor([feed], device=device),
             position_ids=positions[0][None] if len(positions) == 1 else positions[:, None],
-            past_key_values=as_past(kept),
+            past_key_values=Cache(layers=kept),
             use_cache=True,
             logits_to_keep=len(answer) + 1,
         ).logits[0]

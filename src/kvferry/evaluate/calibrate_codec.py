@@ -1,0 +1,173 @@
+"""What a model's caches look like: the profile of the ``transform`` codec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kvferry.analyze.source import Asked
+from kvferry.codecs import stack
+from kvferry.codecs.profile import OCTAVE, Basis, Profile, blockwise
+from kvferry.errors import InputError
+from kvferry.recipe import Recipe
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM
+
+ENOUGH = 8
+"""A token id that was seen so often gets a mean of its own."""
+FLOOR = 0.02
+"""Added to the weights, relative to their mean: no direction is free, however little it moved the logits."""
+MOST = 8192
+"""Vectors of one modality that are kept to find the principal axes: memory does not grow with the questions."""
+TOKENS_OF_ANSWER = 16
+
+
+@dataclass
+class _Reservoir:
+    """A uniform sample of at most :data:`MOST` rows of a stream (Algorithm R)."""
+
+    generator: np.random.Generator
+    rows: list[torch.Tensor] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    seen: int = 0
+
+    def add(self, x: torch.Tensor, marks: np.ndarray[Any, Any]) -> None:
+        for row, mark in zip(x, marks.tolist(), strict=True):
+            self.seen += 1
+            at = len(self.rows) if len(self.rows) < MOST else int(self.generator.integers(self.seen))
+            if at == len(self.rows):
+                self.rows.append(row)
+                self.marks.append(mark)
+            elif at < MOST:
+                self.rows[at], self.marks[at] = row, mark
+
+
+@dataclass
+class _Weights:
+    """Mean of ``g g^T``, block by block."""
+
+    total: torch.Tensor | None = None
+    count: int = 0
+
+    def add(self, g: torch.Tensor, dim: int) -> None:
+        blocks = g.view(len(g), -1, dim)
+        more = torch.einsum("nbi,nbj->bij", blocks, blocks).double()
+        self.total = more if self.total is None else self.total + more
+        self.count += len(g)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        if self.total is None:
+            raise InputError("calibration needs questions with pictures as well as text; give it more (--n)")
+        return self.total / self.count
+
+
+class Calibration:
+    """Takes questions one by one, then makes the profile.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its selection is applied first, so that the statistics are those of the traffic. All layers and heads must keep
+        the same tokens.
+    rank : int
+        Coefficients of a token at most.
+    probes : int
+        Random directions of the logits per question, see :func:`kvferry.models.sensitivity.logit_gradients`.
+    """
+
+    def __init__(self, vlm: VLM, recipe: Recipe, rank: int, probes: int, seed: int = 0) -> None:
+        self._vlm, self._recipe, self._rank, self._probes = vlm, recipe, rank, probes
+        self._generator = torch.Generator().manual_seed(seed)
+        numbers = np.random.default_rng(seed)
+        self._vectors = {visual: _Reservoir(numbers) for visual in (True, False)}
+        self._weights = {visual: _Weights() for visual in (True, False)}
+        self._by_id: dict[int, tuple[int, torch.Tensor]] = {}
+        self.n = 0
+
+    def add(self, asked: Asked) -> None:
+        """Look at one question's cache, and at what its answer depends on."""
+        from kvferry.models.sensitivity import logit_gradients
+
+        vlm = self._vlm
+        prefilled = vlm.prefill(asked.images, asked.question, recipe=self._recipe)
+        kept = self._recipe.keep(prefilled)
+        answer = vlm.resume(prefilled.cache, max_new_tokens=TOKENS_OF_ANSWER).token_ids
+        gradients = logit_gradients(vlm, kept, answer, self._probes, self._generator)
+        index = kept.layers[0].positions[0].cpu().numpy()
+        visual = kept.layout.visual[index]
+        where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
+        keys, values, _ = stack(kept.layers)
+        x = self._rows(keys.float().cpu(), values.float().cpu(), where)
+        slopes = torch.stack([self._rows(k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
+        ids = kept.layout.token_ids[index]
+        for kind in (True, False):
+            mine = torch.from_numpy(visual == kind)
+            self._vectors[kind].add(x[mine], ids[visual == kind])
+            self._weights[kind].add(slopes[:, mine].flatten(0, 1), vlm.head_dim)
+        for row, token in zip(x[torch.from_numpy(~visual)], ids[~visual].tolist(), strict=True):
+            count, total = self._by_id.get(token, (0, torch.zeros_like(row, dtype=torch.float64)))
+            self._by_id[token] = (count + 1, total + row)
+        self.n += 1
+
+    def _rows(self, keys: torch.Tensor, values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """``[kept, p]`` in the order of :class:`kvferry.codecs.profile.Basis`, keys (or gradients) turned back."""
+        turned = [k if r is None else r.unrotate(k, where) for k, r in zip(keys, self._vlm.rotary, strict=True)]
+        return torch.stack([torch.stack(turned), values], 2).permute(3, 0, 1, 2, 4).flatten(1)
+
+    def profile(self, facts: dict[str, Any]) -> Profile:
+        """The profile of all questions so far.
+
+        Raises
+        ------
+        InputError
+            There was no visual token, or no text.
+        """
+        scale = float(self._weights[True].mean.diagonal(dim1=1, dim2=2).mean())
+        weight = {kind: _root(w.mean / scale) for kind, w in self._weights.items()}
+        visual = torch.stack(self._vectors[True].rows)
+        text, ids = torch.stack(self._vectors[False].rows), torch.tensor(self._vectors[False].marks)
+        known = sorted(token for token, (count, _) in self._by_id.items() if count >= ENOUGH)
+        id_means = [self._by_id[token][1].float() / self._by_id[token][0] for token in known]
+        draft = Profile(
+            fingerprint=self._vlm.fingerprint,
+            visual=_basis(visual, visual.mean(0), weight[True], self._rank),
+            text=_basis(text, text.mean(0), weight[False], self._rank),
+            ids=torch.tensor(known, dtype=torch.int64),
+            id_means=torch.stack(id_means) if id_means else torch.zeros(0, visual.shape[1]),
+            rotary=self._vlm.rotary,
+            shape=(self._vlm.layers, self._vlm.kv_heads, self._vlm.head_dim),
+            facts=facts,
+        )
+        off = text - draft.means(ids, torch.zeros(len(ids), dtype=torch.bool))
+        return replace(draft, text=_basis(text, text.mean(0), weight[False], self._rank, off))
+
+
+def _root(blocks: torch.Tensor) -> torch.Tensor:
+    """Symmetric square root of each block, after adding :data:`FLOOR` of the mean diagonal."""
+    dim = blocks.shape[-1]
+    floor = FLOOR * blocks.diagonal(dim1=1, dim2=2).mean()
+    blocks = blocks + floor * torch.eye(dim, dtype=blocks.dtype)
+    values, vectors = torch.linalg.eigh(blocks)
+    root: torch.Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]) @ vectors.mT
+    return root.float()
+
+
+def _basis(
+    x: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor, rank: int, off: torch.Tensor | None = None
+) -> Basis:
+    """Principal axes of ``off`` (by default ``x - mean``) in the weighted space."""
+    y = blockwise(weight, x - mean if off is None else off)
+    rank = min(rank, *y.shape)
+    if y.shape[0] >= y.shape[1]:
+        _, axes = torch.linalg.eigh(y.T.double() @ y.double())
+        axes = axes.flip(1)[:, :rank].float()
+    else:
+        axes = torch.linalg.svd(y, full_matrices=False).Vh[:rank].T.contiguous()
+    deviation = (y @ axes).pow(2).mean(0).sqrt().clamp(min=2.0**-20)
+    octaves = (OCTAVE * deviation.log2()).round().to(torch.int16)
+    return Basis(mean, weight, axes, octaves)
