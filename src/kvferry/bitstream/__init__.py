@@ -2,7 +2,7 @@
 
 from kvferry.bitstream.header import MAX_TIERS, Header
 from kvferry.bitstream.reader import FrameSize, Partial, Reader, decompress_layers, decompress_stream
-from kvferry.bitstream.report import Report, inspect
+from kvferry.bitstream.report import Report, Share, inspect
 from kvferry.bitstream.writer import Writer
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Partial",
     "Reader",
     "Report",
+    "Share",
     "Writer",
     "decompress_layers",
     "decompress_stream",
