@@ -270,8 +270,15 @@ def write_frames(
     """The pieces of a bitstream of what :meth:`Recipe.rank` gave."""
     writer = Writer(recipe.codec)
     yield writer.header(kept, tiers)
-    for layer, tokens, more in in_tiers(kept, importance, tiers, order):
-        yield writer.frame(layer, tokens, more)
+    parts = in_tiers(kept, importance, tiers, order)
+    if writer.joint:
+        if order == "layer":
+            raise InputError(f"{recipe.codec.name} codes all layers together; order tokens by importance or token")
+        for together in zip(*[parts] * len(kept.layers), strict=True):
+            yield writer.joint_frame([tier.tokens for tier in together], together[0].more)
+    else:
+        for layer, tokens, more in parts:
+            yield writer.frame(layer, tokens, more)
     yield writer.trailer()
 
 

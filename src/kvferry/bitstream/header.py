@@ -11,7 +11,7 @@ import torch
 
 from kvferry.bitstream import layout as layouts
 from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.codecs import Codec, parse_codec
+from kvferry.codecs import AnyCodec, parse_codec
 from kvferry.errors import CorruptError, InputError, RecipeError, VersionError
 from kvferry.wire import bitstream_pb2 as pb
 
@@ -54,7 +54,7 @@ class Header:
         return len(self.layout) * sum(2 * x.kv_heads * (x.key_dim + x.value_dim) for x in self.shapes)
 
     @property
-    def codec(self) -> Codec:
+    def codec(self) -> AnyCodec:
         """What decodes the payloads; :class:`VersionError` where this version does not have it."""
         try:
             return parse_codec(self.recipe.split("|")[1].strip())

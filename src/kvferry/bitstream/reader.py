@@ -25,7 +25,7 @@ from kvferry.bitstream.records import (
     read_prefix,
 )
 from kvferry.cache import KVCache, LayerCache
-from kvferry.codecs import decoder_of
+from kvferry.codecs import Codec, JointCoder, decoder_of
 from kvferry.errors import BitstreamError, CorruptError, InputError, TruncatedError, VersionError
 from kvferry.wire import bitstream_pb2 as pb
 
@@ -39,7 +39,7 @@ class FrameSize:
     ``tier`` counts the frames of the layer. ``kept`` is per head, and the mean, rounded down, where heads keep
     differently many: ``counts`` then says how many each. ``visual`` of the ``entries``, which are all heads' tokens,
     are visual. ``rows`` is 1 where all heads keep the same tokens; ``form`` is how the positions are written;
-    ``unpacked_bytes`` is the payload's size before the lossless stage.
+    ``unpacked_bytes`` is the payload's size before the lossless stage. ``layers`` from ``layer`` on are in the frame.
     """
 
     layer: int
@@ -54,6 +54,7 @@ class FrameSize:
     unpacked_bytes: int
     overhead_bytes: int
     counts: tuple[int, ...] = ()
+    layers: int = 1
 
     @property
     def total(self) -> int:
@@ -231,7 +232,8 @@ class Reader:
         """The largest size that a record of this kind can have."""
         if kind != Kind.FRAME or self.header is None:
             return MAX_HEADER
-        return max(self._layer_limit(shape) for shape in self.header.shapes) + 1024
+        limits = [self._layer_limit(shape) for shape in self.header.shapes]
+        return (sum(limits) if isinstance(self._coder, JointCoder) else max(limits)) + 1024
 
     def _layer_limit(self, shape: Shape) -> int:
         """Bytes that no codec needs for one layer: all tokens in float32, and their positions."""
@@ -261,8 +263,10 @@ class Reader:
         header = headers.decode(parse(pb.Header, body), self._max_bytes)
         self._compressed = header.lossless
         codec = header.codec
-        self._codec = decoder_of(codec, header.fingerprint)
-        self._remembers = self._codec is not codec
+        self._coder: Codec | JointCoder = decoder_of(codec, header.fingerprint)
+        self._remembers = self._coder is not codec
+        if isinstance(self._coder, JointCoder) and len(set(header.shapes)) > 1:
+            raise CorruptError("layers of different shapes, which this codec cannot hold")
         self._places = Places(header.layout.visual[: header.length])
         self.header = header
 
@@ -270,30 +274,41 @@ class Reader:
         layer = message.layer if message.HasField("layer") else self._next
         if layer >= len(header.shapes) or layer in self._whole:
             raise CorruptError(f"a frame for layer {layer}, which does not exist or was whole already")
+        joint = isinstance(self._coder, JointCoder)
+        if joint and layer:
+            raise CorruptError(f"a frame of layer {layer} alone, where the codec holds all layers together")
         kept = self._places.read(message, layer, header.shapes[layer].kv_heads)
         unpacked = len(message.payload)
-        if self._wanted is None or layer in self._wanted or self._remembers:
-            unpacked = self._decode(header, layer, kept, message)
+        layers = range(len(header.shapes)) if joint else range(layer, layer + 1)
+        if self._wanted is None or not self._wanted.isdisjoint(layers) or self._remembers:
+            unpacked = self._decode(header, layers, kept, message)
         tier = self._come.get(layer, 0)
-        self._come[layer] = tier + 1
-        if message.last or tier + 1 == header.tiers:
-            self._whole.add(layer)
-        self._next = (layer + 1) % len(header.shapes)
-        self.frames.append(_size_of(message, header, layer, tier, kept, unpacked, size))
+        for each in layers:
+            self._come[each] = tier + 1
+            if message.last or tier + 1 == header.tiers:
+                self._whole.add(each)
+        self._next = layers[-1] + 1 if layers[-1] + 1 < len(header.shapes) else 0
+        self.frames.append(_size_of(message, header, layers, tier, kept, unpacked, size))
 
-    def _decode(self, header: Header, layer: int, kept: Kept, message: pb.Frame) -> int:
+    def _decode(self, header: Header, layers: range, kept: Kept, message: pb.Frame) -> int:
         """Keep the tokens of a frame; returns how large its payload was before the lossless stage."""
-        shape, payload = header.shapes[layer], message.payload
+        shape, payload = header.shapes[layers[0]], message.payload
         if self._compressed and not message.stored:
-            payload = decompress(payload, self._layer_limit(shape))
-        rows = 1 if kept.counts else shape.kv_heads
-        index = torch.from_numpy(kept.rows).expand(rows, -1).contiguous()
-        shapes = ((*index.shape, shape.key_dim), (*index.shape, shape.value_dim))
-        keys, values = self._codec.decode(layer, payload, *shapes, index, header.layout)
-        if self._wanted is None or layer in self._wanted:
-            device = self._device
-            tokens = LayerCache(keys.to(device), values.to(device), index.to(device), kept.counts)
-            self.layers[layer] = _merge(self.layers[layer], tokens) if layer in self.layers else tokens
+            payload = decompress(payload, self._layer_limit(shape) * len(layers))
+        index = torch.from_numpy(kept.rows).expand(1 if kept.counts else shape.kv_heads, -1).contiguous()
+        if isinstance(self._coder, JointCoder):
+            if len(kept.rows) != 1 or kept.counts or shape.key_dim != shape.value_dim:
+                raise CorruptError("heads that keep different tokens, which this codec cannot hold")
+            every = (len(layers), shape.kv_heads, index.shape[1], shape.key_dim)
+            pairs = list(zip(*self._coder.decode_tokens(payload, every, index[0], header.layout), strict=True))
+        else:
+            shapes = ((*index.shape, shape.key_dim), (*index.shape, shape.value_dim))
+            pairs = [self._coder.decode(layers[0], payload, *shapes, index, header.layout)]
+        for layer, (keys, values) in zip(layers, pairs, strict=True):
+            if self._wanted is None or layer in self._wanted:
+                device = self._device
+                tokens = LayerCache(keys.to(device), values.to(device), index.to(device), kept.counts)
+                self.layers[layer] = _merge(self.layers[layer], tokens) if layer in self.layers else tokens
         return len(payload)
 
     def _take_trailer(self, header: Header) -> None:
@@ -306,19 +321,21 @@ class Reader:
 
 
 def _size_of(
-    message: pb.Frame, header: Header, layer: int, tier: int, kept: Kept, unpacked: int, size: int
+    message: pb.Frame, header: Header, layers: range, tier: int, kept: Kept, unpacked: int, size: int
 ) -> FrameSize:
     form = message.WhichOneof("positions") or "frame"
     where, encoded = 0 if form == "frame" else len(getattr(message, form)), len(message.payload)
-    heads = header.shapes[layer].kv_heads
+    heads = header.shapes[layers[0]].kv_heads
     copies = heads // kept.heads
+    every = copies * len(layers)
     visual = header.layout.visual[: header.length]
     return FrameSize(
-        layer=layer,
+        layer=layers[0],
+        layers=len(layers),
         tier=tier,
         kept=kept.rows.size * copies // heads,
-        entries=kept.rows.size * copies,
-        visual=int(visual[kept.rows].sum()) * copies,
+        entries=kept.rows.size * every,
+        visual=int(visual[kept.rows].sum()) * every,
         rows=kept.heads,
         form=form,
         position_bytes=where,

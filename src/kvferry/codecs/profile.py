@@ -72,7 +72,8 @@ class Basis:
 def blockwise(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """A block-diagonal matrix ``[blocks, d, d]`` times every row of ``x`` (``[k, blocks * d]``)."""
     blocks, d, _ = matrix.shape
-    return torch.einsum("bij,kbj->kbi", matrix.to(x.device), x.view(-1, blocks, d)).reshape(len(x), blocks * d)
+    product: torch.Tensor = torch.einsum("bij,kbj->kbi", matrix.to(x.device), x.view(-1, blocks, d))
+    return product.reshape(len(x), blocks * d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +136,7 @@ class Profile:
                 tensors[f"inv_freq.{layer}"] = r.inv_freq
             rotary.append(r and {"scaling": r.scaling, "sections": r.sections, "interleaved": r.interleaved})
         about = {"fingerprint": self.fingerprint, "shape": self.shape, "rotary": rotary, "facts": self.facts}
-        return save({k: v.contiguous() for k, v in tensors.items()}, {"kvferry": json.dumps(about)})
+        return bytes(save({k: v.contiguous().clone() for k, v in tensors.items()}, {"kvferry": json.dumps(about)}))
 
 
 def _half(x: torch.Tensor) -> torch.Tensor:

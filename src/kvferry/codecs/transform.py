@@ -20,6 +20,10 @@ from kvferry.errors import CorruptError, InputError
 _HEAD = struct.Struct(f"<{DIGEST}shb")
 _DEAD = -14
 """A coefficient whose standard deviation is below ``2 ** (-14 / 8) = 0.3`` steps is not coded."""
+_FINEST = 54
+"""The largest standard deviation is at most ``2 ** (54 / 8) = 108`` steps, where the range coder's models end."""
+_FARTHEST = 800
+"""No step lies outside ``2 ** -100`` to ``2 ** 100``."""
 _ZERO = 0.665
 """Magnitudes below so many steps become zero. Rounding's 0.5 would cost more bits than its smaller error is worth."""
 
@@ -47,7 +51,7 @@ class Transform:
     ----------
     ratio : float
         16 bits over the bits that a visual token's numbers take on average, by the statistics of the profile; it sets
-        the step.
+        the step. The finest step is 1/108 of the largest standard deviation, however small the ratio.
     text : float
         Step of text tokens, in steps of visual ones.
     profile : str
@@ -144,6 +148,8 @@ class TransformCoder:
                 raise CorruptError("a first frame without its head")
             self.head, payload = payload[: _HEAD.size], payload[_HEAD.size :]
             self.profile = for_decoding(self.fingerprint, self.head[:DIGEST])
+            if abs(_HEAD.unpack(self.head)[1]) > _FARTHEST:
+                raise CorruptError("a step that no encoder takes")
             self._started = True
         profile = self.profile
         if profile is None or (shape[0], shape[1], shape[3]) != profile.shape:
@@ -154,11 +160,12 @@ class TransformCoder:
         for basis, mine, step in where.classes(self.head):
             alive, count = _alive(basis, step), int(mine.sum())
             c = torch.zeros(count, len(alive))
-            taken, symbols = symbols[: count * int(alive.sum())], symbols[count * int(alive.sum()) :]
-            c[:, alive] = taken.float().view(-1, count).T
+            coded = int(alive.sum())
+            c[:, alive] = symbols[: coded * count].float().view(coded, count).T
+            symbols = symbols[coded * count :]
             x[mine] += basis.inverse(c * 2 ** (step / OCTAVE))
         layers, heads, k, dim = shape
-        keys, values = x.clamp(-LIMIT, LIMIT).view(k, layers, heads, 2, dim).permute(3, 1, 2, 0, 4)
+        keys, values = x.nan_to_num().clamp(-LIMIT, LIMIT).view(k, layers, heads, 2, dim).permute(3, 1, 2, 0, 4)
         turned = [
             x if r is None else r.rotate(x, where.rotary) for x, r in zip(keys, profile.rotary, strict=True)
         ]
@@ -207,9 +214,10 @@ def _bits() -> npt.NDArray[np.float64]:
 def _step(basis: Basis, ratio: float) -> int:
     """The smallest step at which a token takes ``16 / ratio`` bits a number, by the entropy of its coefficients."""
     octaves = basis.octaves.numpy().astype(np.int64)
+    most = int(octaves.max(initial=0))
     budget = 16 * len(basis.mean) / ratio
-    for step in range(int(octaves.min(initial=0)) - 64, int(octaves.max(initial=0)) - _DEAD + 1):
+    for step in range(most - _FINEST, most - _DEAD + 1):
         alive = octaves - step >= _DEAD
         if _bits()[entropy.model_of(octaves[alive] - step)].sum() <= budget:
             return step
-    return int(octaves.max(initial=0)) - _DEAD + 1
+    return most - _DEAD + 1
