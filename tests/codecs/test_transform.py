@@ -90,7 +90,7 @@ def test_a_smaller_ratio_is_more_exact_and_larger(file: Path) -> None:
     cache = drawn(profiles.read(file)[0], 60)
     sizes, errors = [], []
     for ratio in (6, 12, 24, 96):
-        blob = compress(cache, f"full|transform:{ratio}@{file},text=1")
+        blob = compress(cache, f"full|transform:{ratio}@{file}")
         sizes.append(len(blob))
         errors.append(error(cache, decompress(blob)))
     assert sizes == sorted(sizes, reverse=True)
@@ -103,7 +103,7 @@ def test_bytes_are_what_the_ratio_promises(file: Path) -> None:
     cache = drawn(profile, 400)
     for ratio in (8.0, 24.0):
         payload = Reader()
-        payload.feed(compress(cache, f"full|transform:{ratio:g}@{file},text=1"))
+        payload.feed(compress(cache, f"full|transform:{ratio:g}@{file}"))
         bits = 8 * sum(f.payload_bytes for f in payload.frames) / (400 * WIDTH)
         assert bits == pytest.approx(16 / ratio, rel=0.15)
 
@@ -120,7 +120,7 @@ def test_apply_is_the_same_as_the_wire(file: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_any_dtype(file: Path, dtype: torch.dtype) -> None:
     cache = drawn(profiles.read(file)[0], 30, dtype=dtype)
-    assert error(cache, decompress(compress(cache, f"full|transform:2@{file},text=1"))) < 5e-3
+    assert error(cache, decompress(compress(cache, f"full|transform:2@{file}"))) < 5e-3
 
 
 @given(st.integers(6, 40), st.integers(0, 99), st.sampled_from([2, 16, 400]), st.integers(1, 3))
@@ -212,14 +212,14 @@ def test_damaged_payloads_end_in_named_errors(file: Path, data: st.DataObject) -
     assert bool(torch.isfinite(got[1]).all())
 
 
-@pytest.mark.parametrize("text", ["transform:0.5", "transform:8,text=0", "transform:x"])
+@pytest.mark.parametrize("text", ["transform:0.5", "transform:x"])
 def test_bad_options(text: str) -> None:
     with pytest.raises(RecipeError):
         Recipe.parse(f"full|{text}")
 
 
 def test_canonical_text() -> None:
-    for text in ("full|transform:64", "full|transform:20@a/b.safetensors,text=1", "q2c@0.1|transform:64|zstd"):
+    for text in ("full|transform:64", "full|transform:20@a/b.safetensors", "q2c@0.1|transform:64|zstd"):
         assert str(Recipe.parse(text)) == text
     assert str(Recipe.parse("full|transform")) == "full|transform:64"
     assert issubclass(FingerprintError, KVFerryError)

@@ -17,7 +17,7 @@ from kvferry.codecs.base import LIMIT, not_finite
 from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
 
-_HEAD = struct.Struct(f"<{DIGEST}shb")
+_HEAD = struct.Struct(f"<{DIGEST}sh")
 _DEAD = -14
 """A coefficient whose standard deviation is below ``2 ** (-14 / 8) = 0.3`` steps is not coded."""
 _FINEST = 54
@@ -52,8 +52,6 @@ class Transform:
     ratio : float
         16 bits over the bits that a visual token's numbers take on average, by the statistics of the profile; it sets
         the step. The finest step is 1/108 of the largest standard deviation, however small the ratio.
-    text : float
-        Step of text tokens, in steps of visual ones.
     profile : str
         File by ``kvferry calibrate``; by default the one that is here for the model. Whoever decodes finds it by the
         model's fingerprint and the file's digest, which are in the stream.
@@ -63,20 +61,17 @@ class Transform:
     argument: ClassVar[str] = "ratio"
 
     ratio: float = 64.0
-    text: float = 2.0
     profile: str = ""
 
     def __post_init__(self) -> None:
         if not 1.0 <= self.ratio <= 1e5:
             raise InputError(f"transform:{self.ratio:g}: a ratio lies between 1 and 100000")
-        if not 1 / 64 <= self.text <= 64:
-            raise InputError(f"transform,text={self.text:g}: a relative step lies between 1/64 and 64")
 
     def encoder(self, fingerprint: str) -> TransformCoder:
         """Encodes streams of the model with this fingerprint."""
         profile, digest = for_encoding(self.profile, fingerprint)
         step = _step(profile.visual, self.ratio)
-        return TransformCoder(fingerprint, profile, _HEAD.pack(digest, step, round(OCTAVE * np.log2(self.text))))
+        return TransformCoder(fingerprint, profile, _HEAD.pack(digest, step))
 
     def decoder(self, fingerprint: str) -> TransformCoder:
         """Decodes streams of the model with this fingerprint."""
@@ -87,8 +82,8 @@ class Transform:
 class TransformCoder:
     """Encodes or decodes one stream.
 
-    Payload of the first frame: the profile's digest (4 bytes), the step (int16) and that of text relative to it (int8),
-    in eighths of an octave. Of every frame: range-coded symbols, coefficient by coefficient, visual tokens first.
+    Payload of the first frame: the profile's digest (4 bytes) and the step (int16, in eighths of an octave). Of every
+    frame: range-coded symbols, coefficient by coefficient, visual tokens first.
     """
 
     fingerprint: str
@@ -122,7 +117,7 @@ class TransformCoder:
                     raise not_finite(layer, what)
         if (keys.shape[0], keys.shape[1], keys.shape[3]) != profile.shape or values.shape != keys.shape:
             raise InputError(f"a cache of {list(keys.shape)} does not fit a profile for {list(profile.shape)}")
-        where = _Places(profile, positions, layout)
+        where, (_, step) = _Places(profile, positions, layout), _HEAD.unpack(self.head)
         unrotated = [
             k.float() if r is None else r.unrotate(k.float(), where.rotary)
             for k, r in zip(keys, profile.rotary, strict=True)
@@ -130,12 +125,12 @@ class TransformCoder:
         x = torch.stack([torch.stack(unrotated), values.float()], 2).permute(3, 0, 1, 2, 4).flatten(1)
         off = x - where.means.to(x.device)
         parts = []
-        for basis, mine, step in where.classes(self.head):
+        for basis, mine in where.classes:
             c = basis.forward(off[mine.to(x.device)]).cpu() / 2 ** (step / OCTAVE)
             magnitude = (c.abs() + (1 - _ZERO)).floor().clamp(max=2**30)
             parts.append((magnitude * c.sign()).int()[:, _alive(basis, step)])
         symbols = np.concatenate([p.T.reshape(-1).numpy() for p in parts])
-        coded = entropy.encode(symbols, *_groups(where, self.head), entropy.laplace())
+        coded = entropy.encode(symbols, *_groups(where, step), entropy.laplace())
         started, self._started = self._started, True
         return coded if started else self.head + coded
 
@@ -154,10 +149,10 @@ class TransformCoder:
         profile = self.profile
         if profile is None or (shape[0], shape[1], shape[3]) != profile.shape:
             raise CorruptError(f"a cache of {list(shape)} does not fit its profile")
-        where = _Places(profile, positions, layout)
-        symbols = torch.from_numpy(entropy.decode(payload, *_groups(where, self.head), entropy.laplace()))
+        where, (_, step) = _Places(profile, positions, layout), _HEAD.unpack(self.head)
+        symbols = torch.from_numpy(entropy.decode(payload, *_groups(where, step), entropy.laplace()))
         x = where.means
-        for basis, mine, step in where.classes(self.head):
+        for basis, mine in where.classes:
             alive, count = _alive(basis, step), int(mine.sum())
             c = torch.zeros(count, len(alive))
             coded = int(alive.sum())
@@ -182,10 +177,10 @@ class _Places:
         self.rotary = torch.from_numpy(layout.positions[:, index].astype(np.int64))
         self._profile = profile
 
-    def classes(self, head: bytes) -> tuple[tuple[Basis, torch.Tensor, int], ...]:
-        """Basis, which tokens, and step of visual and of text tokens."""
-        _, step, text = _HEAD.unpack(head)
-        return (self._profile.visual, self.visual, step), (self._profile.text, ~self.visual, step + text)
+    @property
+    def classes(self) -> tuple[tuple[Basis, torch.Tensor], ...]:
+        """Basis of visual and of text tokens, and which those are."""
+        return (self._profile.visual, self.visual), (self._profile.text, ~self.visual)
 
 
 def _alive(basis: Basis, step: int) -> torch.Tensor:
@@ -193,10 +188,10 @@ def _alive(basis: Basis, step: int) -> torch.Tensor:
     return basis.octaves - step >= _DEAD
 
 
-def _groups(where: _Places, head: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+def _groups(where: _Places, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """How many symbols each coefficient has, and which model codes it."""
     counts, which = [], []
-    for basis, mine, step in where.classes(head):
+    for basis, mine in where.classes:
         octaves = basis.octaves[_alive(basis, step)].numpy().astype(np.int64) - step
         counts.append(np.full(len(octaves), int(mine.sum())))
         which.append(entropy.model_of(octaves))
