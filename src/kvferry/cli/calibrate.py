@@ -18,7 +18,7 @@ from kvferry.errors import InputError
 
 def calibrate(
     model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
-    recipe: Annotated[str, typer.Option(help="Its selection is applied first; all layers keep the same tokens.")] = "full",
+    recipe: Annotated[str, typer.Option(help="Its selection comes first; all layers keep the same tokens.")] = "full",
     data: Annotated[Path | None, typer.Option(help="JSON lines with image and question, as for analyze.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures in --data.")] = None,
     split: Annotated[str, typer.Option(help="Of the testbed's questions, without --data.")] = "calibration",

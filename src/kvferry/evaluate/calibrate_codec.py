@@ -38,11 +38,10 @@ class _Reservoir:
     def add(self, x: torch.Tensor, marks: np.ndarray[Any, Any]) -> None:
         for row, mark in zip(x, marks.tolist(), strict=True):
             self.seen += 1
-            at = len(self.rows) if len(self.rows) < MOST else int(self.generator.integers(self.seen))
-            if at == len(self.rows):
+            if len(self.rows) < MOST:
                 self.rows.append(row)
                 self.marks.append(mark)
-            elif at < MOST:
+            elif (at := int(self.generator.integers(self.seen))) < MOST:
                 self.rows[at], self.marks[at] = row, mark
 
 
