@@ -47,9 +47,9 @@ def make(seed: int = 0, rank: int = RANK) -> Profile:
         octaves = torch.linspace(24, -8, rank).round().to(torch.int16)
         return Basis(torch.randn(WIDTH, generator=generator), weight, axes, octaves)
 
-    ids = torch.tensor([0, 1, 3])
+    known = torch.tensor([0, 2, 7])
     means = torch.randn(3, WIDTH, generator=generator)
-    return Profile(PRINT, basis(), basis(), ids, means, (ROTARY, None, ROTARY), (LAYERS, HEADS, DIM), {"n": 1})
+    return Profile(PRINT, basis(), basis(), known, means, (ROTARY, None, ROTARY), (LAYERS, HEADS, DIM), {"n": 1})
 
 
 def drawn(profile: Profile, n: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> KVCache:
@@ -57,7 +57,7 @@ def drawn(profile: Profile, n: int, seed: int = 1, dtype: torch.dtype = torch.fl
     generator = torch.Generator().manual_seed(seed)
     prompt = layout(n)
     visual = torch.from_numpy(prompt.visual)
-    x = profile.means(torch.from_numpy(prompt.token_ids).long(), visual)
+    x = profile.means(profiles.words(prompt), visual)
     for basis, mine in ((profile.visual, visual), (profile.text, ~visual)):
         c = torch.randn(int(mine.sum()), len(basis.octaves), generator=generator) * 2 ** (basis.octaves / 8)
         x[mine] += basis.inverse(c)

@@ -10,10 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from kvferry.cache import PromptLayout
 from kvferry.errors import FingerprintError, InputError
 from kvferry.rope import Rotary
 
@@ -85,9 +87,9 @@ class Profile:
     fingerprint : str
         Of the model; it fits no other.
     visual, text : Basis
-    ids : int64 ``[i]``
-        Token ids that were frequent in calibration, ascending.
-    id_means : float32 ``[i, p]``
+    words : int64 ``[i]``
+        What :func:`words` gives for text tokens that were frequent in calibration, ascending.
+    word_means : float32 ``[i, p]``
         Their means, which stand for ``text.mean`` where the token is one of them: text is known to both ends, and much
         of a text token's keys and values follows from the token alone.
     rotary : tuple of Rotary or None
@@ -101,8 +103,8 @@ class Profile:
     fingerprint: str
     visual: Basis
     text: Basis
-    ids: torch.Tensor
-    id_means: torch.Tensor
+    words: torch.Tensor
+    word_means: torch.Tensor
     rotary: tuple[Rotary | None, ...]
     shape: tuple[int, int, int]
     facts: dict[str, Any]
@@ -110,21 +112,21 @@ class Profile:
     def __post_init__(self) -> None:
         layers, heads, dim = self.shape
         p = layers * heads * 2 * dim
-        if {len(self.visual.mean), len(self.text.mean), self.id_means.shape[1]} != {p} or len(self.rotary) != layers:
+        if {len(self.visual.mean), len(self.text.mean), self.word_means.shape[1]} != {p} or len(self.rotary) != layers:
             raise InputError(f"a profile for {layers} layers of {heads} heads and {dim} channels does not hold them")
 
-    def means(self, token_ids: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
-        """What is expected of each token, ``[k, p]``; ``visual`` is bool ``[k]``."""
+    def means(self, words: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
+        """What is expected of each token, ``[k, p]``; ``words`` is int64, ``visual`` bool, both ``[k]``."""
         out = torch.where(visual[:, None], self.visual.mean, self.text.mean)
-        if len(self.ids):
-            at = torch.searchsorted(self.ids, token_ids).clamp(max=len(self.ids) - 1)
-            known = (self.ids[at] == token_ids) & ~visual
-            out[known] = self.id_means[at[known]]
+        if len(self.words):
+            at = torch.searchsorted(self.words, words).clamp(max=len(self.words) - 1)
+            known = (self.words[at] == words) & ~visual
+            out[known] = self.word_means[at[known]]
         return out
 
     def to_bytes(self) -> bytes:
         """One safetensors file; basis and means in float16."""
-        tensors = {"ids": self.ids.int(), "id_means": _half(self.id_means)}
+        tensors = {"words": self.words.int(), "word_means": _half(self.word_means)}
         for name in ("visual", "text"):
             basis = getattr(self, name)
             for f in fields(Basis):
@@ -137,6 +139,16 @@ class Profile:
             rotary.append(r and {"scaling": r.scaling, "sections": r.sections, "interleaved": r.interleaved})
         about = {"fingerprint": self.fingerprint, "shape": self.shape, "rotary": rotary, "facts": self.facts}
         return bytes(save({k: v.contiguous().clone() for k, v in tensors.items()}, {"kvferry": json.dumps(about)}))
+
+
+def words(layout: PromptLayout) -> torch.Tensor:
+    """Of every prompt token its id, doubled, and one more behind the first picture, int64 ``[n]``.
+
+    Apart from each other because what stands before all pictures is the template, whose keys and values are always the
+    same.
+    """
+    behind = np.logical_or.accumulate(layout.visual)
+    return torch.from_numpy(2 * layout.token_ids.astype(np.int64) + behind)
 
 
 def _half(x: torch.Tensor) -> torch.Tensor:
@@ -167,8 +179,8 @@ def read(path: Path) -> tuple[Profile, bytes]:
         profile = Profile(
             fingerprint=about["fingerprint"],
             **bases,
-            ids=tensors["ids"].long(),
-            id_means=_wide(tensors["id_means"]),
+            words=tensors["words"].long(),
+            word_means=_wide(tensors["word_means"]),
             rotary=rotary,
             shape=(layers, heads, dim),
             facts=about["facts"],

@@ -14,7 +14,7 @@ import torch
 from kvferry.cache import PromptLayout
 from kvferry.codecs import entropy
 from kvferry.codecs.base import LIMIT, not_finite
-from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, for_decoding, for_encoding
+from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, for_decoding, for_encoding, words
 from kvferry.errors import CorruptError, InputError
 
 _HEAD = struct.Struct(f"<{DIGEST}sh")
@@ -35,14 +35,16 @@ class Transform:
 
     After KVTC (arXiv 2511.01815), whose gain is coding all layers together, with these differences:
 
-    * Visual and text tokens have a basis each. A text token's mean is that of its id, for the decoder knows the text.
+    * Visual and text tokens have a basis each. A text token's mean is that of its id, for the decoder knows the
+      text.
     * Keys and values share one basis, for they predict each other. Keys are un-rotated first, M-RoPE's three axes too.
     * Errors are weighed by how much they move the answer's logits (see :mod:`kvferry.models.sensitivity`) instead of
       equally: the step is uniform where that is uniform.
     * No group has a width of its own. One step for all coefficients is what reverse water-filling asks for, and the
       range coder spends on each what it is worth; the models are indexed by integers in the profile, so that both ends
       agree on every bit.
-    * No sinks or windows in 16 bit: the means of the first tokens' ids are exact, for nothing precedes them.
+    * No sinks or windows in 16 bit: before the first picture the means of token ids are exact, as long as the
+      template is the same.
 
     All layers and heads must keep the same tokens (``full``, ``q2c``, ``random`` or any scorer with
     ``budget=shared``). Decodes in float32 arithmetic to bfloat16.
@@ -173,7 +175,7 @@ class _Places:
     def __init__(self, profile: Profile, positions: torch.Tensor, layout: PromptLayout) -> None:
         index = positions.cpu().numpy()
         self.visual = torch.from_numpy(layout.visual[index])
-        self.means = profile.means(torch.from_numpy(layout.token_ids[index].astype(np.int64)), self.visual)
+        self.means = profile.means(words(layout)[index], self.visual)
         self.rotary = torch.from_numpy(layout.positions[:, index].astype(np.int64))
         self._profile = profile
 

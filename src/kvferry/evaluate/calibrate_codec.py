@@ -10,7 +10,7 @@ import torch
 
 from kvferry.analyze.source import Asked
 from kvferry.codecs import stack
-from kvferry.codecs.profile import OCTAVE, Basis, Profile, blockwise
+from kvferry.codecs.profile import OCTAVE, Basis, Profile, blockwise, words
 from kvferry.errors import InputError
 from kvferry.recipe import Recipe
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kvferry.models import VLM
 
 ENOUGH = 8
-"""A token id that was seen so often gets a mean of its own."""
+"""A word that was seen so often gets a mean of its own."""
 FLOOR = 0.02
 """Added to the weights, relative to their mean: no direction is free, however little it moved the logits."""
 MOST = 8192
@@ -85,7 +85,7 @@ class Calibration:
         numbers = np.random.default_rng(seed)
         self._vectors = {visual: _Reservoir(numbers) for visual in (True, False)}
         self._weights = {visual: _Weights() for visual in (True, False)}
-        self._by_id: dict[int, tuple[int, torch.Tensor]] = {}
+        self._by_word: dict[int, tuple[int, torch.Tensor]] = {}
         self.n = 0
 
     def add(self, asked: Asked) -> None:
@@ -103,14 +103,14 @@ class Calibration:
         keys, values, _ = stack(kept.layers)
         x = self._rows(keys.float().cpu(), values.float().cpu(), where)
         slopes = torch.stack([self._rows(k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
-        ids = kept.layout.token_ids[index]
+        which = words(kept.layout).numpy()[index]
         for kind in (True, False):
             mine = torch.from_numpy(visual == kind)
-            self._vectors[kind].add(x[mine], ids[visual == kind])
+            self._vectors[kind].add(x[mine], which[visual == kind])
             self._weights[kind].add(slopes[:, mine].flatten(0, 1), vlm.head_dim)
-        for row, token in zip(x[torch.from_numpy(~visual)], ids[~visual].tolist(), strict=True):
-            count, total = self._by_id.get(token, (0, torch.zeros_like(row, dtype=torch.float64)))
-            self._by_id[token] = (count + 1, total + row)
+        for row, word in zip(x[torch.from_numpy(~visual)], which[~visual].tolist(), strict=True):
+            count, total = self._by_word.get(word, (0, torch.zeros_like(row, dtype=torch.float64)))
+            self._by_word[word] = (count + 1, total + row)
         self.n += 1
 
     def _rows(self, keys: torch.Tensor, values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -129,20 +129,20 @@ class Calibration:
         scale = float(self._weights[True].mean.diagonal(dim1=1, dim2=2).mean())
         weight = {kind: _root(w.mean / scale) for kind, w in self._weights.items()}
         visual = torch.stack(self._vectors[True].rows)
-        text, ids = torch.stack(self._vectors[False].rows), torch.tensor(self._vectors[False].marks)
-        known = sorted(token for token, (count, _) in self._by_id.items() if count >= ENOUGH)
-        id_means = [self._by_id[token][1].float() / self._by_id[token][0] for token in known]
+        text, which = torch.stack(self._vectors[False].rows), torch.tensor(self._vectors[False].marks)
+        known = sorted(word for word, (count, _) in self._by_word.items() if count >= ENOUGH)
+        means = [(self._by_word[word][1] / self._by_word[word][0]).float() for word in known]
         draft = Profile(
             fingerprint=self._vlm.fingerprint,
             visual=_basis(visual, visual.mean(0), weight[True], self._rank),
             text=_basis(text, text.mean(0), weight[False], self._rank),
-            ids=torch.tensor(known, dtype=torch.int64),
-            id_means=torch.stack(id_means) if id_means else torch.zeros(0, visual.shape[1]),
+            words=torch.tensor(known, dtype=torch.int64),
+            word_means=torch.stack(means) if means else torch.zeros(0, visual.shape[1]),
             rotary=self._vlm.rotary,
             shape=(self._vlm.layers, self._vlm.kv_heads, self._vlm.head_dim),
             facts=facts,
         )
-        off = text - draft.means(ids, torch.zeros(len(ids), dtype=torch.bool))
+        off = text - draft.means(which, torch.zeros(len(which), dtype=torch.bool))
         return replace(draft, text=_basis(text, text.mean(0), weight[False], self._rank, off))
 
 
