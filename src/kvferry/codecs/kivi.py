@@ -125,7 +125,7 @@ class KIVI(Sided):
 
     def _half_step(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         """Half of the step: ``hi - lo`` itself may be beyond float32."""
-        return (high / 2 - low / 2) / (2**self.bits - 1)
+        return torch.div(high / 2 - low / 2, 2**self.bits - 1)
 
 
 class _Part(NamedTuple):
