@@ -54,16 +54,19 @@ class Turbo(Sided):
     def encode_side(self, layer: int, what: What, tensor: torch.Tensor, positions: torch.Tensor) -> bytes:
         """See :class:`~kvferry.codecs.side.Side`."""
         numbers = finite(layer, what, tensor).cpu()
-        dim = numbers.shape[2]
-        peak = numbers.abs().amax(-1, keepdim=True)
-        relative = numbers / torch.where(peak > 0, peak, 1.0)
-        size = relative.square().mean(-1, keepdim=True).sqrt_()
-        turned = rotate(relative / torch.where(size > 0, size, 1.0))
-        parts = [to_words(peak * size)]
+        heads, kept, dim = numbers.shape
+        sizes, turned = torch.empty(heads, kept), np.empty((heads, dim, kept), np.float32)
+        for head, by_token in enumerate(numbers):
+            by_channel = by_token.T.contiguous()
+            peak = by_channel.abs().amax(0)
+            relative = by_channel / torch.where(peak > 0, peak, 1.0)
+            size = relative.double().square_().mean(0).sqrt_().float()  # the same in any order
+            sizes[head] = peak * size
+            turned[head] = rotate(relative / torch.where(size > 0, size, 1.0)).numpy()
+        parts = [to_words(sizes)]
         for channels, bits in self._widths(dim):
-            book = torch.from_numpy(codebook(dim, bits))
-            levels = torch.bucketize(turned[..., channels].contiguous(), (book[1:] + book[:-1]) / 2, out_int32=True)
-            parts.append(pack(levels.to(torch.uint8).mT.contiguous().numpy().reshape(-1), bits).tobytes())
+            levels = _nearest(turned[:, channels], codebook(dim, bits))
+            parts.append(pack(levels.reshape(-1), bits).tobytes())
         return b"".join(parts)
 
     def side_size(self, what: What, shape: Shape, positions: torch.Tensor) -> int:
@@ -76,14 +79,17 @@ class Turbo(Sided):
         """See :class:`~kvferry.codecs.side.Side`."""
         heads, kept, dim = shape
         size, octets = from_words(octets[: 2 * heads * kept]).reshape(heads, kept, 1), octets[2 * heads * kept :]
-        turned = torch.empty(shape)
+        turned = np.empty((heads, dim, kept), np.float32)
         for channels, bits in self._widths(dim):
             width = len(range(dim)[channels])
             stop = packed_size(heads * kept * width, bits)
             levels = unpack(octets[:stop], bits, heads * kept * width).reshape(heads, width, kept)
-            turned[..., channels] = torch.from_numpy(codebook(dim, bits)[levels].transpose(0, 2, 1))
+            turned[:, channels] = np.take(codebook(dim, bits), levels)
             octets = octets[stop:]
-        return rotate(turned, back=True).mul_(size).clamp_(-LIMIT, LIMIT).to(torch.bfloat16)
+        out = torch.empty(shape, dtype=torch.bfloat16)
+        for head, by_channel in enumerate(torch.from_numpy(turned)):
+            out[head] = rotate(by_channel, back=True).mul_(size[head].T).clamp_(-LIMIT, LIMIT).T
+        return out
 
     def _widths(self, dim: int) -> tuple[tuple[slice, int], ...]:
         """Channels and their bits: all alike, or half and half."""
@@ -93,7 +99,7 @@ class Turbo(Sided):
 
 
 def rotate(vectors: torch.Tensor, back: bool = False) -> torch.Tensor:
-    """``vectors`` (float32 ``[..., dim]``) under a fixed random rotation, or under its inverse.
+    """``vectors`` (float32 ``[dim, n]``, one a column) under a fixed random rotation, or under its inverse.
 
     Random signs, then a Hadamard transform, twice: after one, a vector with a single large channel has coordinates of
     equal size, far from the distribution that the codebook is for (its squared error at 2 bits was .25, not .117).
@@ -101,15 +107,14 @@ def rotate(vectors: torch.Tensor, back: bool = False) -> torch.Tensor:
     ones, and on the first ones again. Signs come from Philox's raw bits, and the transform adds and subtracts in a
     fixed order, so that every machine gets the same numbers.
     """
-    dim = vectors.shape[-1]
+    dim = len(vectors)
     power = 1 << (dim.bit_length() - 1)
     starts = (0, 0) if power == dim else (0, dim - power, 0)
     steps = list(zip(starts, _signs(len(starts), power), strict=True))
     out = vectors.clone()
     for start, signs in reversed(steps) if back else steps:
-        block = out[..., start : start + power]
-        turned = _hadamard(block).mul_(signs) if back else _hadamard(block * signs)
-        out[..., start : start + power] = turned
+        block = out[start : start + power]
+        block.copy_(_hadamard(block).mul_(signs) if back else _hadamard(block * signs))
     return out
 
 
@@ -143,18 +148,32 @@ def codebook(dim: int, bits: int) -> npt.NDArray[np.float32]:
 
 @lru_cache(maxsize=64)
 def _signs(count: int, power: int) -> torch.Tensor:
-    """``[count, power]`` of 1 and -1."""
+    """``[count, power, 1]`` of 1 and -1."""
     raw = np.random.Philox(key=_SEED).random_raw(-(-count * power // 64)).astype("<u8")
     bits = np.unpackbits(raw.view(np.uint8), count=count * power, bitorder="little")
-    return torch.from_numpy(bits.astype(np.float32) * 2 - 1).reshape(count, power)
+    return torch.from_numpy(bits.astype(np.float32) * 2 - 1).reshape(count, power, 1)
 
 
 def _hadamard(vectors: torch.Tensor) -> torch.Tensor:
-    """The orthonormal Walsh-Hadamard transform of the last axis, a power of two."""
-    shape, power = vectors.shape, vectors.shape[-1]
+    """The orthonormal Walsh-Hadamard transform of the columns of ``[power of two, n]``."""
+    power, n = vectors.shape
+    now, after = vectors.clone(), torch.empty_like(vectors)
     half = 1
     while half < power:
-        first, second = vectors.reshape(*shape[:-1], power // (2 * half), 2, half).unbind(-2)
-        vectors = torch.stack([first + second, first - second], -2)
+        pairs, out = (x.view(power // (2 * half), 2, half, n) for x in (now, after))
+        torch.add(pairs[:, 0], pairs[:, 1], out=out[:, 0])
+        torch.sub(pairs[:, 0], pairs[:, 1], out=out[:, 1])
+        now, after = after, now
         half *= 2
-    return torch.mul(vectors.reshape(shape), power**-0.5)
+    return now.mul_(power**-0.5)
+
+
+def _nearest(numbers: npt.NDArray[np.float32], book: npt.NDArray[np.float32]) -> Bytes:
+    """Index of the nearest level, by a binary search for all numbers at once (much faster than ``searchsorted``)."""
+    cuts = (book[1:] + book[:-1]) / 2
+    levels = np.zeros(numbers.shape, np.intp)
+    step = len(book) // 2
+    while step:
+        levels += (numbers > np.take(cuts, levels + (step - 1))) * step
+        step //= 2
+    return levels.astype(np.uint8)
