@@ -21,6 +21,11 @@ RECIPES = {
     "knorm-int3-zstd": "knorm@0.25|int3|zstd",
     "random-int1": "random@0.1|int1",
     "knorm-head-int4": "knorm@0.25,budget=head|int4",
+    "full-kivi2": "full|kivi:2,residual=8",
+    "knorm-head-kivi3": "knorm@0.5,budget=head|kivi:3,group=4,residual=2",
+    "full-turbo2.5": "full|turbo:2.5",
+    "full-fp8": "full|fp8",
+    "knorm-apart": "knorm@0.5|apart,text=bf16,visual=int2/int4",
 }
 
 

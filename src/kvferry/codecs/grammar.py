@@ -54,6 +54,38 @@ def part_text(table: Mapping[str, type[T]], part: T) -> str:
     return name + "".join(("@" if key == "profile" else ":") + value for key, value in changed)
 
 
+def parse_named(table: Mapping[str, T], text: str) -> T:
+    """The codec of ``table`` that ``text`` names; see :func:`kvferry.codecs.parse_codec`."""
+    head, *options = text.split(",")
+    head, at, profile = (part.strip() for part in head.partition("@"))
+    name, colon, argument = (part.strip() for part in head.partition(":"))
+    default = lookup(table, name, "codec")
+    marked = {}
+    for mark, what, key, value in (
+        (colon, "argument", getattr(default, "argument", ""), argument),
+        (at, "profile", "profile", profile),
+    ):
+        if mark and not hasattr(default, key):
+            raise RecipeError(f"the codec {name!r} takes no {what}, but {value!r} was given")
+        if mark:
+            marked[key] = f"{key}={value}"
+    return with_options(default, name, [*marked.values(), *options])
+
+
+def named_text(table: Mapping[str, Any], codec: Any) -> str:
+    """The canonical text that :func:`parse_named` reads back."""
+    default = table[codec.name]
+    text: str = codec.name
+    argument = getattr(codec, "argument", "")
+    changed = dict(x.split("=", 1) for x in option_text(codec, default).split(",")[1:])
+    if argument:
+        changed.pop(argument, None)
+        text += f":{number_text(getattr(codec, argument))}"
+    if "profile" in changed:
+        text += f"@{changed.pop('profile')}"
+    return text + "".join(f",{key}={value}" for key, value in changed.items())
+
+
 def with_options(default: T, name: str, options: Iterable[str], also: Iterable[str] = ()) -> T:
     """``default`` (a dataclass) with ``key=value`` options applied, converted to the types of its fields.
 
