@@ -120,6 +120,9 @@ def test_kept_share_counts_layers_and_heads() -> None:
     assert share[0, 0] == pytest.approx(5 / 6)
     assert share[0, 1] == pytest.approx(1 / 6)
     assert share.sum() == pytest.approx(1)
+    ragged = Selection((torch.tensor([[0, 1, 2, 3, 3, 4]]),) * 3, (torch.zeros(1, 6),) * 3, ((4, 2),) * 3)
+    share = kept_share(evict(cache, ragged))
+    assert share[0, :3].tolist() == [1.0, 0.5, 0.0]
     with pytest.raises(InputError, match="no number 1"):
         kept_share(small, 1)
 
