@@ -81,7 +81,8 @@ def lower_rank(rank: RankResult) -> Answer:
     half = "inside" if ratio.low <= 0.5 <= ratio.high else "below" if ratio.low > 0.5 else "above"
     words = (
         f"at equal token counts ({rank.tokens:.0f} of each a prompt) the visual effective rank is "
-        f"{interval_text(ratio)} of the text's ({', '.join(parts)}; n = {ratio.n}). The sources expect half, which lies {half} the interval."
+        f"{interval_text(ratio)} of the text's ({', '.join(parts)}; n = {ratio.n}). "
+        f"The sources expect half, which lies {half} the interval."
     )
     return Answer(QUESTIONS[0], _below(ratio, 1.0), words, ratio, 1.0)
 
@@ -94,9 +95,9 @@ def more_aggressive(harm: HarmResult, sparsity: SparsityResult, tail: TailResult
     words = (
         f"keeping a quarter of the text tokens moves the next token by {lost['text', 0.25].mean():.2g} nats, a quarter "
         f"of the visual ones by {lost['visual', 0.25].mean():.2g} (difference {interval_text(gap)}, n = {gap.n}); "
-        f"keeping half, by {lost['text', 0.5].mean():.2g} and {lost['visual', 0.5].mean():.2g}. The threshold filter finds "
-        f"{sparse[0]:.0%} of attention on visual tokens negligible and {sparse[1]:.0%} on text; the top {TOP} % of "
-        f"visual tokens hold {tail.samples.mean():.0%} of the question's attention on the picture."
+        f"keeping half, by {lost['text', 0.5].mean():.2g} and {lost['visual', 0.5].mean():.2g}. The threshold filter "
+        f"finds {sparse[0]:.0%} of attention on visual tokens negligible and {sparse[1]:.0%} on text; the top {TOP} % "
+        f"of visual tokens hold {tail.samples.mean():.0%} of the question's attention on the picture."
     )
     return Answer(QUESTIONS[1], _above(gap, 0.0), words, gap, 0.0)
 
@@ -180,5 +181,3 @@ def agreement(overlap: OverlapResult) -> list[tuple[str, list[Estimate]]]:
 def paragraph(found: tuple[Answer, ...]) -> str:
     """All answers as one paragraph."""
     return " ".join(f"{x.question} {x.verdict.capitalize()}: {x.words}" for x in found)
-
-
