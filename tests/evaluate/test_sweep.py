@@ -134,5 +134,6 @@ def test_the_command_prints_a_table_and_json(folder: Path, tmp_path: Path) -> No
     assert "ceiling" in again.stdout
     page = tmp_path / "RESULTS.md"
     words = ["results", "--raw", str(tmp_path), "--out", str(page), "--figures", str(tmp_path / "figures")]
+    words += ["--details", str(tmp_path / "details")]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     assert "Protocol B" in page.read_text()

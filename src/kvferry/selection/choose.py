@@ -38,7 +38,7 @@ def choose(
     """
     visual = cache.layout.visual[: cache.length]
     counts = budget.counts(cache, evidence, fraction, least_count(policy, visual))
-    if policy.skips(cache, evidence):
+    if visual.any() and policy.skips(cache, evidence):
         return NoVisual().select(cache, evidence)
     recent: Callable[[int], int] = getattr(scorer, "recent", lambda _: 0)
     positions, importance, per_head = [], [], []
