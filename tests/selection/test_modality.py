@@ -134,6 +134,15 @@ def test_without_pictures_every_policy_is_uniform(policy: str) -> None:
     assert ours.positions[0].shape[1] == kept_count(0.3, cache.length)
 
 
+@pytest.mark.parametrize("recipe", ["vlcache@0.8", "snapkv@0.8,window=14", "q2c@0.8", "h2o@0.8"])
+def test_of_a_texts_end_the_last_tokens_stay(recipe: str) -> None:
+    cache = random_cache(layout(text_before=6, rows=6, columns=10, question=4, tail=11))
+    for i in range(3):
+        (head,) = select(f"{recipe},modality=visual_heavy:0.4", cache).heads(i)[0]
+        text = [x for x in head.tolist() if not cache.layout.visual[x]]
+        assert text == [0, 1, 2, 3, 76, 77, 78, 79]
+
+
 def test_skip_visual_drops_the_picture_below_its_threshold() -> None:
     cache = random_cache(prompt(SHAPES["turns, a picture and a film"]))
     mass = visual_mass(cache, sums(cache, "knorm@0.5,modality=skip_visual"))

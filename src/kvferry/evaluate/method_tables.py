@@ -14,6 +14,7 @@ from kvferry.evaluate.methods import SHARES, Answers, Method
 from kvferry.evaluate.stats import Estimate
 from kvferry.evaluate.sweep import Protocol, read
 from kvferry.evaluate.tables import PROTOCOLS, Places, markdown, provenance_note, proxy_note
+from kvferry.selection.modality import Uniform
 
 KIND_FRACTION = 0.1
 """The fraction at which accuracy is broken down by kind of question."""
@@ -190,6 +191,7 @@ def _section(answers: Answers, protocol: Protocol) -> Iterable[str]:
         f"between measured points, with 95 % intervals over questions ({best}x: smaller than the BF16 cache of "
         f"{answers.bf16:,.0f} bytes). The sources expect a ratio of 0.5 to 0.7.",
         *proxy_note(answers.names),
+        *_room_note(answers),
         "",
         deciding_table(answers),
         "",
@@ -203,6 +205,17 @@ def _section(answers: Answers, protocol: Protocol) -> Iterable[str]:
         "",
         kinds_table(answers, shown, lambda method, kind: kind.holds(method)),
         "",
+    ]
+
+
+def _room_note(answers: Answers) -> list[str]:
+    """What happens below the size of what a policy must keep."""
+    if all(isinstance(m.recipe.modality, Uniform) for m in answers.methods):
+        return []
+    return [
+        "",
+        "Where what a policy must keep does not fit a share, the smallest share that holds it is taken for that "
+        "question; the bytes are those. `skip_visual` keeps less where it skips the picture.",
     ]
 
 
