@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, replace
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from kvferry.errors import InputError, RecipeError
@@ -136,6 +137,8 @@ def _convert(where: str, kind: Any, text: str) -> Any:
         if text not in choices:
             raise RecipeError(f"{where}={text!r} is not possible; {_suggest(text, choices)}")
         return choices[text]
+    if get_origin(kind) is UnionType:  # an optional number
+        (kind,) = (x for x in get_args(kind) if x is not NoneType)
     if kind is bool:
         if text not in ("true", "false"):
             raise RecipeError(f"{where} is true or false, not {text!r}")
