@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvferry.errors import InputError
+from kvferry.models import prefill_inputs
 from kvferry.models.rotary import rotary_of
 from kvferry.rope import Rotary
-from tests.models.families import FAMILIES, build
+from tests.models.families import FAMILIES, ROTATIONS, build
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Rotary, torch.Tensor, torch.Tensor]:
     pairs = draw(st.integers(1, 12)) * 3
     heads, n, rest = draw(st.integers(1, 3)), draw(st.integers(0, 9)), 2 * draw(st.integers(0, 4))
-    kind = draw(st.sampled_from(["plain", "rows", "turns"]))
-    sections = () if kind == "plain" else (pairs // 3,) * 3
+    kind = draw(st.sampled_from(["plain", "neighbours", "rows", "turns"]))
+    sections = () if kind in ("plain", "neighbours") else (pairs // 3,) * 3
     scaling = draw(st.floats(0.5, 2.0))
-    rotary = Rotary(10000.0 ** (-torch.arange(pairs) / pairs), scaling, sections, kind == "turns")
+    rotary = Rotary(10000.0 ** (-torch.arange(pairs) / pairs), scaling, sections, kind == "turns", kind == "neighbours")
     torch.manual_seed(draw(st.integers(0, 99)))
     per_head = (heads,) if draw(st.booleans()) else ()
     axes = draw(st.sampled_from([1, 3])) if sections else 1
@@ -61,6 +64,46 @@ def test_wrong_shapes_are_named() -> None:
         Rotary(torch.ones(4), sections=(1, 1, 1))
     with pytest.raises(InputError, match="1 or 3 axes"):
         Rotary(torch.ones(3), sections=(1, 1, 1)).rotate(torch.randn(1, 3, 8), torch.zeros(2, 3))
+
+
+def test_neighbours_are_turned_together() -> None:
+    keys = torch.tensor([[[1.0, 0.0, 0.0, 1.0, 5.0]]])
+    turned = Rotary(torch.tensor([torch.pi / 2, torch.pi]), neighbours=True).rotate(keys, torch.ones(1, 1))
+    torch.testing.assert_close(turned, torch.tensor([[[0.0, 1.0, 0.0, -1.0, 5.0]]]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss", *ROTATIONS])
+def test_a_prefill_turns_keys_as_it_is_said(name: str) -> None:
+    """What leaves the key projection (and its norm), turned by :func:`rotary_of`, is what the cache holds."""
+    model, inputs = build(name)
+    caught: dict[int, torch.Tensor] = {}
+    for index, layer in enumerate(model.get_decoder().layers):
+        attention = layer.self_attn
+        module = getattr(attention, "k_norm", None) or attention.k_proj
+
+        def keep(_: object, __: object, output: torch.Tensor, index: int = index) -> None:
+            caught[index] = output.detach()
+
+        module.register_forward_hook(keep)
+    cache = prefill_inputs(model, inputs).cache
+    for index, (layer, rotary) in enumerate(zip(cache, rotary_of(model), strict=True)):
+        assert rotary is not None
+        heads, n, dim = layer.keys.shape
+        found = caught[index][0]
+        plain = found if found.ndim == 3 else found.view(-1, heads, dim).transpose(0, 1)
+        turned = rotary.rotate(plain[:, :n], torch.arange(n)[None])
+        torch.testing.assert_close(turned, layer.keys, atol=1e-5, rtol=1e-5)
+    untouched = {"cohere2": {1}, "smollm3": {1}, "exaone4": {1}}.get(name, set())
+    assert {i for i, x in enumerate(rotary_of(model)) if x is not None and not len(x.inv_freq)} == untouched
+
+
+def test_a_rotation_that_the_code_does_not_show_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = build("llama")
+    module = sys.modules[type(model.get_decoder().rotary_emb).__module__]
+    monkeypatch.setattr(module, "rotate_half", lambda x: x.flip(-1))
+    assert rotary_of(model) == (None, None, None)
+    monkeypatch.delattr(module, "rotate_half")
+    assert rotary_of(model) == (None, None, None)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -16,7 +16,14 @@ class RecipeError(InputError):
 
 
 class BudgetError(InputError):
-    """A budget is too small for what must stay, or for what a bitstream takes at least."""
+    """A budget is too small for what must stay, or for what a bitstream takes at least.
+
+    Where it is a fraction that is too small, ``smallest`` is the one that works for this prompt.
+    """
+
+    def __init__(self, message: str, smallest: float | None = None) -> None:
+        super().__init__(message)
+        self.smallest = smallest
 
 
 class EvidenceError(KVFerryError):

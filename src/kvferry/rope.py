@@ -13,24 +13,29 @@ from kvferry.errors import InputError
 class Rotary:
     """How one layer turns its keys (RoPE, arXiv 2104.09864; M-RoPE, arXiv 2409.12191).
 
-    Channel ``i`` is paired with channel ``i + r/2`` of the first ``r`` channels; the others are left alone.
+    Channel ``i`` is paired with channel ``i + r/2`` of the first ``r`` channels, or each with its neighbour; the others
+    are left alone.
 
     Parameters
     ----------
     inv_freq : float32 ``[r / 2]``
-        Radians per position of every pair; ``r`` may be smaller than the head dimension (partial rotary).
+        Radians per position of every pair; ``r`` may be smaller than the head dimension (partial rotary), and 0 in a
+        layer that turns nothing (NoPE).
     scaling : float
         Length of a rotated vector relative to the original (YaRN and the like).
     sections : tuple of int
         M-RoPE: how many pairs turn with time, height and width; they sum to ``r / 2``. Empty for one axis.
     interleaved : bool
         Whether the axes take turns from pair to pair (Qwen3-VL), instead of standing in a row (Qwen2-VL).
+    neighbours : bool
+        Whether channels ``2i`` and ``2i + 1`` are a pair (Cohere, GLM), instead of ``i`` and ``i + r/2``.
     """
 
     inv_freq: torch.Tensor
     scaling: float = 1.0
     sections: tuple[int, ...] = ()
     interleaved: bool = False
+    neighbours: bool = False
 
     def __post_init__(self) -> None:
         pairs = len(self.inv_freq)
@@ -76,6 +81,21 @@ class Rotary:
         """Undo :meth:`rotate`."""
         return self._turn(x, positions, forwards=False)
 
+    def turn_by(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Turn every pair of ``x`` ``[..., d]`` by the angles of these cosines and sines ``[..., r / 2]``, in float32.
+
+        The channels that take no part stay as they are; the dtype is that of ``x``.
+        """
+        turned = 2 * len(self.inv_freq)
+        taking_part = x[..., :turned].float()
+        if self.neighbours:
+            first, second = taking_part[..., 0::2], taking_part[..., 1::2]
+        else:
+            first, second = taking_part.chunk(2, dim=-1)
+        both = (first * cos - second * sin, second * cos + first * sin)
+        whole = torch.stack(both, dim=-1).flatten(-2) if self.neighbours else torch.cat(both, dim=-1)
+        return torch.cat([whole.to(x.dtype), x[..., turned:]], dim=-1)
+
     def _turn(self, x: torch.Tensor, positions: torch.Tensor, *, forwards: bool) -> torch.Tensor:
         turned = 2 * len(self.inv_freq)
         if x.shape[-1] < turned or positions.shape[-1] != x.shape[-2]:
@@ -84,7 +104,4 @@ class Rotary:
             )
         angle = self.angles(positions.to(x.device))
         size = self.scaling if forwards else 1 / self.scaling
-        cos, sin = angle.cos() * size, angle.sin() * (size if forwards else -size)
-        first, second = x[..., :turned].float().chunk(2, dim=-1)
-        both = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        return torch.cat([both.to(x.dtype), x[..., turned:]], dim=-1)
+        return self.turn_by(x, angle.cos() * size, angle.sin() * (size if forwards else -size))

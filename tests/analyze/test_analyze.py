@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typer.testing import CliRunner
 import kvferry
 from kvferry.analyze import Analysis, Asked, Questions, analyze, drawn_questions
 from kvferry.analyze.figures import INK
-from kvferry.analyze.observe import DROPS, Subject
+from kvferry.analyze.observe import DROPS, FRACTIONS, Subject
 from kvferry.analyze.report import render, write_html
 from kvferry.cli.app import app
 from kvferry.errors import InputError
@@ -28,6 +30,7 @@ from kvferry.models.attention import rows_of
 from tests.models.families import build
 from tests.models.test_vlm import words_tokenizer
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 VOID = {"meta", "img", "br", "link"}
 
 
@@ -107,8 +110,38 @@ def test_the_report_stands_alone(analysis: Analysis) -> None:
         assert "currentColor" in figure
         assert INK not in figure
     assert page.seen.count("img") == 3 * (1 + len(analysis.survivors.scorers))
+    assert page.seen.count("table") == 2
+    assert f"overlap [95 %]{FRACTIONS[0]:.0%} kept" in page.words.replace("\n", "")
     for answer in analysis.answers:
         assert f"{answer.question} {answer.verdict.capitalize()}: {answer.words}" in page.words
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_opens_it(analysis: Analysis, tmp_path: Path, dark: bool) -> None:
+    report, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    write_html(analysis, report)
+    probe = "<script>console.log('width ' + document.documentElement.scrollWidth)</script></body>"
+    report.write_text(report.read_text().replace("</body>", probe))
+    done = subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+            "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={int(not dark)}",
+            "--enable-logging=stderr", "--window-size=1200,7000", f"--screenshot={shot}", report.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert len(said) == 1, said
+    assert "width 1200" in said[0]
+    pixels = np.asarray(Image.open(shot).convert("L"), np.float32)
+    page = np.median(pixels)
+    assert page < 40 if dark else page > 240
+    # Every stretch of the page has ink on it, as far down as the last pictures.
+    inked = (np.abs(pixels - page) > 60).mean(1) > 0.002
+    assert np.diff(np.flatnonzero(inked)).max() < 120
+    assert np.flatnonzero(inked).max() > 3000
 
 
 def test_one_prefill_feeds_everything_and_evidence_agrees(edge: VLM, monkeypatch: pytest.MonkeyPatch) -> None:

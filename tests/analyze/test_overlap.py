@@ -7,11 +7,14 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from kvferry.analyze.observe import FRACTIONS, Observation
-from kvferry.analyze.overlap import Overlap
+from kvferry.analyze.overlap import Overlap, likeness, members
 from kvferry.analyze.survivors import DRAWN_FRACTION, DRAWN_PROMPTS, Survivors
 from kvferry.errors import InputError
+from kvferry.recipe import Recipe
+from kvferry.selection import Selection
 from tests.analyze.helpers import SCORERS, observation, text_only
 from tests.helpers import layout
 
@@ -41,6 +44,25 @@ def test_overlap_against_sets() -> None:
     models = [(kept(seen, 0, i, a), kept(other, 0, j, b)) for i, a, j, b in places]
     np.testing.assert_allclose(found.between_models[:, half, 0], alike(models))
     np.testing.assert_allclose(found.samples[0], found.between_models)
+
+
+def test_heads_that_keep_differently_many_are_compared_too() -> None:
+    positions = (torch.tensor([[0, 2, 5, 1, 2]]), torch.tensor([[0, 3], [1, 3]]))
+    ragged = Selection(positions, tuple(x.float() for x in positions), ((3, 2), ()))
+    found = members(ragged, 6)
+    assert [[set(np.flatnonzero(head).tolist()) for head in layer] for layer in found] == [
+        [{0, 2, 5}, {1, 2}],
+        [{0, 3}, {1, 3}],
+    ]
+    overlap, jaccard = likeness(found[0], found[0])
+    np.testing.assert_allclose(overlap, [[1, 1 / 2], [1 / 2, 1]])
+    np.testing.assert_allclose(jaccard, [[1, 1 / 4], [1 / 4, 1]])
+    seen = observation(seed=1)
+    chosen = Recipe.parse("knorm@0.5,budget=head").select(seen.cache)
+    assert any(chosen.counts)
+    overlap = Overlap(("one",))
+    overlap.add(replace(seen, choices={"one": dict.fromkeys(FRACTIONS, chosen)}))
+    assert 0 < overlap.result().between_layers.min() < 1
 
 
 def test_streaming_is_the_mean_over_prompts() -> None:

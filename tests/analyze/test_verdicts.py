@@ -14,7 +14,17 @@ from kvferry.analyze.rank import RankResult
 from kvferry.analyze.sparsity import SparsityResult
 from kvferry.analyze.survivors import SurvivorsResult
 from kvferry.analyze.tail import TailResult
-from kvferry.analyze.verdicts import agreement, answers, can_skip, lower_rank, more_aggressive, paragraph, tells_apart
+from kvferry.analyze.verdicts import (
+    agreement,
+    answers,
+    can_skip,
+    interval_text,
+    lower_rank,
+    more_aggressive,
+    paragraph,
+    tells_apart,
+)
+from kvferry.evaluate.stats import Estimate
 
 N = 80
 NONE = np.zeros((0,))
@@ -97,8 +107,11 @@ def test_without_pictures_there_is_nothing_to_ask() -> None:
 
 def test_agreement_names_every_scorer() -> None:
     samples = np.broadcast_to(np.array([[0.8], [0.6], [0.4]]), (30, 2, 3, 1))
-    words = agreement(OverlapResult(("q2c",), NONE, NONE, NONE, samples), "edge")
-    assert words == (
-        "Overlap with what edge keeps at 75%, 50%, 25% of the tokens: "
-        "q2c 0.80 [0.80, 0.80], 0.60 [0.60, 0.60], 0.40 [0.40, 0.40]."
-    )
+    ((name, shares),) = agreement(OverlapResult(("q2c",), NONE, NONE, NONE, samples))
+    assert name == "q2c"
+    assert [interval_text(x) for x in shares] == ["0.80 [0.80, 0.80]", "0.60 [0.60, 0.60]", "0.40 [0.40, 0.40]"]
+
+
+def test_a_small_end_of_an_interval_does_not_read_as_nothing() -> None:
+    assert interval_text(Estimate(0.163, 0.0032, 0.43, 24)) == "0.16 [0.0032, 0.43]"
+    assert interval_text(Estimate(1.0, 0.0, -0.5, 24)) == "1.00 [0.00, -0.50]"

@@ -27,6 +27,11 @@ STREAMS: dict[str, tuple[str, int]] = {
     "knorm-head-int4": ("knorm@0.25,budget=head|int4", 1),
     "knorm-int2-tiers": ("knorm@0.5|int2", 3),
     "full-bf16-zstd-tiers": ("full|bf16|zstd", 2),
+    "full-kivi2": ("full|kivi:2,residual=8", 1),
+    "knorm-head-kivi3": ("knorm@0.5,budget=head|kivi:3,group=4,residual=2", 1),
+    "full-turbo2.5": ("full|turbo:2.5", 1),
+    "full-fp8": ("full|fp8", 1),
+    "knorm-apart": ("knorm@0.5|apart,text=bf16,visual=int2/int4", 1),
 }
 """Name -> recipe and tiers."""
 

@@ -18,7 +18,15 @@ from tests.helpers import cache, layout
 
 SECONDS = float(os.environ.get("KVFERRY_FUZZ_SECONDS", "5"))
 SMALL = cache(layout(text_before=2, rows=2, columns=2, question=2, tail=2), layers=2, heads=2, dim=3)
-RECIPES = ["full|bf16|zstd", "knorm@0.5|int4", "random@0.5|int3|zstd", "knorm@0.8,budget=head|int4"]
+RECIPES = [
+    "full|bf16|zstd",
+    "knorm@0.5|int4",
+    "random@0.5|int3|zstd",
+    "knorm@0.8,budget=head|kivi:2,residual=1",
+    "full|turbo:2.5",
+    "full|apart,visual=fp8/int2",
+    "knorm@0.8,budget=head|int4",
+]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

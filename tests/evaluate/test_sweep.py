@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from kvferry.cli.app import app
-from kvferry.errors import InputError
+from kvferry.errors import BudgetError, InputError
 from kvferry.evaluate.sweep import Sweep, read, run, run_sample
 from kvferry.models import VLM, load
 from kvferry.recipe import compress, decompress
@@ -134,6 +135,17 @@ def test_another_sweep_is_not_mixed_in(plan: Sweep, tmp_path: Path) -> None:
         list(run(other, out))
 
 
+@pytest.mark.parametrize("apply", ["post_hoc", "construction"])
+def test_what_must_stay_may_need_more_than_the_fraction(vlm: VLM, apply: Any) -> None:
+    (sample,) = samples("validation", 1)
+    recipes = ("full|bf16", "knorm@0.02|bf16", "knorm@0.02,modality=text_preserving|bf16")
+    line = run_sample(vlm, sample, Sweep("x", recipes, ("A",), apply=apply), "A")
+    full, small, preserved = (line.outcomes[r][1] for r in recipes)
+    assert small < preserved < full / 4
+    with pytest.raises(BudgetError, match="smallest bitstream"):
+        run_sample(vlm, sample, Sweep("x", ("knorm,bytes=10|bf16",), ("A",)), "A")
+
+
 def test_the_command_prints_a_table_and_json(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
     words = ["sweep", "--model", str(folder), "--out", str(out), "--split", "validation", "--n=1", "--processes=1"]
@@ -148,5 +160,6 @@ def test_the_command_prints_a_table_and_json(folder: Path, tmp_path: Path) -> No
     assert "ceiling" in again.stdout
     page = tmp_path / "RESULTS.md"
     words = ["results", "--raw", str(tmp_path), "--out", str(page), "--figures", str(tmp_path / "figures")]
+    words += ["--details", str(tmp_path / "details")]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     assert "Protocol B" in page.read_text()

@@ -14,7 +14,7 @@ from PIL import Image
 from kvferry.errors import InputError
 from kvferry.evaluate.pictures import draw_crossing, jpeg_bytes, kept_share
 from kvferry.evaluate.sweep import Line, Protocol, Sweep, grid, read
-from kvferry.evaluate.tables import by_kind, markdown_table, render, summarise
+from kvferry.evaluate.tables import Places, by_kind, markdown_table, render, summarise
 from kvferry.selection import Selection, evict
 from tests.helpers import cache as random_cache
 
@@ -89,10 +89,14 @@ def test_a_table_without_its_ceiling_is_refused() -> None:
 
 def test_render_is_repeatable_and_names_protocol_and_command(tmp_path: Path) -> None:
     raw = write(tmp_path / "x.jsonl", lines("A") + lines("B"))
-    first = render(raw, tmp_path / "figures", "Title")
-    picture = (tmp_path / "figures" / "x.png").read_bytes()
-    assert render(raw, tmp_path / "figures", "Title") == first
-    assert (tmp_path / "figures" / "x.png").read_bytes() == picture
+    places = Places(tmp_path / "RESULTS.md", tmp_path / "docs" / "figures", tmp_path / "docs" / "results")
+    first = render(raw, places, "Title")
+    picture, page = places.figure(raw).read_bytes(), places.detail(raw).read_text()
+    assert render(raw, places, "Title") == first
+    assert (places.figure(raw).read_bytes(), places.detail(raw).read_text()) == (picture, page)
+    assert "(docs/figures/x.png)" in first
+    assert "(docs/results/x.md)" in first
+    assert "| colour | 20 |" in page
     assert "Protocol A" in first
     assert "Protocol B" in first
     assert "kvferry sweep --model testbed/cloud" in first
@@ -120,6 +124,9 @@ def test_kept_share_counts_layers_and_heads() -> None:
     assert share[0, 0] == pytest.approx(5 / 6)
     assert share[0, 1] == pytest.approx(1 / 6)
     assert share.sum() == pytest.approx(1)
+    ragged = Selection((torch.tensor([[0, 1, 2, 3, 3, 4]]),) * 3, (torch.zeros(1, 6),) * 3, ((4, 2),) * 3)
+    share = kept_share(evict(cache, ragged))
+    assert share[0, :3].tolist() == [1.0, 0.5, 0.0]
     with pytest.raises(InputError, match="no number 1"):
         kept_share(small, 1)
 

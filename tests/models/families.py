@@ -192,6 +192,34 @@ def gpt_oss() -> Built:
     return _text(tf.GptOssForCausalLM, config)
 
 
+def cohere() -> Built:
+    """Neighbouring channels are pairs."""
+    return _text(tf.CohereForCausalLM, tf.CohereConfig(**TEXT))
+
+
+def cohere2() -> Built:
+    """Neighbouring channels are pairs, and full layers turn nothing."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    return _text(tf.Cohere2ForCausalLM, tf.Cohere2Config(**TEXT, sliding_window=12, layer_types=kinds))
+
+
+def smollm3() -> Built:
+    """The second layer turns nothing."""
+    return _text(tf.SmolLM3ForCausalLM, tf.SmolLM3Config(**TEXT, no_rope_layer_interval=2))
+
+
+def glm() -> Built:
+    """Half of each head is turned, in neighbouring pairs."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    return _text(tf.GlmForCausalLM, tf.GlmConfig(**TEXT, head_dim=8, rope_parameters=rope))
+
+
+def exaone4() -> Built:
+    """Full layers turn nothing; keys are normalised before they are turned."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    return _text(tf.Exaone4ForCausalLM, tf.Exaone4Config(**TEXT, sliding_window=12, layer_types=kinds))
+
+
 VISION: dict[str, Callable[[], Built]] = {
     f.__name__: f
     for f in (
@@ -202,12 +230,14 @@ WORDS: dict[str, Callable[[], Built]] = {
     f.__name__: f for f in (qwen2, llama, mistral, phi3, gpt_neox, gemma2, gpt_oss)
 }
 FAMILIES = {**VISION, **WORDS}
+ROTATIONS: dict[str, Callable[[], Built]] = {f.__name__: f for f in (cohere, cohere2, smollm3, glm, exaone4)}
+"""Families that are of interest for how they turn their keys."""
 
 
 def build(family: str) -> Built:
     """The model in float32 and its prompt; weights large enough that attention is far from even."""
     torch.manual_seed(3)
-    model, inputs = FAMILIES[family]()
+    model, inputs = {**FAMILIES, **ROTATIONS}[family]()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:

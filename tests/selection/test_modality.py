@@ -11,13 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig
 
 from kvferry.cache import KVCache, Modality, PromptLayout, Role
 from kvferry.errors import BudgetError, FingerprintError, InputError, RecipeError
 from kvferry.evidence import Evidence, Prefilled
+from kvferry.models.fingerprint import folder_fingerprint
+from kvferry.models.load import find_folder
 from kvferry.recipe import Recipe
 from kvferry.selection import Selection, kept_count
 from kvferry.selection.modality import visual_mass
+from kvferry.selection.modality.skip_visual import SHIPPED
 from tests.helpers import cache as random_cache
 from tests.helpers import layout
 
@@ -33,6 +37,11 @@ SHAPES = {
 POLICIES = [
     "uniform", "visual_heavy", "visual_heavy:0.3", "visual_heavy:0", "text_preserving", "adaptive", "adaptive:0.5",
 ]  # fmt: skip
+
+
+def fingerprint_of_shipped(name: str) -> str:
+    folder = find_folder(name)
+    return folder_fingerprint(folder, AutoConfig.from_pretrained(folder))
 
 
 def prompt(shape: list[tuple[Modality, int]]) -> PromptLayout:
@@ -125,6 +134,15 @@ def test_without_pictures_every_policy_is_uniform(policy: str) -> None:
     assert ours.positions[0].shape[1] == kept_count(0.3, cache.length)
 
 
+@pytest.mark.parametrize("recipe", ["vlcache@0.8", "snapkv@0.8,window=14", "q2c@0.8", "h2o@0.8"])
+def test_of_a_texts_end_the_last_tokens_stay(recipe: str) -> None:
+    cache = random_cache(layout(text_before=6, rows=6, columns=10, question=4, tail=11))
+    for i in range(3):
+        (head,) = select(f"{recipe},modality=visual_heavy:0.4", cache).heads(i)[0]
+        text = [x for x in head.tolist() if not cache.layout.visual[x]]
+        assert text == [0, 1, 2, 3, 76, 77, 78, 79]
+
+
 def test_skip_visual_drops_the_picture_below_its_threshold() -> None:
     cache = random_cache(prompt(SHAPES["turns, a picture and a film"]))
     mass = visual_mass(cache, sums(cache, "knorm@0.5,modality=skip_visual"))
@@ -136,6 +154,22 @@ def test_skip_visual_drops_the_picture_below_its_threshold() -> None:
     assert set(split(cache, skips)) == {(text, 0)}
     with pytest.raises(BudgetError):
         select("knorm@0.1,modality=skip_visual:1", cache)
+
+
+def test_skip_visual_takes_the_profile_that_ships_with_the_model() -> None:
+    cache = random_cache(prompt(SHAPES["one picture"]))
+    recipe = "knorm@0.6,modality=skip_visual"
+    with pytest.raises(InputError, match=r"calibrate-skip MODEL .*skip_visual:0\.5"):
+        select(recipe, cache)
+    with pytest.raises(InputError, match="calibrate-skip MODEL"):
+        select(recipe, replace(cache, fingerprint=""))
+    for name in ("cloud", "edge"):
+        profile = json.loads((SHIPPED[0] / name / "skip_visual.json").read_text())
+        shipped = replace(cache, fingerprint=profile["fingerprint"])
+        said = select(f"knorm@0.6,modality=skip_visual:{profile['threshold']}", cache)
+        found = select(recipe, shipped)
+        assert all(torch.equal(a, b) for a, b in zip(found.positions, said.positions, strict=True))
+        assert fingerprint_of_shipped(f"testbed/{name}") == profile["fingerprint"]
 
 
 def test_visual_mass_by_hand() -> None:

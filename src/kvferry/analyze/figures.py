@@ -30,6 +30,8 @@ SEEN, SAID, THIRD, GREY = "#3f8ee8", "#e8853f", "#3fae6b", "#8a8a8a"
 """Visual, text, a third series, and what is only there for comparison."""
 SHADES = ("#b9a7f0", "#8f7ae0", "#6a54c4")
 """Of the kept shares."""
+WIDTH = 12.5
+"""Inches that fit side by side before the page makes letters too small to read."""
 LEAST = 1e-5
 """Where the axis of divergences begins, in nats."""
 
@@ -194,10 +196,13 @@ def _heat(axes: Axes, values: Array, rows: Sequence[str], title: str, low: float
 def scorers_figure(overlap: OverlapResult) -> Figure:
     """Overlap of kept sets between scorers, one square per kept share."""
     size = 1.6 + 0.42 * len(overlap.scorers)
+    columns = min(len(FRACTIONS), max(1, int(WIDTH / size)))
     with _style():
-        figure, panels = _panels(1, len(FRACTIONS), height=size + 0.3, width=size)
-        for axes, fraction, values in zip(panels, FRACTIONS, overlap.between_scorers[0], strict=True):
+        figure, panels = _panels(-(-len(FRACTIONS) // columns), columns, height=size + 0.3, width=size)
+        for axes, fraction, values in zip(panels, FRACTIONS, overlap.between_scorers[0], strict=False):
             _heat(axes, values, overlap.scorers, f"{fraction:.0%} kept")
+        for axes in panels[len(FRACTIONS) :]:
+            axes.set_visible(False)
     return figure
 
 
@@ -237,16 +242,18 @@ def kept_figure(survivors: SurvivorsResult) -> Figure:
 
 
 def _bars(panels_of: Sequence[tuple[str, Array]], scorers: Sequence[str]) -> Figure:
-    """``[fractions, scorers]`` as groups of bars, one panel each."""
+    """``[fractions, scorers]`` as groups of bars, one panel each, side by side where they fit."""
+    wide = max(4.4, 0.95 * len(scorers))
+    columns = min(len(panels_of), max(1, int(WIDTH / wide)))
     with _style():
-        figure, panels = _panels(1, len(panels_of), height=2.9, width=max(4.4, 0.75 * len(scorers)))
+        figure, panels = _panels(-(-len(panels_of) // columns), columns, height=2.7, width=wide)
         places = np.arange(len(scorers))
         width = 0.8 / len(FRACTIONS)
         for axes, (title, values) in zip(panels, panels_of, strict=True):
             for i, (fraction, row, colour) in enumerate(zip(FRACTIONS, values, SHADES, strict=True)):
                 bars = axes.bar(places + (i - 1) * width, 100 * row, width, color=colour, label=f"{fraction:.0%} kept")
-                axes.bar_label(bars, fmt="%.0f", fontsize=6.5, padding=1)
-            axes.set_xticks(places, scorers)
+                axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
+            axes.set_xticks(places, [x.replace("_", "\n") for x in scorers])
             axes.set_ylim(0, 118)
             axes.set_title(f"{title}, %")
         panels[0].legend(ncols=3, loc="upper left")

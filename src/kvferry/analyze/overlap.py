@@ -17,9 +17,11 @@ Bools = npt.NDArray[np.bool_]
 
 def members(selection: Selection, length: int) -> Bools:
     """Which tokens each layer and head keeps, bool ``[layers, heads, length]``."""
-    kept = np.zeros((len(selection.positions), selection.positions[0].shape[0], length), bool)
-    for layer, positions in zip(kept, selection.positions, strict=True):
-        np.put_along_axis(layer, positions.cpu().numpy(), True, axis=-1)
+    layers = range(len(selection.positions))
+    kept = np.zeros((len(layers), len(selection.heads(0)), length), bool)
+    for layer in layers:
+        for head, positions in zip(kept[layer], selection.heads(layer), strict=True):
+            head[positions.cpu().numpy()] = True
     return kept
 
 

@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from kvferry.analyze import figures
+from kvferry.analyze.observe import FRACTIONS
 from kvferry.analyze.rank import KINDS, STATS
 from kvferry.analyze.run import Analysis
 from kvferry.analyze.running import mean_over
 from kvferry.analyze.survivors import DRAWN_FRACTION
-from kvferry.analyze.verdicts import agreement, paragraph
+from kvferry.analyze.verdicts import agreement, interval_text
 from kvferry.analyze.watch import COLUMNS
 from kvferry.errors import InputError
 from kvferry.evaluate.pictures import jpeg_bytes, lit_pixels
@@ -29,12 +30,17 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what the figure means, and the figure; ``alt`` says in words what it shows."""
+    """A heading, what the figure means, and the figure; ``alt`` says in words what it shows.
+
+    ``rows`` is a table below it, its head first.
+    """
 
     title: str
     words: str
     figure: Figure
     alt: str
+    rows: tuple[tuple[str, ...], ...] = ()
+    note: str = ""
 
 
 def write_html(analysis: Analysis, path: Path) -> None:
@@ -58,9 +64,7 @@ def render(analysis: Analysis) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         analysis=analysis,
-        summary=paragraph(analysis.answers),
-        energy=energy_rows(analysis),
-        energy_names=STATS,
+        interval_text=interval_text,
         sections=[(x, figures.svg(x.figure)) for x in sections(analysis)],
         pictures=list(_pictures(analysis)),
         drawn_fraction=DRAWN_FRACTION,
@@ -88,6 +92,8 @@ def _inside(analysis: Analysis) -> list[Section]:
             "what one basis for all of them would need. Bands are 95 % intervals.",
             figures.rank_figure(analysis.rank),
             "Effective rank of keys, un-rotated keys and values by layer",
+            energy_rows(analysis),
+            '"90 %" is the least number of singular values that hold 90 % of the energy, and so on.',
         ),
         Section(
             "Where attention goes, and how thinly",
@@ -136,13 +142,15 @@ def _agreements(analysis: Analysis) -> list[Section]:
         ),
     ]
     if analysis.against is not None:
-        words = "Over all pairs of a layer and head here and one there. random shows what chance gives. "
+        budgets = [f"{x:.0%} kept" for x in FRACTIONS]
+        shares = [(name, "", *map(interval_text, row)) for name, row in agreement(analysis.overlap)]
         found.append(
             Section(
                 f"Does {analysis.against} keep the same?",
-                words + agreement(analysis.overlap, analysis.against),
+                "Over all pairs of a layer and head here and one there. random shows what chance gives.",
                 figures.models_figure(analysis.overlap),
                 "Overlap and Jaccard of two models' kept sets",
+                (("overlap [95 %]", "", *budgets), *shares),
             )
         )
     return found
@@ -157,15 +165,16 @@ def _what_stays(analysis: Analysis) -> Section:
     )
 
 
-def energy_rows(analysis: Analysis) -> list[tuple[str, str, list[float]]]:
+def energy_rows(analysis: Analysis) -> tuple[tuple[str, ...], ...]:
     """Per kind and modality: effective and energy ranks per prompt, means over layers."""
     mean = mean_over(analysis.rank.mean, axis=1)
-    return [
-        (kind, modality, mean[:, i, j].tolist())
+    rows = [
+        (kind, modality, *(f"{x:.1f}" for x in mean[:, i, j]))
         for i, kind in enumerate(KINDS)
         for j, modality in enumerate(COLUMNS)
         if not np.isnan(mean[0, i, j])
     ]
+    return (("per prompt, mean over layers", "", *STATS), *rows)
 
 
 def _pictures(analysis: Analysis) -> Iterator[tuple[str, list[tuple[str, str]]]]:

@@ -80,8 +80,9 @@ def lower_rank(rank: RankResult) -> Answer:
     parts = (f"{k} {both[:, i, 0].mean() / both[:, i, 1].mean():.2f}" for i, k in enumerate(KINDS))
     half = "inside" if ratio.low <= 0.5 <= ratio.high else "below" if ratio.low > 0.5 else "above"
     words = (
-        f"at equal token counts ({rank.tokens:.0f} of each a prompt) the visual effective rank is {_interval(ratio)} "
-        f"of the text's ({', '.join(parts)}; n = {ratio.n}). The sources expect half, which lies {half} the interval."
+        f"at equal token counts ({rank.tokens:.0f} of each a prompt) the visual effective rank is "
+        f"{interval_text(ratio)} of the text's ({', '.join(parts)}; n = {ratio.n}). "
+        f"The sources expect half, which lies {half} the interval."
     )
     return Answer(QUESTIONS[0], _below(ratio, 1.0), words, ratio, 1.0)
 
@@ -93,10 +94,10 @@ def more_aggressive(harm: HarmResult, sparsity: SparsityResult, tail: TailResult
     sparse = mean_over(sparsity.samples, axis=0)
     words = (
         f"keeping a quarter of the text tokens moves the next token by {lost['text', 0.25].mean():.2g} nats, a quarter "
-        f"of the visual ones by {lost['visual', 0.25].mean():.2g} (difference {_interval(gap)}, n = {gap.n}); keeping "
-        f"half, by {lost['text', 0.5].mean():.2g} and {lost['visual', 0.5].mean():.2g}. The threshold filter finds "
-        f"{sparse[0]:.0%} of attention on visual tokens negligible and {sparse[1]:.0%} on text; the top {TOP} % of "
-        f"visual tokens hold {tail.samples.mean():.0%} of the question's attention on the picture."
+        f"of the visual ones by {lost['visual', 0.25].mean():.2g} (difference {interval_text(gap)}, n = {gap.n}); "
+        f"keeping half, by {lost['text', 0.5].mean():.2g} and {lost['visual', 0.5].mean():.2g}. The threshold filter "
+        f"finds {sparse[0]:.0%} of attention on visual tokens negligible and {sparse[1]:.0%} on text; the top {TOP} % "
+        f"of visual tokens hold {tail.samples.mean():.0%} of the question's attention on the picture."
     )
     return Answer(QUESTIONS[1], _above(gap, 0.0), words, gap, 0.0)
 
@@ -108,7 +109,7 @@ def tells_apart(apart: ApartResult, survivors: SurvivorsResult) -> Answer:
     inside = COIN[0] <= chance.low and chance.high <= COIN[1]
     verdict = OPEN if chance.n < ENOUGH else YES if outside else NO if inside else OPEN
     words = (
-        f"it ranks a random text token above a random visual one with a chance of {_interval(chance)} "
+        f"it ranks a random text token above a random visual one with a chance of {interval_text(chance)} "
         f"(n = {chance.n}); 0.5 is a coin, and {COIN[0]} to {COIN[1]} counts as not telling them apart."
     )
     if "q2c" in survivors.scorers:
@@ -132,7 +133,7 @@ def can_skip(harm: HarmResult, mass: MassResult) -> Answer:
     if verdict == YES and share.n < ENOUGH_TO_SKIP:
         verdict = OPEN
     words = (
-        f"with every visual token dropped after prefill, {_interval(share)} of {share.n} text-only questions keep "
+        f"with every visual token dropped after prefill, {interval_text(share)} of {share.n} text-only questions keep "
         f"their first answer token ({SAFE:.0%} are called for, of at least {ENOUGH_TO_SKIP} questions)"
     )
     if (~alone).any():
@@ -159,22 +160,24 @@ def _above(estimate: Estimate, threshold: float) -> str:
     return YES if estimate.low > threshold else NO if estimate.high <= threshold else OPEN
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+def interval_text(estimate: Estimate) -> str:
+    """A mean and its interval with two decimals, or two digits where that would read as nothing."""
+    mean, low, high = map(_number, (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} [{low}, {high}]"
 
 
-def agreement(overlap: OverlapResult, against: str) -> str:
-    """How far both models keep the same tokens, scorer by scorer, with intervals over prompts."""
-    parts = []
-    for index, name in enumerate(overlap.scorers):
-        shares = [mean_interval(overlap.samples[:, 0, i, index]) for i in range(len(FRACTIONS))]
-        parts.append(f"{name} " + ", ".join(_interval(x) for x in shares))
-    budgets = ", ".join(f"{x:.0%}" for x in FRACTIONS)
-    return f"Overlap with what {against} keeps at {budgets} of the tokens: {'; '.join(parts)}."
+def _number(value: float) -> str:
+    return f"{value:.2g}" if 0 < abs(value) < 0.05 else f"{value:.2f}"
+
+
+def agreement(overlap: OverlapResult) -> list[tuple[str, list[Estimate]]]:
+    """Per scorer and fraction of ``FRACTIONS``, how far both models keep the same tokens, over prompts."""
+    return [
+        (name, [mean_interval(overlap.samples[:, 0, i, index]) for i in range(len(FRACTIONS))])
+        for index, name in enumerate(overlap.scorers)
+    ]
 
 
 def paragraph(found: tuple[Answer, ...]) -> str:
     """All answers as one paragraph."""
     return " ".join(f"{x.question} {x.verdict.capitalize()}: {x.words}" for x in found)
-
-

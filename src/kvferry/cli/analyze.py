@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -42,7 +43,6 @@ def analyze(
         from kvferry.analyze import analyze as measure
         from kvferry.analyze import paragraph
         from kvferry.analyze.report import write_html
-        from kvferry.analyze.verdicts import agreement
         from kvferry.models import load
 
         asked = _questions(questions, images, split, n)
@@ -62,7 +62,7 @@ def analyze(
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(paragraph(analysis.answers), markup=False)
     if analysis.against is not None:
-        console.print(agreement(analysis.overlap, analysis.against), markup=False)
+        console.print(_agreement(analysis))
     console.print(_table(analysis))
     if html is not None:
         console.print(f"Report: {html}", markup=False)
@@ -94,6 +94,20 @@ def _table(analysis: Analysis) -> Table:
             _pair([float(x[layer, TOP]) for x in (analysis.tail.visual, analysis.tail.text)], "{:.0%}"),
         ]
         table.add_row(str(layer), *cells)
+    return table
+
+
+def _agreement(analysis: Analysis) -> Table:
+    """One line per scorer: does the second model keep the same?"""
+    from kvferry.analyze.observe import FRACTIONS
+    from kvferry.analyze.verdicts import agreement, interval_text
+
+    table = Table(title=f"overlap with what {analysis.against} keeps [95 %]", title_justify="left")
+    table.add_column("scorer", no_wrap=True)
+    for fraction in FRACTIONS:
+        table.add_column(f"{fraction:.0%} kept", justify="right", no_wrap=True)
+    for name, row in agreement(analysis.overlap):
+        table.add_row(name, *(escape(interval_text(x)) for x in row))
     return table
 
 

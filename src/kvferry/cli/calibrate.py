@@ -67,7 +67,10 @@ def calibrate_skip(
     ),
     json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
 ) -> None:
-    """Measure how much a question looks at the picture, and from where on the picture can be left out."""
+    """Measure how much a question looks at the picture, and from where on the picture can be left out.
+
+    Shipped models come with a profile: there, modality=skip_visual alone is enough.
+    """
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
     from kvferry.evaluate.calibrate import make_profile, masses

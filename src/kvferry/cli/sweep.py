@@ -25,8 +25,11 @@ SECTIONS = {
     "selection": "Which tokens, how few bits: a first look",
     "scorers": "Which tokens: every scorer",
     "policies": "Which tokens: modality policies at equal numbers of tokens",
+    "construction": "Which tokens: hidden while the cache is built",
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
+METHODS = ("scorers", "policies", "construction")
+"""Sections that compare methods at one codec; the others hold several codecs."""
 
 
 def _numbers(text: str) -> list[float]:
@@ -158,6 +161,7 @@ def results(
     raw: Annotated[Path, typer.Option(help="Folder of raw results.")] = Path("results"),
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("RESULTS.md"),
     figures: Annotated[Path, typer.Option(help="Where its figures go.")] = Path("docs/figures"),
+    details: Annotated[Path, typer.Option(help="Where the pages with every row go.")] = Path("docs/results"),
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
     from kvferry.evaluate import method_tables, tables
@@ -165,13 +169,14 @@ def results(
     files = sorted(raw.glob("*.jsonl"), key=_section)
     if not files:
         raise InputError(f"no raw results in {raw}; `kvferry sweep` makes them")
-    sections = []
+    places = tables.Places(out, figures, details)
+    sections = [f"# Results\n\nMade by `make results` from the raw files in `results/`.\n\n{tables.CAVEAT}\n"]
     for file in files:
         kind, _, model = file.stem.partition("-")
-        render = method_tables.render if kind in ("scorers", "policies") else tables.render
+        render = method_tables.render if kind in METHODS else tables.render
         title = f"{SECTIONS[kind]}, on the {model} model" if kind in SECTIONS else file.stem
-        sections.append(render(file, figures, title))
-    out.write_text("# Results\n\nMade by `make results` from the raw files in `results/`.\n\n" + "\n".join(sections))
+        sections.append(render(file, places, title))
+    out.write_text("\n".join(sections))
     print(f"wrote {out} from {len(files)} file(s)")
 
 

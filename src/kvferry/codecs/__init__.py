@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from kvferry.codecs.apart import SIDED, Apart
 from kvferry.codecs.base import AnyCodec, Codec, JointCoder, decoder_of, encoder_of, stack
 from kvferry.codecs.bf16 import BF16
-from kvferry.codecs.grammar import lookup, number_text, option_text, with_options
+from kvferry.codecs.fp8 import FP8
+from kvferry.codecs.grammar import named_text, parse_named
 from kvferry.codecs.integer import Integer
+from kvferry.codecs.kivi import KIVI
 from kvferry.codecs.transform import Transform
-from kvferry.errors import RecipeError
+from kvferry.codecs.turbo import Turbo
 
-_ALL: tuple[AnyCodec, ...] = (BF16(), *(Integer(bits) for bits in range(1, 9)), Transform())
+_ALL: tuple[AnyCodec, ...] = (*SIDED, Apart(), Transform())
 
 CODECS: dict[str, AnyCodec] = {codec.name: codec for codec in _ALL}
 """What a recipe may name, with its default options."""
@@ -22,36 +25,15 @@ def parse_codec(text: str) -> AnyCodec:
     The argument sets the field that the codec's class names as its ``argument``, what follows an ``@`` the field
     ``profile``.
     """
-    head, *options = text.split(",")
-    head, at, profile = (part.strip() for part in head.partition("@"))
-    name, colon, argument = (part.strip() for part in head.partition(":"))
-    default = lookup(CODECS, name, "codec")
-    marked = {}
-    for mark, what, key, value in (
-        (colon, "argument", getattr(default, "argument", ""), argument),
-        (at, "profile", "profile", profile),
-    ):
-        if mark and not hasattr(default, key):
-            raise RecipeError(f"the codec {name!r} takes no {what}, but {value!r} was given")
-        if mark:
-            marked[key] = f"{key}={value}"
-    return with_options(default, name, [*marked.values(), *options])
+    return parse_named(CODECS, text)
 
 
 def codec_text(codec: AnyCodec) -> str:
     """The canonical text that :func:`parse_codec` reads back."""
-    default = CODECS[codec.name]
-    text, argument = codec.name, getattr(codec, "argument", "")
-    changed = dict(x.split("=", 1) for x in option_text(codec, default).split(",")[1:])
-    if argument:
-        changed.pop(argument, None)
-        text += f":{number_text(getattr(codec, argument))}"
-    if "profile" in changed:
-        text += f"@{changed.pop('profile')}"
-    return text + "".join(f",{key}={value}" for key, value in changed.items())
+    return named_text(CODECS, codec)
 
 
 __all__ = [
-    "BF16", "CODECS", "AnyCodec", "Codec", "Integer", "JointCoder", "Transform", "codec_text",
-    "decoder_of", "encoder_of", "parse_codec", "stack",
+    "BF16", "CODECS", "FP8", "KIVI", "AnyCodec", "Apart", "Codec", "Integer", "JointCoder", "Transform", "Turbo",
+    "codec_text", "decoder_of", "encoder_of", "parse_codec", "stack",
 ]  # fmt: skip

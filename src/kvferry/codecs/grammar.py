@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, replace
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from kvferry.errors import InputError, RecipeError
@@ -52,6 +53,38 @@ def part_text(table: Mapping[str, type[T]], part: T) -> str:
     name = name_of(table, part)
     changed = [x.split("=", 1) for x in option_text(part, table[name]()).split(",")[1:]]
     return name + "".join(("@" if key == "profile" else ":") + value for key, value in changed)
+
+
+def parse_named(table: Mapping[str, T], text: str) -> T:
+    """The codec of ``table`` that ``text`` names; see :func:`kvferry.codecs.parse_codec`."""
+    head, *options = text.split(",")
+    head, at, profile = (part.strip() for part in head.partition("@"))
+    name, colon, argument = (part.strip() for part in head.partition(":"))
+    default = lookup(table, name, "codec")
+    marked = {}
+    for mark, what, key, value in (
+        (colon, "argument", getattr(default, "argument", ""), argument),
+        (at, "profile", "profile", profile),
+    ):
+        if mark and not hasattr(default, key):
+            raise RecipeError(f"the codec {name!r} takes no {what}, but {value!r} was given")
+        if mark:
+            marked[key] = f"{key}={value}"
+    return with_options(default, name, [*marked.values(), *options])
+
+
+def named_text(table: Mapping[str, Any], codec: Any) -> str:
+    """The canonical text that :func:`parse_named` reads back."""
+    default = table[codec.name]
+    text: str = codec.name
+    argument = getattr(codec, "argument", "")
+    changed = dict(x.split("=", 1) for x in option_text(codec, default).split(",")[1:])
+    if argument:
+        changed.pop(argument, None)
+        text += f":{number_text(getattr(codec, argument))}"
+    if "profile" in changed:
+        text += f"@{changed.pop('profile')}"
+    return text + "".join(f",{key}={value}" for key, value in changed.items())
 
 
 def with_options(default: T, name: str, options: Iterable[str], also: Iterable[str] = ()) -> T:
@@ -104,6 +137,8 @@ def _convert(where: str, kind: Any, text: str) -> Any:
         if text not in choices:
             raise RecipeError(f"{where}={text!r} is not possible; {_suggest(text, choices)}")
         return choices[text]
+    if get_origin(kind) is UnionType:  # an optional number
+        (kind,) = (x for x in get_args(kind) if x is not NoneType)
     if kind is bool:
         if text not in ("true", "false"):
             raise RecipeError(f"{where} is true or false, not {text!r}")

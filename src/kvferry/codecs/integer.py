@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import LIMIT, Shape, check_size, not_finite
+from kvferry.codecs.base import Shape, check_size
 from kvferry.codecs.packing import Bytes, Words, join_words, pack, packed_size, split_words, unpack
+from kvferry.codecs.side import What, bfloat16_of, finite, round_up
 from kvferry.errors import InputError
+
+_BLOCK = 1024
+"""Tokens of one head at a time: what lies between input and payload stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,7 @@ class Integer:
         """Raises :class:`~kvferry.errors.InputError` on NaN, infinity, or what bfloat16 cannot hold."""
         key_scales, key_numbers = self._quantize(layer, "keys", keys)
         value_scales, value_numbers = self._quantize(layer, "values", values)
-        scales = split_words(np.concatenate([key_scales, value_scales]))
-        return scales + key_numbers.tobytes() + value_numbers.tobytes()
+        return b"".join([split_words(np.concatenate([key_scales, value_scales])), key_numbers.data, value_numbers.data])
 
     def decode(
         self,
@@ -77,34 +80,47 @@ class Integer:
             self._restore(words[vectors:], values, value_shape),
         )
 
+    def encode_side(self, layer: int, what: What, tensor: torch.Tensor, positions: torch.Tensor) -> bytes:
+        """Scales, then numbers; see :class:`~kvferry.codecs.side.Side`."""
+        scales, numbers = self._quantize(layer, what, tensor)
+        return b"".join([split_words(scales), numbers.data])
+
+    def side_size(self, what: What, shape: Shape, positions: torch.Tensor) -> int:
+        """Two bytes a scale, and the packed numbers."""
+        return 2 * shape[0] * shape[1] + packed_size(math.prod(shape), self.bits)
+
+    def decode_side(self, what: What, octets: Bytes, shape: Shape, positions: torch.Tensor) -> torch.Tensor:
+        """See :class:`~kvferry.codecs.side.Side`."""
+        split = 2 * shape[0] * shape[1]
+        return self._restore(join_words(octets[:split]), octets[split:], shape)
+
     def _quantize(self, layer: int, what: str, tensor: torch.Tensor) -> tuple[Words, Bytes]:
         """Scales (bfloat16 as words ``[kv_heads * kept]``) and packed numbers."""
-        magnitude = tensor.float().abs()
-        peak = magnitude.amax(-1)
-        if not bool((peak <= LIMIT).all()):
-            raise not_finite(layer, what)
-        if self.bits == 1:
-            scale = _round_up(magnitude.mean(-1, dtype=torch.float64).float())
-            numbers = (tensor >= 0).to(torch.uint8)
-        else:
-            half = 2 ** (self.bits - 1)
-            scale = _round_up(peak / (half - 1))
-            step = torch.where(scale > 0, scale, 1.0)[..., None]
-            numbers = (tensor.float() / step).round_().clamp_(-half, half - 1).add_(half).to(torch.uint8)
-        words = scale.to(torch.bfloat16).cpu().view(torch.int16).numpy().view(np.uint16)
-        by_channel = np.ascontiguousarray(numbers.cpu().numpy().transpose(0, 2, 1))
+        heads, kept, dim = tensor.shape
+        scales = torch.empty(heads, kept)
+        by_channel = np.empty((heads, dim, kept), np.uint8)
+        for head, start in product(range(heads), range(0, kept, _BLOCK)):
+            block = slice(start, start + _BLOCK)
+            scale, numbers = self._levels(finite(layer, what, tensor[head, block]))
+            scales[head, block] = scale
+            by_channel[head, :, block] = numbers.cpu().numpy().T
+        words = scales.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
         return words.reshape(-1), pack(by_channel.reshape(-1), self.bits)
+
+    def _levels(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales ``[n]`` and what is packed, ``[n, head_dim]`` (uint8), of ``[n, head_dim]`` in float32."""
+        if self.bits == 1:
+            return round_up(numbers.abs().mean(-1, dtype=torch.float64).float()), (numbers >= 0).to(torch.uint8)
+        half = 2 ** (self.bits - 1)
+        scale = round_up(numbers.abs().amax(-1) / (half - 1))
+        levels = (numbers / torch.where(scale > 0, scale, 1.0)[:, None]).round_().clamp_(-half, half - 1)
+        return scale, levels.to(torch.int8).view(torch.uint8).add_(half)
 
     def _restore(self, scales: Words, packed: Bytes, shape: Shape) -> torch.Tensor:
         """Numbers ``[kv_heads, kept, head_dim]`` in bfloat16."""
         heads, kept, dim = shape
-        scale = torch.from_numpy(scales.view(np.int16)).view(torch.bfloat16).float().reshape(heads, kept, 1)
+        scale = bfloat16_of(scales).float().reshape(heads, kept, 1)
         by_channel = unpack(packed, self.bits, math.prod(shape)).reshape(heads, dim, kept)
         numbers = torch.from_numpy(by_channel.transpose(0, 2, 1).astype(np.float32, order="C"))
         centred = numbers.mul_(2).sub_(1) if self.bits == 1 else numbers.sub_(2 ** (self.bits - 1))
         return centred.mul_(scale).to(torch.bfloat16)
-
-
-def _round_up(scale: torch.Tensor) -> torch.Tensor:
-    """The smallest bfloat16 not below ``scale`` (finite, not negative), still as float32."""
-    return ((scale.contiguous().view(torch.int32) + 0xFFFF) & ~0xFFFF).view(torch.float32)

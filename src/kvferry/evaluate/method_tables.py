@@ -1,161 +1,246 @@
-"""Sections of RESULTS.md that compare ways of selecting tokens: methods down, kept fractions across."""
+"""Sections of RESULTS.md that compare ways of selecting tokens, and a page with everything beside each."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from kvferry.errors import InputError
-from kvferry.evaluate.needed import bytes_needed
-from kvferry.evaluate.stats import Estimate, mean_interval
-from kvferry.evaluate.sweep import Line, Protocol, read
-from kvferry.evaluate.tables import CAVEAT, PROTOCOLS, kind_table, provenance_note, proxy_note
-
-SHARES = (0.98, 0.95)
-"""Shares of the full cache's accuracy for which the bytes needed are asked."""
+from kvferry.evaluate.method_figures import draw_methods
+from kvferry.evaluate.methods import SHARES, Answers, Method
+from kvferry.evaluate.stats import Estimate
+from kvferry.evaluate.sweep import Protocol, read
+from kvferry.evaluate.tables import PROTOCOLS, Places, markdown, provenance_note, proxy_note
+from kvferry.selection.modality import Uniform
 
 KIND_FRACTION = 0.1
-"""The fraction at which methods are broken down by kind of question."""
+"""The fraction at which accuracy is broken down by kind of question."""
+SAME = "no difference shown"
 
-_FRACTION = re.compile(r"@([0-9.]+)")
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way of selecting under one protocol: its points by falling fraction."""
-
-    name: str
-    fractions: tuple[float, ...]
-    rows: tuple[str, ...]
+_APPLIED = {
+    "post_hoc": "",
+    "construction": " Dropped tokens were hidden while the cache was built, so that what is kept never saw them; "
+    "nothing here was evicted afterwards.",
+}
 
 
-def methods_of(rows: Sequence[str]) -> list[Method]:
-    """Row names grouped into methods: the recipe without its fraction and codec, and how it was scored."""
-    found: dict[str, list[tuple[float, str]]] = {}
-    for row in rows:
-        recipe, _, label = row.partition(" ")
-        fraction = _FRACTION.search(recipe)
-        if fraction is None:
-            continue
-        name = _FRACTION.sub("", recipe.split("|")[0]) + (f" ({label})" if label else "")
-        found.setdefault(name, []).append((float(fraction[1]), row))
-    methods = []
-    for name in sorted(found):
-        points = sorted(found[name], reverse=True)
-        methods.append(Method(name, tuple(f for f, _ in points), tuple(r for _, r in points)))
-    return methods
+def verdict(ratio: Estimate) -> str:
+    """What a ratio of bytes and its interval, as tables print them, show: under half a percent counts as nothing."""
+    if round(ratio.low, 2) > 1:
+        return "more bytes"
+    return "fewer bytes" if round(ratio.high, 2) < 1 else SAME
 
 
-class Answers:
-    """Right and wrong, and bytes, of every row of one protocol; only questions that every row answered count."""
+def deciding_table(answers: Answers) -> str:
+    """Best modality-aware against best modality-agnostic method: bytes for every share, and their ratio.
 
-    def __init__(self, lines: Sequence[Line], protocol: Protocol) -> None:
-        mine = sorted((x for x in lines if x.protocol == protocol), key=lambda x: x.index)
-        names = list(mine[0].outcomes)
-        self.lines = [x for x in mine if list(x.outcomes) == names]
-        self.correct = {n: np.array([x.outcomes[n][0] for x in self.lines], np.float64) for n in names}
-        self.bytes = {n: float(np.mean([x.outcomes[n][1] for x in self.lines])) for n in names}
-        self.bf16 = float(np.mean([x.bf16_bytes for x in self.lines]))
-        full = next((n for n in names if n.startswith("full|")), None)
-        if full is None:
-            raise InputError("a table needs its ceiling: sweep a recipe such as 'full|bf16' too")
-        self.full: str = full
-        self.floor = next((n for n in names if n.startswith("none|")), None)
-        self.methods = methods_of(names)
-
-    def needed(self, method: Method, share: float) -> Estimate:
-        """Bytes that a method needs for a share of full accuracy."""
-        sizes = [self.bytes[row] for row in method.rows]
-        correct: npt.NDArray[np.float64] = np.stack([self.correct[row] for row in method.rows])
-        return bytes_needed(sizes, correct, self.bytes[self.full], self.correct[self.full], share)
+    Where scorers of kvferry's own take part, a second time without them.
+    """
+    rows = []
+    own = not all(m.published for m in answers.methods)
+    for published, share in product((False, True) if own else (False,), SHARES):
+        aware, agnostic = (answers.best(sort, share, published=published) for sort in (True, False))
+        if aware is None or agnostic is None:
+            return "All methods here are of one sort, so there is nothing to set them against."
+        ratio = answers.estimate(aware[1] / agnostic[1])
+        cells = [x for method, draws in (aware, agnostic) for x in (f"`{method.name}`", _bytes(answers, draws))]
+        among = ", published scorers" if published else ""
+        rows.append([f"{share:.0%}{among}", *cells, _ratio(ratio), f"aware: {verdict(ratio)}"])
+    head = ["of full", "best modality-aware", "bytes", "best modality-agnostic", "bytes", "aware / agnostic", ""]
+    return markdown(head, rows, left=(1, 3, 6))
 
 
-def fraction_table(answers: Answers) -> str:
-    """Methods down, fractions across: accuracy with its interval; then bytes needed for the shares."""
-    fractions = sorted({f for m in answers.methods for f in m.fractions}, reverse=True)
-    heads = [f"{f:.0%}" for f in fractions] + [f"bytes for {s:.0%} of full" for s in SHARES]
-    text = ["| method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
-    blank = " | ".join([""] * (len(heads) - 1))
-    ends = {answers.full: "**full** (ceiling)", answers.floor: "**none** (floor: no visual token)"}
-    text.append(f"| {ends[answers.full]} | {_interval(mean_interval(answers.correct[answers.full]))} | {blank} |")
+def additions(answers: Answers) -> list[tuple[Method, Method, list[Estimate]]]:
+    """Every deployable method with a budget or policy, its plain scorer, and for each share the ratio of bytes."""
+    found = []
     for method in answers.methods:
-        rows = dict(zip(method.fractions, method.rows, strict=True))
-        cells = [_interval(mean_interval(answers.correct[rows[f]])) if f in rows else "" for f in fractions]
-        cells += [_bytes(answers.needed(method, share), answers.bf16) for share in SHARES]
-        text.append(f"| {method.name} | " + " | ".join(cells) + " |")
+        plain = answers.plain_of(method)
+        if plain is not None and method.deployable:
+            draws = [answers.needed(method, share) / answers.needed(plain, share) for share in SHARES]
+            found.append((method, plain, [answers.estimate(x) for x in draws]))
+    return found
+
+
+def additions_note(answers: Answers) -> list[str]:
+    """How often a budget or policy helps the scorer it is added to, in one sentence per budget or policy."""
+    counts: dict[str, Counter[str]] = {}
+    for method, plain, ratios in additions(answers):
+        counts.setdefault(method.base.removeprefix(plain.base).lstrip(","), Counter())[verdict(ratios[0])] += 1
+    if not counts:
+        return []
+    text = [f"The same scorer with and without, {SHARES[0]:.0%} of full:", ""]
+    for what, count in sorted(counts.items()):
+        parts = (f"{x} with {count[x]}" for x in ("fewer bytes", SAME, "more bytes"))
+        text.append(f"* `{what}`, added to {count.total()} scorers: {', '.join(parts)}.")
+    return [*text, ""]
+
+
+def additions_table(answers: Answers) -> str:
+    """A budget or policy against the same scorer without: the ratio of bytes needed, paired."""
+    rows = [
+        [f"`{method.name}`", f"`{plain.name}`", *(x for r in ratios for x in (_ratio(r), verdict(r)))]
+        for method, plain, ratios in additions(answers)
+    ]
+    heads = [x for share in SHARES for x in (f"bytes for {share:.0%}", "")]
+    return markdown(["method", "against", *heads], rows, left=(1, 3, 5))
+
+
+def needed_table(answers: Answers) -> str:
+    """All methods by the bytes they need, beside the best modality-agnostic one."""
+    references = [answers.best(False, share) for share in SHARES]
+    rows = []
+    for method in answers.ranked():
+        cells = [f"`{method.name}`", "aware" if method.aware else "agnostic"]
+        for share, reference in zip(SHARES, references, strict=True):
+            draws = answers.needed(method, share)
+            cells.append(_bytes(answers, draws))
+            cells.append("" if reference is None else _ratio(answers.estimate(draws / reference[1])))
+        rows.append(cells)
+    heads = [x for s in SHARES for x in (f"bytes for {s:.0%} of full", "to the best agnostic")]
+    return markdown(["method", "modality", *heads], rows, left=(1,))
+
+
+def fraction_table(answers: Answers, methods: Sequence[Method]) -> str:
+    """Methods down, fractions across: accuracy with its interval, between ceiling and floor."""
+    fractions = sorted({f for m in answers.methods for f in m.fractions}, reverse=True)
+    rows = [["**full** (ceiling)", "", _interval(answers.accuracy(answers.full)), *[""] * (len(fractions) - 1)]]
+    for method in methods:
+        points = dict(zip(method.fractions, method.rows, strict=True))
+        cells = [_interval(answers.accuracy(points[f])) if f in points else "" for f in fractions]
+        rows.append([f"`{method.name}`", "aware" if method.aware else "agnostic", *cells])
     if answers.floor is not None:
-        text.append(f"| {ends[answers.floor]} | {_interval(mean_interval(answers.correct[answers.floor]))} | {blank} |")
-    return "\n".join(text)
+        floor = _interval(answers.accuracy(answers.floor))
+        rows.append(["**none** (floor: no visual token)", "", floor, *[""] * (len(fractions) - 1)])
+    return markdown(["method", "modality", *(f"{f:.0%}" for f in fractions)], rows, left=(1,))
+
+
+def kinds_table(answers: Answers, methods: Sequence[Method], cell: Callable[[Method, _Kind], str]) -> str:
+    """Methods down, kinds of question across."""
+    kinds = [_Kind(answers, kind) for kind in answers.kinds()]
+    rows = [[f"`{method.name}`", *(cell(method, kind) for kind in kinds)] for method in methods]
+    return markdown(["method", *(f"{x.name} ({x.n})" for x in kinds)], rows)
+
+
+class _Kind:
+    """Questions of one kind."""
+
+    def __init__(self, answers: Answers, name: str) -> None:
+        self.name, self._answers = name, answers
+        self.n, self._means = answers.of_kind(name)
+
+    def holds(self, method: Method) -> str:
+        """The smallest kept share down to which no loss to the full cache is shown."""
+        last = "-"
+        for fraction, row in zip(method.fractions, method.rows, strict=True):
+            loss = self._means[row] - self._means[self._answers.full]
+            if np.percentile(loss[1:], 97.5) < 0:
+                break
+            last = f"{fraction:.0%}"
+        return last
+
+    def accuracy(self, method: Method) -> str:
+        """At :data:`KIND_FRACTION`."""
+        if KIND_FRACTION not in method.fractions:
+            return ""
+        return f"{self._means[method.rows[method.fractions.index(KIND_FRACTION)]][0]:.2f}"
 
 
 def _interval(a: Estimate) -> str:
     return f"{a.mean:.3f} [{a.low:.3f}, {a.high:.3f}]"
 
 
-def _bytes(a: Estimate, bf16: float) -> str:
-    if not np.isfinite(a.mean):
-        return "never"
-    return f"{a.mean:,.0f} [{a.low:,.0f}, {a.high:,.0f}] ({bf16 / a.mean:.1f}x)"
+def _ratio(a: Estimate) -> str:
+    return f"{a.mean:.2f} [{a.low:.2f}, {a.high:.2f}]"
 
 
-def draw_methods(out: Path, tables: dict[Protocol, Answers]) -> None:
-    """Accuracy against mean bytes with 95 % bands, a panel per protocol; lines where the shares of full lie."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0 * len(tables), 5.2), layout="constrained")
-    axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    for panel, (protocol, answers) in zip(axes, tables.items(), strict=True):
-        full = float(answers.correct[answers.full].mean())
-        for index, method in enumerate(answers.methods):
-            rows = [answers.full, *method.rows]
-            x = [answers.bytes[row] / 1e3 for row in rows]
-            estimates = [mean_interval(answers.correct[row]) for row in rows]
-            colour, dash = f"C{index % 10}", ("-", "--", ":", "-.")[index // 10 % 4]
-            panel.plot(x, [e.mean for e in estimates], dash, color=colour, marker="o", markersize=3, label=method.name)
-            low, high = [e.low for e in estimates], [e.high for e in estimates]
-            panel.fill_between(x, low, high, color=colour, alpha=0.08, linewidth=0)
-        for share in SHARES:
-            panel.axhline(share * full, color="black", linewidth=0.6, linestyle="--")
-            panel.text(0.005, share * full, f" {share:.0%} of full", fontsize=7, va="bottom",
-                       transform=panel.get_yaxis_transform())  # fmt: skip
-        if answers.floor is not None:
-            panel.axhline(answers.correct[answers.floor].mean(), color="grey", linewidth=0.8, linestyle=":")
-        panel.set_xscale("log")
-        panel.set_ylim(0, 1.02)
-        panel.set_title(f"Protocol {protocol}, n = {len(answers.lines)}", loc="left", fontsize=10)
-        panel.set_xlabel("kB of the bitstream, mean (log)")
-        panel.set_ylabel("accuracy")
-        panel.legend(fontsize=6, ncols=2, frameon=False, loc="lower right")
-        panel.spines[["top", "right"]].set_visible(False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120, metadata={"Software": None})
+def _bytes(answers: Answers, draws: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
+    a = answers.estimate(draws)
+    return f"{a.mean:,.0f} [{a.low:,.0f}, {a.high:,.0f}] ({answers.bf16 / a.mean:.1f}x)"
 
 
-def render(results: Path, figures: Path, title: str) -> str:
-    """One section of RESULTS.md from one raw file; writes its figure into `figures`."""
+def render(results: Path, places: Places, title: str) -> str:
+    """One section of RESULTS.md from one raw file; writes its figure, and the page with all methods."""
     head, lines = read(results)
     tables = {p: Answers(lines, p) for p in PROTOCOLS if any(x.protocol == p for x in lines)}
-    figure = figures / f"{results.stem}.png"
+    figure, page = places.figure(results), places.detail(results)
     draw_methods(figure, tables)
-    text = [f"## {title}", "", provenance_note(head, lines), "", CAVEAT, "", f"![accuracy against bytes]({figure})", ""]
+    note = provenance_note(head, lines) + _APPLIED[head["sweep"].get("apply", "post_hoc")]
+    text = [f"## {title}", "", note, "", f"![accuracy against bytes]({places.link(figure)})", ""]
+    full = [f"# {title}", "", note, ""]
     for protocol, answers in tables.items():
-        text += [
-            f"### Protocol {protocol}: {PROTOCOLS[protocol]}",
-            "",
-            f"n = {len(answers.lines)} questions, the same for every row (paired); accuracy with its 95 % interval at "
-            "every kept share of tokens; then the bytes of the whole bitstream "
-            f"(codec `{answers.full.partition('|')[2].split(' ')[0]}`) at which a method reaches a share of the "
-            "ceiling's accuracy, interpolated between the measured points, and how much smaller than the BF16 cache "
-            f"({answers.bf16:,.0f} bytes) that is.",
-        ]
-        text += proxy_note(list(answers.correct))
-        text += ["", fraction_table(answers), "", f"Where each breaks, at {KIND_FRACTION:.0%}:", ""]
-        chosen = [m.rows[m.fractions.index(KIND_FRACTION)] for m in answers.methods if KIND_FRACTION in m.fractions]
-        ends = [answers.full, *chosen, *([answers.floor] if answers.floor else [])]
-        text += [kind_table(lines, protocol, ends), ""]
+        name = f"Protocol {protocol}: {PROTOCOLS[protocol]}"
+        text += [f"### {name}", "", *_section(answers, protocol)]
+        text += [f"All methods: [{page.name}]({places.link(page)})", ""]
+        full += [f"## {name}", "", *_everything(answers)]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(full))
     return "\n".join(text)
+
+
+def _section(answers: Answers, protocol: Protocol) -> Iterable[str]:
+    """What decides, then the strongest methods by fraction and by kind of question."""
+    strong = answers.strongest()
+    shown = [*strong, *(m for m in answers.methods if m.base == "random" and m not in strong)]
+    best = "the best of its sort is chosen anew in every draw; " + ("oracle rows take no part; " * (protocol == "B"))
+    return [
+        f"n = {answers.n} questions, the same for every row (paired). Bytes of whole bitstreams (codec "
+        f"`{answers.full.partition('|')[2]}`) at which a share of the ceiling's accuracy is reached, interpolated "
+        f"between measured points, with 95 % intervals over questions ({best}x: smaller than the BF16 cache of "
+        f"{answers.bf16:,.0f} bytes). The sources expect a ratio of 0.5 to 0.7.",
+        *proxy_note(answers.names),
+        *_room_note(answers),
+        "",
+        deciding_table(answers),
+        "",
+        *additions_note(answers),
+        "Accuracy by kept share of tokens:",
+        "",
+        fraction_table(answers, shown),
+        "",
+        "Where each breaks: the smallest kept share down to which no loss to the full cache is shown, by kind of "
+        "question (and how many were asked); - where there is loss at every share measured.",
+        "",
+        kinds_table(answers, shown, lambda method, kind: kind.holds(method)),
+        "",
+    ]
+
+
+def _room_note(answers: Answers) -> list[str]:
+    """What happens below the size of what a policy must keep."""
+    if all(isinstance(m.recipe.modality, Uniform) for m in answers.methods):
+        return []
+    return [
+        "",
+        "Where what a policy must keep does not fit a share, the smallest share that holds it is taken for that "
+        "question; the bytes are those. `skip_visual` keeps less where it skips the picture.",
+    ]
+
+
+def _everything(answers: Answers) -> Iterable[str]:
+    """All methods."""
+    added = additions_table(answers)
+    return [
+        f"n = {answers.n}; intervals are 95 % over questions, ratios are paired.",
+        *proxy_note(answers.names),
+        "",
+        "### Bytes needed",
+        "",
+        needed_table(answers),
+        "",
+        *(["### What a budget or policy adds to the same scorer", "", added, ""] if additions(answers) else []),
+        "### Accuracy by kept share of tokens",
+        "",
+        fraction_table(answers, answers.methods),
+        "",
+        "### Smallest kept share without a loss that is shown, by kind of question",
+        "",
+        kinds_table(answers, answers.methods, lambda method, kind: kind.holds(method)),
+        "",
+        f"### Accuracy at {KIND_FRACTION:.0%} by kind of question",
+        "",
+        kinds_table(answers, answers.methods, lambda method, kind: kind.accuracy(method)),
+        "",
+    ]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.errors import InputError
-from kvferry.evaluate.stats import RESAMPLES, Estimate, resampled_means
+from kvferry.evaluate.stats import RESAMPLES, Estimate, estimate_of, means_with_draws
 
 Floats = npt.NDArray[np.float64]
 
@@ -41,13 +41,19 @@ def bytes_needed(
     right = np.concatenate([np.asarray(correct, np.float64), np.asarray(full_correct, np.float64)[None]])
     if right.shape[0] != len(sizes) + 1 or right.shape[1] == 0 or not 0 < share <= 1:
         raise InputError("bytes_needed takes one row of answers per size, at least one question, a share in (0, 1]")
-    order = np.argsort([*sizes, full_size], kind="stable")
-    logs = np.log(np.asarray([*sizes, full_size], np.float64)[order])
-    means = np.concatenate([right.mean(axis=1, keepdims=True), resampled_means(right, resamples)], axis=1)
-    target = share * means[-1]
-    found = np.exp(_first_reach(logs, means[order], target))
-    low, high = np.percentile(found[1:], [2.5, 97.5])
-    return Estimate(float(found[0]), float(low), float(high), right.shape[1])
+    means = means_with_draws(right, resamples)
+    return estimate_of(needed_by_draw([*sizes, full_size], means, share), right.shape[1])
+
+
+def needed_by_draw(sizes: Sequence[float], means: Floats, share: float) -> Floats:
+    """:func:`bytes_needed` for each draw of questions: accuracies ``[points, draws]`` to bytes ``[draws]``.
+
+    The last point is the full cache.
+    """
+    order = np.argsort(sizes, kind="stable")
+    logs = np.log(np.asarray(sizes, np.float64)[order])
+    found: Floats = np.exp(_first_reach(logs, means[order], share * means[-1]))
+    return found
 
 
 def _first_reach(x: Floats, y: Floats, target: Floats) -> Floats:

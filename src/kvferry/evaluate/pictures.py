@@ -45,7 +45,7 @@ def kept_share(cache: KVCache, picture: int = 0) -> npt.NDArray[np.float32]:
     for layer in cache:
         positions = layer.positions.cpu().numpy()
         np.add.at(counts, positions.ravel(), 1.0)
-        pairs += positions.shape[0]
+        pairs += layer.heads
     visual = np.flatnonzero(cache.layout.visual[: cache.length])
     sizes = [int(np.prod(g)) for g in grids]
     start = sum(sizes[:picture])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,26 @@ class Estimate:
 def resampled_means(values: npt.NDArray[np.float64], resamples: int) -> npt.NDArray[np.float64]:
     """Means of ``resamples`` draws with replacement over the last axis; the draws are the same on every call."""
     n = values.shape[-1]
-    draws = np.random.default_rng(_SEED).multinomial(n, np.full(n, 1.0 / n), size=resamples)
-    result: npt.NDArray[np.float64] = values @ draws.T / n
+    result: npt.NDArray[np.float64] = values @ _draws(n, resamples).T / n
     return result
+
+
+@lru_cache(maxsize=2)
+def _draws(n: int, resamples: int) -> npt.NDArray[np.float64]:
+    """How often each of ``n`` questions is drawn, ``[resamples, n]``."""
+    drawn = np.random.default_rng(_SEED).multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    return drawn.astype(np.float64)
+
+
+def means_with_draws(values: npt.NDArray[np.float64], resamples: int = RESAMPLES) -> npt.NDArray[np.float64]:
+    """The mean over the last axis and behind it the resampled ones: ``[..., n]`` to ``[..., 1 + resamples]``."""
+    return np.concatenate([values.mean(-1, keepdims=True), resampled_means(values, resamples)], axis=-1)
+
+
+def estimate_of(found: npt.NDArray[np.float64], n: int) -> Estimate:
+    """What a statistic came to (first) and its interval (from the draws behind), ``[1 + resamples]``."""
+    low, high = np.percentile(found[1:], [2.5, 97.5])
+    return Estimate(float(found[0]), float(low), float(high), n)
 
 
 def mean_interval(values: npt.ArrayLike, resamples: int = RESAMPLES) -> Estimate:

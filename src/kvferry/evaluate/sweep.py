@@ -11,15 +11,16 @@ import multiprocessing as mp
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from kvferry.errors import InputError, KVFerryError
+from kvferry.errors import BudgetError, InputError, KVFerryError
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.selection.full import Full
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from kvferry.cache import KVCache
     from kvferry.evidence import EvidenceRequest, Prefilled
     from kvferry.models import VLM
+    from kvferry.selection import Selection
     from kvferry.testbed import Sample
 
+T = TypeVar("T")
 Protocol = Literal["A", "B"]
 Check = Literal["generate", "forced"]
 Apply = Literal["post_hoc", "construction"]
@@ -53,6 +56,8 @@ class Sweep:
     model : str
         Anything ``kvferry.load`` takes.
     recipes : tuple of str
+        Where a policy must keep more of a prompt than a recipe's fraction, the smallest that works is taken there; the
+        bytes are those.
     protocols : tuple of {"A", "B"}
     split : str
         Of the testbed's questions.
@@ -167,9 +172,10 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         full = full or prefilled
         recipe = Recipe.parse(row.split(" ")[0])
         if sweep.apply == "construction" and not isinstance(recipe.selection, Full):
-            prefilled = vlm.prefill(sample.images, sample.question, construct=recipe.select(prefilled))
+            kept = _with_room(partial(_select, prefilled), recipe)
+            prefilled = vlm.prefill(sample.images, sample.question, construct=kept)
             recipe = Recipe(Full(), codec=recipe.codec, lossless=recipe.lossless)
-        blob = compress(prefilled, recipe)
+        blob = _with_room(partial(compress, prefilled), recipe)
         caches[row], sizes[row] = decompress(blob), len(blob)
     if full is None:
         raise InputError("a sweep needs at least one recipe")
@@ -183,6 +189,20 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         tokens=len(full.cache.layout),
         outcomes={row: (int(right[row]), sizes[row]) for row in caches},
     )
+
+
+def _select(source: Prefilled, recipe: Recipe) -> Selection:
+    return recipe.select(source)
+
+
+def _with_room(work: Callable[[Recipe], T], recipe: Recipe) -> T:
+    """``work(recipe)``; with the smallest fraction that works where its own leaves no room for what must stay."""
+    try:
+        return work(recipe)
+    except BudgetError as error:
+        if error.smallest is None:
+            raise
+        return work(replace(recipe, fraction=error.smallest))
 
 
 def _right(vlm: VLM, caches: dict[str, KVCache], question: str | None, truth: str, sweep: Sweep) -> dict[str, bool]:

@@ -46,7 +46,4 @@ def coming_queries(
 def _mean_turn(x: torch.Tensor, start: int, rotary: Rotary, horizon: int) -> torch.Tensor:
     """The mean of ``x`` ``[heads, rows, d]`` rotated to each of ``horizon`` positions from ``start`` on."""
     angle = rotary.angles(torch.arange(start, start + horizon, device=x.device)[None])
-    cos, sin = angle.cos().mean(0) * rotary.scaling, angle.sin().mean(0) * rotary.scaling
-    pairs = len(cos)
-    first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, x[..., 2 * pairs :]], dim=-1)
+    return rotary.turn_by(x, angle.cos().mean(0) * rotary.scaling, angle.sin().mean(0) * rotary.scaling)

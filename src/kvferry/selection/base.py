@@ -75,6 +75,11 @@ def kept_count(fraction: float, length: int) -> int:
     return max(1, min(length, math.floor(fraction * length + 0.5)))
 
 
+def rising(count: int, like: torch.Tensor) -> torch.Tensor:
+    """``count`` numbers above any score, for the end of a prompt: where not all of it has room, the last stay."""
+    return torch.linspace(0.5, 1.0, count, device=like.device, dtype=like.dtype) * torch.finfo(like.dtype).max
+
+
 def evict(cache: KVCache, selection: Selection) -> KVCache:
     """Gather the selected tokens; what is dropped is freed. Kept keys keep their original rotation."""
     if len(selection.positions) != len(cache.layers):

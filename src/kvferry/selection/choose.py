@@ -11,7 +11,7 @@ import torch
 from kvferry.cache import KVCache
 from kvferry.errors import EvidenceError, InputError
 from kvferry.evidence import Evidence
-from kvferry.selection.base import SINKS, Scorer, Selection
+from kvferry.selection.base import SINKS, Scorer, Selection, rising
 from kvferry.selection.budgets import Budget
 from kvferry.selection.modality import Policy, Quota
 from kvferry.selection.none import NoVisual
@@ -38,7 +38,7 @@ def choose(
     """
     visual = cache.layout.visual[: cache.length]
     counts = budget.counts(cache, evidence, fraction, least_count(policy, visual))
-    if policy.skips(cache, evidence):
+    if visual.any() and policy.skips(cache, evidence):
         return NoVisual().select(cache, evidence)
     recent: Callable[[int], int] = getattr(scorer, "recent", lambda _: 0)
     positions, importance, per_head = [], [], []
@@ -79,7 +79,7 @@ def _sinks(visual: Visual, keep: int) -> tuple[int, int]:
 
 
 def _ranked(score: torch.Tensor, keep: int, recent: int, layer: int) -> torch.Tensor:
-    """Finite scores, with ``inf`` on the sinks and the largest number on the recent tokens."""
+    """Finite scores, with ``inf`` on the sinks and :func:`rising` numbers on the recent tokens."""
     if bool(score.isnan().any()):
         raise EvidenceError(
             f"the scores of layer {layer} hold NaN; look for what broke the prefill (a float16 overflow is the usual "
@@ -88,7 +88,8 @@ def _ranked(score: torch.Tensor, keep: int, recent: int, layer: int) -> torch.Te
     largest = torch.finfo(torch.float32).max
     ranked = score.float().clamp(-largest, largest)
     sinks = min(SINKS, keep)
-    ranked[:, ranked.shape[1] - min(recent, keep - sinks) :] = largest
+    count = min(recent, keep - sinks)
+    ranked[:, ranked.shape[1] - count :] = rising(count, ranked)
     ranked[:, :sinks] = torch.inf
     return ranked
 

@@ -10,6 +10,7 @@ import torch
 
 from kvferry.cache import KVCache
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.selection.base import rising
 
 
 @dataclass(frozen=True)
@@ -44,5 +45,6 @@ class Q2C:
         ranking = torch.stack(sums).mean(0)
         asked = cache.layout.question.nonzero()[0]
         if len(asked):
-            ranking[:, int(asked[-1]) + 1 :] = torch.finfo(ranking.dtype).max  # after the sinks, before all others
+            tail = max(0, ranking.shape[1] - int(asked[-1]) - 1)
+            ranking[:, ranking.shape[1] - tail :] = rising(tail, ranking)  # after the sinks, before all others
         return [ranking] * count

@@ -35,10 +35,11 @@ class Budget(ABC):
 def check_room(keep: float, length: int, least: int) -> None:
     """Refuse ``keep`` tokens per layer of a prompt that must keep ``least``."""
     if keep < least:
-        works = math.ceil(1000 * least / length) / 1000
+        works = min(math.ceil(1000 * least / length) / 1000, 1.0)
         raise BudgetError(
             f"{keep:g} of {length} tokens per layer are too few for the {least} that must stay; the smallest fraction "
-            f"that works for this prompt is {min(works, 1.0):g}"
+            f"that works for this prompt is {works:g}",
+            works,
         )
 
 

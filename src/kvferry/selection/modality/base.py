@@ -38,5 +38,5 @@ class Policy(ABC):
         """For a head that keeps ``keep`` of ``text`` text and ``visual`` (at least one) visual tokens."""
 
     def skips(self, cache: KVCache, evidence: Evidence) -> bool:
-        """Whether this prompt can do without any visual token, even if the budget would hold some."""
+        """Whether a prompt with pictures can do without any visual token, even if the budget would hold some."""
         return False

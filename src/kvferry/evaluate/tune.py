@@ -1,0 +1,135 @@
+"""The recipe of fewest bytes that keeps a share of the full cache's accuracy, found on validation questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvferry.errors import InputError
+from kvferry.evaluate.sweep import Line, Protocol, Sweep, read, run
+
+ROUNDS = (60, 180, 540)
+"""Questions per round: what falls behind early is not asked them all."""
+FULL = "full|bf16"
+SHARED = tuple(f"leaveout@{f:g},budget=shared" for f in (0.05, 0.06, 0.08, 0.1, 0.15))
+ALONE = tuple(f"{name}@{f:g}" for name in ("leaveout", "vlcache") for f in (0.05, 0.1, 0.2))
+TRANSFORMS = tuple(f"transform:{ratio}" for ratio in (32, 48, 64, 96, 128))
+INTEGERS = ("int2|zstd", "int3|zstd", "int4|zstd", "int8|zstd")
+
+
+def candidates(profile: bool) -> tuple[str, ...]:
+    """Recipes that are tried unless others are asked for; the transform codec only where it has a profile."""
+    codecs = (*TRANSFORMS, *INTEGERS) if profile else INTEGERS
+    pairs = [(s, c) for s in (*SHARED, "full") for c in codecs] + [(s, c) for s in ALONE for c in INTEGERS]
+    return (*(f"{s}|{c}" for s, c in pairs), "full|bf16|zstd")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a recipe does.
+
+    Parameters
+    ----------
+    share : float
+        Of the full cache's right answers.
+    error : float
+        Standard error of ``accuracy - target * full accuracy``, paired.
+    margin : float
+        That difference.
+    bytes : float
+        Mean of whole bitstreams.
+    """
+
+    recipe: str
+    share: float
+    margin: float
+    error: float
+    bytes: float
+    n: int
+
+    @property
+    def passes(self) -> bool:
+        """One standard error above the target."""
+        return self.margin >= self.error
+
+    @property
+    def hopeless(self) -> bool:
+        """Two standard errors below it."""
+        return self.margin < -2 * self.error
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def standings(lines: Sequence[Line], target: float) -> list[Standing]:
+    """Of every recipe but the full cache, by bytes."""
+    correct = {name: _column(lines, name, 0) for name in lines[0].outcomes}
+    full = correct.pop(FULL)
+    if not full.any():
+        raise InputError("the full cache answers nothing right; there is no accuracy to keep (look at the data)")
+    found = []
+    for name, mine in correct.items():
+        difference = mine - target * full
+        error = float(difference.std() / len(lines) ** 0.5)
+        size = float(_column(lines, name, 1).mean())
+        found.append(Standing(name, float(mine.mean() / full.mean()), float(difference.mean()), error, size, len(lines)))
+    return sorted(found, key=lambda x: x.bytes)
+
+
+def _column(lines: Sequence[Line], name: str, which: int) -> npt.NDArray[np.float64]:
+    return np.array([line.outcomes[name][which] for line in lines], np.float64)
+
+
+def still_in(found: Sequence[Standing]) -> list[Standing]:
+    """Those that may yet be the smallest that passes: not hopeless, and no larger than one that does."""
+    smallest = min((x.bytes for x in found if x.passes), default=float("inf"))
+    return [x for x in found if not x.hopeless and x.bytes <= smallest]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What to search.
+
+    Parameters
+    ----------
+    target : float
+        Share of the full cache's accuracy.
+    split : str
+        Never the one that results are reported on.
+    folder : Path
+        Raw results of each round, so that an interrupted search goes on where it stopped.
+    """
+
+    model: str
+    recipes: tuple[str, ...]
+    folder: Path
+    protocol: Protocol = "A"
+    target: float = 0.98
+    split: str = "validation"
+    rounds: tuple[int, ...] = ROUNDS
+
+    def __post_init__(self) -> None:
+        if self.split == "test":
+            raise InputError("a recipe that is chosen on the test split cannot be reported on it; use validation")
+        if not 0 < self.target <= 1:
+            raise InputError(f"the target is a share in (0, 1], not {self.target:g}")
+
+    def search(self, processes: int) -> Iterator[list[Standing]]:
+        """The standings after every round; the last round's smallest that passes has won."""
+        alive = tuple(r for r in self.recipes if r != FULL)
+        for number, n in enumerate(self.rounds, start=1):
+            plan = Sweep(self.model, (FULL, *alive), (self.protocol,), self.split, n, check="forced")
+            out = self.folder / f"round-{number}.jsonl"
+            for _ in run(plan, out, processes):
+                pass
+            found = standings(read(out)[1], self.target)
+            yield found
+            alive = tuple(x.recipe for x in still_in(found))
+            if len(alive) < 2:
+                return
