@@ -15,6 +15,7 @@ from kvferry.cli.demo import demo
 from kvferry.cli.inspect import inspect
 from kvferry.cli.serve import serve
 from kvferry.cli.sweep import results, sweep
+from kvferry.cli.tune import tune
 from kvferry.errors import KVFerryError
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate, calibrate_skip):
+for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate, calibrate_skip, tune):
     app.command()(command)
 
 

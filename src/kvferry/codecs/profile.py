@@ -60,7 +60,8 @@ class Basis:
 
     @cached_property
     def _unweight(self) -> torch.Tensor:
-        return torch.linalg.inv(self.weight)
+        inverse: torch.Tensor = torch.linalg.inv(self.weight)
+        return inverse
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Coefficients ``[k, r]`` of ``x`` (``[k, p]``, the mean taken off)."""

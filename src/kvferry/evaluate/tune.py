@@ -68,8 +68,8 @@ class Standing:
 
 
 def standings(lines: Sequence[Line], target: float) -> list[Standing]:
-    """Of every recipe but the full cache, by bytes."""
-    correct = {name: _column(lines, name, 0) for name in lines[0].outcomes}
+    """Of every recipe but the full cache, by bytes. What an oracle scored does not stand: no deployment can do it."""
+    correct = {name: _column(lines, name, 0) for name in lines[0].outcomes if not name.endswith(" oracle")}
     full = correct.pop(FULL)
     if not full.any():
         raise InputError("the full cache answers nothing right; there is no accuracy to keep (look at the data)")
@@ -130,6 +130,6 @@ class Tuning:
                 pass
             found = standings(read(out)[1], self.target)
             yield found
-            alive = tuple(x.recipe for x in still_in(found))
+            alive = tuple(dict.fromkeys(x.recipe.split(" ")[0] for x in still_in(found)))
             if len(alive) < 2:
                 return

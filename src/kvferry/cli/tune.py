@@ -1,0 +1,81 @@
+"""``kvferry tune``: the fewest bytes that keep a share of the accuracy."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kvferry.cli.console import print_json, waiting
+from kvferry.errors import InputError
+
+
+def tune(
+    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    target: Annotated[float, typer.Option(help="Share of the full cache's accuracy to keep.")] = 0.98,
+    protocol: Annotated[str, typer.Option(help="A: ask, then ship; B: ship, then ask.")] = "A",
+    recipe: Annotated[list[str] | None, typer.Option(help="Instead of the usual candidates; repeatable.")] = None,
+    split: Annotated[str, typer.Option(help="Of the testbed's questions; never the one you will report.")] = "validation",
+    folder: Annotated[Path, typer.Option(help="Raw results, so that an interrupted search goes on.")] = Path("out/tune"),
+    out: Annotated[Path | None, typer.Option(help="Write the winner and all standings as JSON.")] = None,
+    processes: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the standings as one JSON object.")] = False,
+) -> None:
+    """Search recipes on validation questions for the fewest bytes at a target accuracy."""
+    from kvferry.evaluate.tune import Tuning, candidates
+
+    if protocol not in ("A", "B"):
+        raise InputError(f"--protocol is A or B, not {protocol!r}")
+    with waiting(f"loading {model}", json):
+        from kvferry.codecs.profile import for_encoding
+        from kvferry.evaluate.sweep import provenance
+        from kvferry.models import load
+
+        vlm = load(model)
+    try:
+        for_encoding("", vlm.fingerprint)
+        calibrated = True
+    except InputError:
+        calibrated = False
+    recipes = tuple(recipe) if recipe else candidates(calibrated)
+    tuning = Tuning(model, recipes, folder / vlm.fingerprint[:12] / protocol, protocol, target, split)  # type: ignore[arg-type]
+    console = Console(stderr=True, quiet=json)
+    if not calibrated and not recipe:
+        console.print(f"no profile for the transform codec: `kvferry calibrate {model}` would add candidates")
+    found = []
+    for found in tuning.search(processes or os.cpu_count() or 1):
+        console.print(f"{found[0].n} questions: {len(found)} recipes asked, {sum(x.passes for x in found)} pass")
+    winner = next((x for x in found if x.passes), None)
+    command = "kvferry " + shlex.join(sys.argv[1:])
+    report = {
+        "winner": winner and winner.as_dict(),
+        "target": target,
+        "protocol": protocol,
+        "split": split,
+        "standings": [x.as_dict() for x in found],
+        "command": command,
+        **provenance(vlm),
+    }
+    if out is not None:
+        out.write_text(jsonlib.dumps(report, indent=1) + "\n")
+    if json:
+        print_json(report)
+        return
+    table = Table(title=f"Protocol {protocol}, {split}, target {target:.0%} of full", title_justify="left")
+    for name in ("recipe", "% of full", "bytes", "passes", "n"):
+        table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
+    for x in found:
+        mark = "yes" if x.passes else "no"
+        table.add_row(x.recipe, f"{100 * x.share:.1f}", f"{x.bytes:,.0f}", mark, str(x.n))
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    if winner is None:
+        print(f"no recipe keeps {target:.0%} for sure; lower the target or add recipes of more tokens or bits")
+    else:
+        print(f"fewest bytes: {winner.recipe} ({winner.bytes:,.0f} bytes, {winner.share:.1%} of full)")
