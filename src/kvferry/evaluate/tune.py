@@ -78,7 +78,8 @@ def standings(lines: Sequence[Line], target: float) -> list[Standing]:
         difference = mine - target * full
         error = float(difference.std() / len(lines) ** 0.5)
         size = float(_column(lines, name, 1).mean())
-        found.append(Standing(name, float(mine.mean() / full.mean()), float(difference.mean()), error, size, len(lines)))
+        share = float(mine.mean() / full.mean())
+        found.append(Standing(name, share, float(difference.mean()), error, size, len(lines)))
     return sorted(found, key=lambda x: x.bytes)
 
 
