@@ -222,9 +222,7 @@ class Recipe:
         return source, Evidence()
 
 
-def compress(
-    source: Prefilled | KVCache, recipe: str | Recipe, tiers: int = 1, order: Order = "importance"
-) -> bytes:
+def compress(source: Prefilled | KVCache, recipe: str | Recipe, tiers: int = 1, order: Order = "importance") -> bytes:
     """Select, encode and write ``source`` as one bitstream.
 
     Parameters

@@ -280,7 +280,9 @@ class Stream:
             data = unzstd(data)
         ragged = len({len(row) for row in kept}) > 1
         shape = (1, sum(map(len, kept))) if ragged else (heads, len(kept[0]))
-        parts = [sum(part, []) for part in payload(data, self.codec, *shape, (dims[0], dims[1]))]
+        parts = [
+            [vector for row in part for vector in row] for part in payload(data, self.codec, *shape, (dims[0], dims[1]))
+        ]
         vectors = zip(*parts, strict=True)
         for head, row in enumerate(kept):
             for position in row:
