@@ -18,10 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kvferry.bitstream import Reader, inspect
+from kvferry.bitstream import header as headers
+from kvferry.bitstream.positions import Places, write_sparse
 from kvferry.bitstream.records import START, Chain, Kind, compress, decompress, parse, read_prefix
+from kvferry.bitstream.varints import Numbers, write_varints
 from kvferry.errors import BitstreamError, FingerprintError
 from kvferry.recipe import compress as compress_cache
 from kvferry.wire import bitstream_pb2 as pb
@@ -139,6 +143,39 @@ def in_fields(records: Records, others: list[Records], rng: random.Random) -> by
     return closed(records)
 
 
+def in_positions(records: Records, others: list[Records], rng: random.Random) -> bytes:
+    """Positions written in other forms, some of them one token off, repeated, or outside the prompt."""
+    header = headers.decode(parse(pb.Header, records[0][1]), MOST_CACHE)
+    places, layer = Places(header.layout.visual[: header.length]), 0
+    for index, (kind, body) in enumerate(records[1:-1], 1):
+        frame = parse(pb.Frame, body)
+        layer = frame.layer if frame.HasField("layer") else layer
+        kept = places.read(frame, layer, header.shapes[layer].kv_heads)
+        numbers, limit = kept.numbers(header.length), kept.heads * header.length
+        if len(numbers) and rng.random() < 0.3:
+            numbers[rng.randrange(len(numbers))] = rng.randrange(limit + 2)
+            numbers.sort()
+        frame.shared = kept.heads < header.shapes[layer].kv_heads
+        form = rng.choice(["runs", "sparse", "bitmap"])
+        setattr(frame, form, _written(numbers, limit, form))
+        records[index] = (kind, frame.SerializeToString())
+        layer = (layer + 1) % len(header.shapes)
+    return closed(records)
+
+
+def _written(numbers: Numbers, limit: int, form: str) -> bytes:
+    """Ascending numbers, whatever they are, in a form of positions."""
+    if form == "sparse":
+        return write_sparse(numbers, limit)
+    if form == "runs":
+        starts = np.concatenate([[0], numbers + 1])[:-1]
+        gaps = np.stack([np.maximum(numbers - starts, 0), np.ones_like(numbers)], 1)
+        return write_varints(gaps.reshape(-1))
+    mask = np.zeros(limit + 8, bool)
+    mask[numbers] = True
+    return np.packbits(mask, bitorder="little").tobytes()[: -(-limit // 8)]
+
+
 def _change(message: Any, donor: Any, rng: random.Random) -> None:
     fields = list(message.DESCRIPTOR.fields)
     if not fields:
@@ -179,7 +216,7 @@ def _change_list(numbers: Any, signed: bool, rng: random.Random) -> None:
 
 
 MUTATIONS: list[Callable[[Records, list[Records], random.Random], bytes]] = [
-    in_bytes, in_a_body, in_records, in_fields, in_fields,
+    in_bytes, in_a_body, in_records, in_fields, in_fields, in_positions,
 ]  # fmt: skip
 
 
@@ -220,7 +257,10 @@ def hostile(seed: int) -> Iterator[tuple[str, bytes, random.Random]]:
     streams = [bodies(recipe, tiers) for recipe, tiers in STREAMS]
     while True:
         mutate = rng.choice(MUTATIONS)
-        yield mutate.__name__, mutate(list(rng.choice(streams)), streams, rng), rng
+        blob = mutate(list(rng.choice(streams)), streams, rng)
+        if mutate is in_positions and rng.random() < 0.5:
+            blob = in_a_body(opened(blob), streams, rng)
+        yield mutate.__name__, blob, rng
 
 
 def main() -> int:
