@@ -48,6 +48,7 @@ _HOMES = {
     "compress": "recipe",
     "compressing": "models",
     "decompress": "recipe",
+    "decompress_layers": "bitstream",
     "load": "models",
 }
 
@@ -91,5 +92,6 @@ __all__ = [
     "compress",
     "compressing",
     "decompress",
+    "decompress_layers",
     "load",
 ]

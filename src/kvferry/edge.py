@@ -184,6 +184,7 @@ class Edge:
         recipe: str | Recipe = DEFAULT_RECIPE,
         mode: Literal["kv", "image"] = "kv",
         ship_first: bool = False,
+        tiers: int = 1,
         max_new_tokens: int = 16,
         deadline: float | None = None,
         on_token: OnToken | None = None,
@@ -198,6 +199,8 @@ class Edge:
             May be empty. Mode ``image`` takes no arrays.
         ship_first : bool
             Protocol B: compress the scene without looking at the question, and ask it in the cloud.
+        tiers : int
+            In how many parts a cache travels, the most important tokens first; see :func:`kvferry.compress`.
         deadline : float, optional
             Instead of the edge's own.
         on_token : callable, optional
@@ -219,7 +222,7 @@ class Edge:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
         pictures = images if isinstance(images, list | tuple) else [images]
-        sender = self._sender(pictures, question, recipe, mode, ship_first)
+        sender = self._sender(pictures, question, recipe, mode, ship_first, tiers)
         start = sender.start()
         start.request_id = uuid.uuid4().hex
         start.max_new_tokens = max_new_tokens
@@ -275,7 +278,7 @@ class Edge:
         )
 
     def _sender(
-        self, images: Sequence[Any], question: str, recipe: str | Recipe, mode: str, ship_first: bool
+        self, images: Sequence[Any], question: str, recipe: str | Recipe, mode: str, ship_first: bool, tiers: int
     ) -> Sender:
         if mode == "image":
             return ImageSender(images, question)
@@ -283,7 +286,7 @@ class Edge:
             raise InputError(f"there is no mode {mode!r}; use kv or image")
         if self._vlm is None:
             raise InputError("mode kv needs the cloud's model on this side too; load it, or use mode image")
-        return KVSender(self._vlm, images, question, recipe, ship_first)
+        return KVSender(self._vlm, images, question, recipe, ship_first, tiers)
 
     def _translated(self, error: grpc.RpcError, seconds: float) -> KVFerryError:
         """What gRPC reports, in our words."""

@@ -20,12 +20,15 @@ from kvferry.selection import (
     POLICIES,
     SCORERS,
     Budget,
+    Importance,
     Merge,
+    Order,
     Policy,
     Scorer,
     Selection,
     choose,
     evict,
+    in_tiers,
     least_count,
 )
 
@@ -155,17 +158,25 @@ class Recipe:
 
     def keep(self, source: Prefilled | KVCache) -> KVCache:
         """The cache with only the selected tokens, nothing quantized; it carries this recipe's name."""
-        return self._keep(source, self.fraction if self.bytes is None else self._largest_fraction(source))
+        return self.rank(source)[0]
 
-    def _keep(self, source: Prefilled | KVCache, fraction: float) -> KVCache:
+    def rank(self, source: Prefilled | KVCache, tiers: int = 1) -> tuple[KVCache, Importance | None]:
+        """What :meth:`keep` gives, and how important each of its tokens is; ``None`` where all are alike.
+
+        ``tiers`` matters where ``bytes`` decides: a stream of more frames has less room for tokens.
+        """
+        return self._rank(source, self.fraction if self.bytes is None else self._largest_fraction(source, tiers))
+
+    def _rank(self, source: Prefilled | KVCache, fraction: float) -> tuple[KVCache, Importance | None]:
         cache = source.cache if isinstance(source, Prefilled) else source
         if _name(self.selection) == "full":
-            return replace(cache, recipe=str(self))
-        kept = evict(cache, self._select(source, fraction))
+            return replace(cache, recipe=str(self)), None
+        selection = self._select(source, fraction)
+        kept = evict(cache, selection)
         layers = kept.layers if self.merge is None else self.merge.merge(cache, kept)
-        return replace(kept, layers=layers, recipe=str(self))
+        return replace(kept, layers=layers, recipe=str(self)), selection.importance
 
-    def _largest_fraction(self, source: Prefilled | KVCache) -> float:
+    def _largest_fraction(self, source: Prefilled | KVCache, tiers: int = 1) -> float:
         """Of the tokens whose whole bitstream fits ``bytes``, by bisection on real encodes.
 
         Bisection takes sizes to grow with the number of tokens. They do, but for a few bytes of positions and zstd.
@@ -173,7 +184,8 @@ class Recipe:
         cache, most = self._evidence(source)[0], self.bytes or 0
 
         def size(keep: int) -> int:
-            return sum(map(len, write_frames(self._keep(source, keep / cache.length), self)))
+            kept, importance = self._rank(source, keep / cache.length)
+            return sum(map(len, write_frames(kept, self, importance, tiers)))
 
         low, high = least_count(self.modality, cache.layout.visual[: cache.length]), cache.length
         if (smallest := size(low)) > most:
@@ -210,31 +222,48 @@ class Recipe:
         return source, Evidence()
 
 
-def compress(source: Prefilled | KVCache, recipe: str | Recipe) -> bytes:
+def compress(source: Prefilled | KVCache, recipe: str | Recipe, tiers: int = 1, order: Order = "importance") -> bytes:
     """Select, encode and write ``source`` as one bitstream.
+
+    Parameters
+    ----------
+    tiers : int
+        In how many parts each layer's tokens travel, 1 to 64, the most important first. Once the first tier has
+        arrived, :meth:`kvferry.bitstream.Reader.partial` has a cache.
+    order : {"importance", "layer", "token"}
+        See :func:`kvferry.selection.in_tiers`.
 
     Raises
     ------
     RecipeError, EvidenceError, BudgetError
         See :meth:`Recipe.parse` and :meth:`Recipe.select`.
     InputError
-        The cache holds NaN or infinity.
+        The cache holds NaN or infinity, or there are no such tiers.
     """
-    return b"".join(compress_frames(source, recipe))
+    return b"".join(compress_frames(source, recipe, tiers, order))
 
 
-def compress_frames(source: Prefilled | KVCache, recipe: str | Recipe) -> Iterator[bytes]:
-    """The pieces of :func:`compress`, each as soon as it is ready: header, one frame per layer, trailer."""
+def compress_frames(
+    source: Prefilled | KVCache, recipe: str | Recipe, tiers: int = 1, order: Order = "importance"
+) -> Iterator[bytes]:
+    """The pieces of :func:`compress`, each as soon as it is ready: header, frames, trailer."""
     recipe = Recipe.parse(recipe)
-    yield from write_frames(recipe.keep(source), recipe)
+    kept, importance = recipe.rank(source, tiers)
+    yield from write_frames(kept, recipe, importance, tiers, order)
 
 
-def write_frames(kept: KVCache, recipe: Recipe) -> Iterator[bytes]:
-    """The pieces of a bitstream of what :meth:`Recipe.keep` gave."""
-    writer = Writer(recipe.codec, lossless=recipe.lossless == "zstd")
-    yield writer.header(kept)
-    for index, layer in enumerate(kept):
-        yield writer.frame(index, layer)
+def write_frames(
+    kept: KVCache,
+    recipe: Recipe,
+    importance: Importance | None = None,
+    tiers: int = 1,
+    order: Order = "importance",
+) -> Iterator[bytes]:
+    """The pieces of a bitstream of what :meth:`Recipe.rank` gave."""
+    writer = Writer(recipe.codec)
+    yield writer.header(kept, tiers)
+    for layer, tokens, more in in_tiers(kept, importance, tiers, order):
+        yield writer.frame(layer, tokens, more)
     yield writer.trailer()
 
 
@@ -246,6 +275,11 @@ def decompress(blob: bytes, device: str | torch.device = "cpu") -> KVCache:
     BitstreamError
         The bytes are truncated, corrupt, or of a newer version: :class:`~kvferry.errors.TruncatedError`,
         :class:`~kvferry.errors.CorruptError`, :class:`~kvferry.errors.VersionError`.
+
+    See Also
+    --------
+    kvferry.bitstream.Reader : decodes while bytes arrive, and what has arrived of a stream in tiers.
+    kvferry.decompress_layers : some layers only.
     """
     return decompress_stream(blob, device)
 

@@ -5,28 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from kvferry.bitstream.contexts import Contexts
+from kvferry.bitstream.positions import write_sparse
+from kvferry.bitstream.varints import write_varints
 from kvferry.cache import KVCache, LayerCache
 from kvferry.recipe import compress
 from tests.helpers import layout
 
 DATA = Path(__file__).parent / "data"
-RECIPES = {
-    "full-bf16": "full|bf16",
-    "full-int8": "full|int8",
-    "none-int4": "none|int4",
-    "knorm-int3-zstd": "knorm@0.25|int3|zstd",
-    "random-int1": "random@0.1|int1",
-    "knorm-head-int4": "knorm@0.25,budget=head|int4",
-    "full-kivi2": "full|kivi:2,residual=8",
-    "knorm-head-kivi3": "knorm@0.5,budget=head|kivi:3,group=4,residual=2",
-    "full-turbo2.5": "full|turbo:2.5",
-    "full-fp8": "full|fp8",
-    "knorm-apart": "knorm@0.5|apart,text=bf16,visual=int2/int4",
+STREAMS: dict[str, tuple[str, int]] = {
+    "full-bf16": ("full|bf16", 1),
+    "full-int8": ("full|int8", 1),
+    "none-int4": ("none|int4", 1),
+    "knorm-int3-zstd": ("knorm@0.25|int3|zstd", 1),
+    "random-int1": ("random@0.1|int1", 1),
+    "knorm-head-int4": ("knorm@0.25,budget=head|int4", 1),
+    "knorm-int2-tiers": ("knorm@0.5|int2", 3),
+    "full-bf16-zstd-tiers": ("full|bf16|zstd", 2),
+    "full-kivi2": ("full|kivi:2,residual=8", 1),
+    "knorm-head-kivi3": ("knorm@0.5,budget=head|kivi:3,group=4,residual=2", 1),
+    "full-turbo2.5": ("full|turbo:2.5", 1),
+    "full-fp8": ("full|fp8", 1),
+    "knorm-apart": ("knorm@0.5|apart,text=bf16,visual=int2/int4", 1),
 }
+"""Name -> recipe and tiers."""
 
 
 def cache() -> KVCache:
@@ -51,17 +58,67 @@ def digest(restored: KVCache) -> str:
     return sha.hexdigest()
 
 
+def describe(restored: KVCache) -> dict[str, Any]:
+    """What a reader must get: the prompt, the positions, the first and last vectors, and a digest of everything."""
+    prompt = restored.layout
+    return {
+        "fingerprint": restored.fingerprint,
+        "recipe": restored.recipe,
+        "length": restored.length,
+        "token_ids": prompt.token_ids.tolist(),
+        "modality": prompt.modality.tolist(),
+        "role": prompt.role.tolist(),
+        "rotary_positions": prompt.positions.tolist(),
+        "rope_delta": prompt.rope_delta,
+        "layers": [
+            {
+                "counts": list(layer.per_head),
+                "positions": [head.positions[0].tolist() for head in layer.split()],
+                "first_key": layer.keys[0, 0].tolist(),
+                "last_value": layer.values[-1, -1].tolist(),
+            }
+            for layer in restored
+        ],
+        "sha256": digest(restored),
+    }
+
+
+def forms() -> list[dict[str, Any]]:
+    """Each form of positions on its own: bytes and the numbers they stand for."""
+    vectors = []
+    for rows, length, numbers in (
+        (1, 9, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (1, 40, []),
+        (2, 20, [0, 1, 2, 3, 17, 20, 21, 22, 23, 30]),
+        (3, 700, [0, 5, 699, 700, 701, 1400, 2099]),
+    ):
+        flat = np.array(numbers, np.int64)
+        mask = np.zeros(rows * length, bool)
+        mask[flat] = True
+        edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+        grid = mask.reshape(rows, length)
+        for form, data in {
+            "bitmap": np.packbits(mask, bitorder="little").tobytes(),
+            "sparse": write_sparse(flat, rows * length),
+            "runs": write_varints(np.diff(edges, prepend=0)),
+            "coded": Contexts(np.zeros(length, bool)).encode(grid, np.zeros_like(grid), None),
+        }.items():
+            vectors.append({"form": form, "rows": rows, "length": length, "hex": data.hex(), "numbers": numbers})
+    return vectors
+
+
 def main() -> None:
     """Write one stream per recipe and what each decodes to."""
     from kvferry.recipe import decompress
 
     DATA.mkdir(exist_ok=True)
-    digests = {}
-    for name, recipe in RECIPES.items():
-        blob = compress(cache(), recipe)
+    expected = {}
+    for name, (recipe, tiers) in STREAMS.items():
+        blob = compress(cache(), recipe, tiers)
         (DATA / f"{name}.kvf").write_bytes(blob)
-        digests[name] = digest(decompress(blob))
-    (DATA / "digests.json").write_text(json.dumps(digests, indent=2) + "\n")
+        expected[name] = describe(decompress(blob))
+    (DATA / "expected.json").write_text(json.dumps(expected) + "\n")
+    (DATA / "positions.json").write_text("[\n" + ",\n".join(map(json.dumps, forms())) + "\n]\n")
 
 
 if __name__ == "__main__":

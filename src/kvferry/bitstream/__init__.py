@@ -1,8 +1,20 @@
 """How kept tokens lie in bytes: a versioned, checked stream that decodes while it arrives."""
 
-from kvferry.bitstream.header import Header
-from kvferry.bitstream.reader import FrameSize, Reader, decompress_stream
-from kvferry.bitstream.report import Report, inspect
+from kvferry.bitstream.header import MAX_TIERS, Header
+from kvferry.bitstream.reader import FrameSize, Partial, Reader, decompress_layers, decompress_stream
+from kvferry.bitstream.report import Report, Share, inspect
 from kvferry.bitstream.writer import Writer
 
-__all__ = ["FrameSize", "Header", "Reader", "Report", "Writer", "decompress_stream", "inspect"]
+__all__ = [
+    "MAX_TIERS",
+    "FrameSize",
+    "Header",
+    "Partial",
+    "Reader",
+    "Report",
+    "Share",
+    "Writer",
+    "decompress_layers",
+    "decompress_stream",
+    "inspect",
+]

@@ -17,6 +17,7 @@ from kvferry.wire import bitstream_pb2 as pb
 
 MAX_LAYERS = 4096
 MAX_DIM = 1 << 16
+MAX_TIERS = 64
 DTYPES = {torch.bfloat16: pb.BFLOAT16, torch.float16: pb.FLOAT16, torch.float32: pb.FLOAT32}
 _HEXADECIMAL = re.compile(r"(?:[0-9a-f]{2})+")
 
@@ -32,7 +33,11 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """A cache without its keys and values; the fields are those of :class:`kvferry.cache.KVCache`."""
+    """A cache without its keys and values; the fields are those of :class:`kvferry.cache.KVCache`.
+
+    Besides, ``tiers`` is how many frames a layer has at most; ``entries`` the kept tokens of all heads of all layers,
+    where the sender said so.
+    """
 
     fingerprint: str
     model_name: str
@@ -40,6 +45,8 @@ class Header:
     length: int
     layout: PromptLayout
     shapes: tuple[Shape, ...]
+    tiers: int = 1
+    entries: int | None = None
 
     @property
     def full_bf16_bytes(self) -> int:
@@ -54,25 +61,40 @@ class Header:
         except (IndexError, RecipeError) as error:
             raise VersionError(f"cannot decode the recipe {self.recipe!r} ({error}); update kvferry") from None
 
+    @property
+    def lossless(self) -> bool:
+        """Whether payloads are compressed by zstd, but those that say otherwise."""
+        return lossless(self.recipe)
 
-def encode(cache: KVCache) -> pb.Header:
-    """The message for ``cache``; of its layers only shapes and dtypes are read."""
+
+def lossless(recipe: str) -> bool:
+    """Whether a recipe ends in zstd; :class:`VersionError` where this version does not have what it ends in."""
+    stages = [stage.strip() for stage in recipe.split("|")[2:]]
+    if stages not in ([], ["zstd"]):
+        raise VersionError(f"cannot decode the recipe {recipe!r} (unknown lossless stage); update kvferry")
+    return bool(stages)
+
+
+def encode(cache: KVCache, tiers: int = 1) -> pb.Header:
+    """The message for ``cache``; of its layers only shapes, dtypes and counts are read."""
     shapes = groupby(_shape(layer) for layer in cache)
     message = pb.Header(
         model_name=cache.model_name,
         recipe=cache.recipe,
-        length=cache.length,
+        pending=len(cache.layout) - cache.length,
         layout=layouts.encode(cache.layout),
         layers=[
             pb.LayerShape(
                 repeat=len(list(same)),
                 kv_heads=shape.kv_heads,
                 key_dim=shape.key_dim,
-                value_dim=shape.value_dim,
+                value_dim=shape.value_dim if shape.value_dim != shape.key_dim else 0,
                 dtype=DTYPES[shape.dtype],
             )
             for shape, same in shapes
         ],
+        tiers=tiers if tiers > 1 else 0,
+        entries=sum(sum(layer.per_head) for layer in cache) if tiers > 1 else 0,
     )
     if _HEXADECIMAL.fullmatch(cache.fingerprint):
         message.digest = bytes.fromhex(cache.fingerprint)
@@ -89,10 +111,20 @@ def decode(message: pb.Header, max_bytes: int) -> Header:
             raise CorruptError(f"more layers than {MAX_LAYERS}, or none")
         shapes += [_checked(layer)] * layer.repeat
     layout = layouts.decode(message.layout)
-    if not shapes or not 0 < message.length <= len(layout):
-        raise CorruptError(f"{len(shapes)} layers for {message.length} of {len(layout)} tokens")
-    fingerprint = message.digest.hex() or message.fingerprint_text
-    header = Header(fingerprint, message.model_name, message.recipe, message.length, layout, tuple(shapes))
+    if not shapes or message.pending >= len(layout):
+        raise CorruptError(f"{len(shapes)} layers for all but {message.pending} of {len(layout)} tokens")
+    if message.tiers > MAX_TIERS:
+        raise CorruptError(f"{message.tiers} tiers, where at most {MAX_TIERS} are possible")
+    header = Header(
+        fingerprint=message.digest.hex() or message.fingerprint_text,
+        model_name=message.model_name,
+        recipe=message.recipe,
+        length=len(layout) - message.pending,
+        layout=layout,
+        shapes=tuple(shapes),
+        tiers=message.tiers or 1,
+        entries=message.entries if message.tiers > 1 else None,
+    )
     if header.full_bf16_bytes > max_bytes:
         raise CorruptError(
             f"the full cache would be {header.full_bf16_bytes} bytes; this reader takes {max_bytes} "
@@ -102,7 +134,7 @@ def decode(message: pb.Header, max_bytes: int) -> Header:
 
 
 def _checked(layer: pb.LayerShape) -> Shape:
-    sizes = (layer.kv_heads, layer.key_dim, layer.value_dim)
+    sizes = (layer.kv_heads, layer.key_dim, layer.value_dim or layer.key_dim)
     if not all(0 < size <= MAX_DIM for size in sizes):
         raise CorruptError("a layer of {} heads with keys of {} and values of {} numbers".format(*sizes))
     for dtype, number in DTYPES.items():

@@ -1,4 +1,4 @@
-"""Which tokens a frame holds, in the smallest of four forms."""
+"""Which tokens a frame holds, in the smallest of five forms, or as an earlier frame has them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kvferry.bitstream import contexts
+from kvferry.bitstream.contexts import Contexts
+from kvferry.bitstream.varints import Numbers, read_varint, read_varints, write_varint, write_varints
 from kvferry.errors import CorruptError
-from kvferry.wire.bitstream_pb2 import Positions
+from kvferry.wire.bitstream_pb2 import Frame
 
-Rows = npt.NDArray[np.int64]
-_SHIFTS = np.arange(5, dtype=np.uint64) * np.uint64(7)
+Mask = npt.NDArray[np.bool_]
 
 
 class Kept(NamedTuple):
@@ -21,7 +23,7 @@ class Kept(NamedTuple):
     heads end to end.
     """
 
-    rows: Rows
+    rows: Numbers
     counts: tuple[int, ...] = ()
 
     @property
@@ -35,120 +37,174 @@ class Kept(NamedTuple):
         shape = np.array([len(self.rows), len(self.counts), *self.counts], np.int64)
         return shape.tobytes() + np.ascontiguousarray(self.rows).tobytes()
 
+    def numbers(self, length: int) -> Numbers:
+        """``r * length + p`` for every token ``p`` of every row ``r``, ascending."""
+        flat: Numbers = self.rows.reshape(-1) + length * np.repeat(
+            np.arange(self.heads), self.counts or self.rows.shape[1]
+        )
+        return flat
 
-def distinct(rows: Rows, counts: tuple[int, ...] = ()) -> Kept:
+    def mask(self, length: int, most: int | None = None) -> Mask:
+        """Bool ``[heads, length]``, of at most the first ``most`` heads."""
+        heads, numbers = self.heads, self.numbers(length)
+        if most is not None and most < heads:
+            heads, numbers = most, numbers[numbers < most * length]
+        mask = np.zeros(heads * length, bool)
+        mask[numbers] = True
+        return mask.reshape(heads, length)
+
+
+def distinct(rows: Numbers, counts: tuple[int, ...] = ()) -> Kept:
     """``rows`` (``[heads, kept]``, or one long row with ``counts``), stored once where all heads keep the same."""
     same = not counts and bool((rows == rows[:1]).all())
     return Kept(rows[:1] if same else rows, counts)
 
 
-def encode(kept: Kept, length: int, seen: dict[bytes, int]) -> Positions:
-    """The message for positions below ``length``.
+class Places:
+    """What writer and reader of one stream remember of positions.
 
-    ``seen`` maps the :attr:`Kept.key` of what earlier frames held to their numbers, and a repetition is stored as that
-    number.
+    Parameters
+    ----------
+    visual : bool ``[length]``
+        Which of the prompt's tokens are visual.
     """
-    rows, heads = kept.rows, kept.heads
-    message = Positions(kept=rows.shape[1], rows=heads if heads > 1 else 0, ragged=bool(kept.counts))
-    known = seen.get(kept.key)
-    if known is not None:
-        message.frame = known
-        return message
-    flat = rows.reshape(-1) + length * np.repeat(np.arange(heads), kept.counts or rows.shape[1])
-    mask = np.zeros(heads * length, bool)
-    mask[flat] = True
-    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
-    forms = {
-        "runs": write_varints(np.diff(edges, prepend=0)),
-        "gaps": write_varints(np.diff(flat, prepend=-1) - 1),
-        "bitmap": np.packbits(mask, bitorder="little").tobytes(),
-    }
-    smallest = min(forms, key=lambda form: len(forms[form]))
-    setattr(message, smallest, forms[smallest])
-    return message
+
+    def __init__(self, visual: Mask) -> None:
+        self.length = len(visual)
+        self.frames: list[Kept] = []
+        self._numbers: dict[bytes, int] = {}
+        self._layers: dict[int, list[Kept]] = {}
+        self._contexts = Contexts(visual)
+
+    def write(self, kept: Kept, layer: int, heads: int) -> Frame:
+        """A frame with the positions of ``kept`` and nothing else in it."""
+        frame = Frame()
+        known = self._numbers.get(kept.key)
+        if known is not None:
+            if known != len(self.frames) - 1:
+                frame.frame = known
+        else:
+            frame.shared = kept.heads == 1 < heads
+            self._write(frame, kept, layer)
+        self._note(kept, layer)
+        return frame
+
+    def read(self, frame: Frame, layer: int, heads: int) -> Kept:
+        """The positions of a frame, or :class:`CorruptError`; nothing large is allocated unchecked."""
+        form = frame.WhichOneof("positions")
+        if form is None or form == "frame":
+            number = frame.frame if form else len(self.frames) - 1
+            if not 0 <= number < len(self.frames):
+                raise CorruptError(f"positions as in frame {number}, which has not come yet")
+            kept = self.frames[number]
+            if frame.shared or kept.heads not in (1, heads):
+                raise CorruptError(f"positions as in frame {number}, which is of another shape")
+        else:
+            kept = self._read(frame, form, layer, 1 if frame.shared else heads)
+        self._note(kept, layer)
+        return kept
+
+    def _write(self, frame: Frame, kept: Kept, layer: int) -> None:
+        """The smallest form."""
+        flat, mask = kept.numbers(self.length), kept.mask(self.length)
+        edges = np.flatnonzero(np.diff(mask.reshape(-1), prepend=False, append=False))
+        forms = {
+            "runs": write_varints(np.diff(edges, prepend=0)),
+            "sparse": write_sparse(flat, mask.size),
+            "bitmap": np.packbits(mask.reshape(-1), bitorder="little").tobytes(),
+        }
+        trial = self._contexts
+        if mask.size <= contexts.MOST:
+            trial = self._contexts.copy()
+            forms["coded"] = trial.encode(mask, self._held(layer, kept.heads), self._guide(kept.heads))
+        smallest = min(forms, key=lambda form: len(forms[form]))
+        if smallest == "coded":
+            self._contexts = trial
+        setattr(frame, smallest, forms[smallest])
+
+    def _read(self, frame: Frame, form: str, layer: int, rows: int) -> Kept:
+        limit = rows * self.length
+        data: bytes = getattr(frame, form)
+        if form == "coded":
+            if limit > contexts.MOST:
+                raise CorruptError(f"coded positions of {limit} tokens (possible are {contexts.MOST})")
+            flat = np.flatnonzero(self._contexts.decode(data, self._held(layer, rows), self._guide(rows)))
+        elif form == "sparse":
+            flat = read_sparse(data, limit)
+        elif form == "runs":
+            flat = _from_runs(read_varints(data, limit), limit)
+        else:
+            if len(data) != -(-limit // 8):
+                raise CorruptError(f"a bitmap of {len(data)} bytes for {limit} tokens")
+            flat = np.flatnonzero(np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little"))
+        if len(flat) and (int(flat[-1]) >= limit or bool((np.diff(flat) <= 0).any())):
+            raise CorruptError("a position lies outside the prompt, or stands twice")
+        counts = tuple(np.bincount(flat // self.length, minlength=rows).tolist())
+        ragged = len(set(counts)) > 1
+        return Kept((flat % self.length).reshape(1 if ragged else rows, -1), counts if ragged else ())
+
+    def _held(self, layer: int, rows: int) -> Mask:
+        """What earlier frames of ``layer`` hold, bool ``[rows, length]``; one row stands for all heads."""
+        held = np.zeros((rows, self.length), bool)
+        for kept in self._layers.get(layer, ()):
+            if rows == 1:
+                held[0, kept.rows.reshape(-1)] = True
+            else:
+                held |= kept.mask(self.length)
+        return held
+
+    def _guide(self, rows: int) -> Mask | None:
+        return self.frames[-1].mask(self.length, rows) if self.frames else None
+
+    def _note(self, kept: Kept, layer: int) -> None:
+        self._layers.setdefault(layer, []).append(kept)
+        self._numbers[kept.key] = len(self.frames)
+        self.frames.append(kept)
 
 
-def decode(message: Positions, length: int, heads: int, earlier: list[Kept]) -> Kept:
-    """The positions back, or :class:`CorruptError`; nothing large is allocated unchecked."""
-    count = message.rows or 1
-    most = heads * length if message.ragged else length
-    if count not in (1, heads) or message.kept > most or (message.ragged and count == 1):
-        raise CorruptError(f"{count} rows of {message.kept} positions do not fit {heads} heads and {length} tokens")
-    if message.WhichOneof("form") == "frame":
-        return _repeated(message, count, length, earlier)
-    total = message.kept if message.ragged else count * message.kept
-    flat = _numbers(message, count * length, total)
-    if total and (int(flat.min()) < 0 or int(flat.max()) >= count * length):
-        raise CorruptError("a position lies outside the prompt")
-    lengths = tuple(np.bincount(flat // length, minlength=count).tolist())
-    if message.ragged == (len(set(lengths)) == 1):
-        raise CorruptError(f"heads that keep {lengths} tokens, where {message.kept} were announced for each or for all")
-    rows = (flat % length).reshape(1 if message.ragged else count, message.kept)
-    return Kept(rows, lengths if message.ragged else ())
+def write_sparse(numbers: Numbers, limit: int) -> bytes:
+    """Elias-Fano code of ascending ``numbers`` below ``limit``.
+
+    Their count as a varint; then, in one string of bits, least significant first: the ``l`` low bits of every number,
+    and the high parts in unary: as many zeros as the high part grows from the number before, then a one.
+    ``l = floor(log2(limit / count))``.
+    """
+    count = len(numbers)
+    low = _low_bits(count, limit)
+    highs = (numbers >> low) + np.arange(count)
+    unary = np.zeros(int(highs[-1]) + 1 if count else 0, bool)
+    unary[highs] = True
+    bits = (numbers[:, None] >> np.arange(low) & 1).astype(bool).reshape(-1)
+    return write_varint(count) + np.packbits(np.concatenate([bits, unary]), bitorder="little").tobytes()
 
 
-def _repeated(message: Positions, count: int, length: int, earlier: list[Kept]) -> Kept:
-    """The positions of an earlier frame."""
-    if message.frame >= len(earlier):
-        raise CorruptError(f"positions refer to frame {message.frame}, which has not come yet")
-    kept = earlier[message.frame]
-    described = (count, message.kept, message.ragged)
-    if described != (kept.heads, kept.rows.shape[1], bool(kept.counts)):
-        raise CorruptError(f"positions refer to frame {message.frame}, which is of another shape")
-    return kept
+def read_sparse(data: bytes, limit: int) -> Numbers:
+    """What :func:`write_sparse` wrote, ascending but not yet checked against ``limit``."""
+    head = read_varint(data, 0)
+    if head is None:
+        raise CorruptError("sparse positions without a count")
+    count, start = head
+    bits = np.unpackbits(np.frombuffer(data, np.uint8, offset=start), bitorder="little")
+    low = _low_bits(count, limit)
+    if count > limit or count * (low + 1) > len(bits):
+        raise CorruptError(f"{count} sparse positions in {len(data)} bytes for {limit} tokens")
+    ones = np.flatnonzero(bits[count * low :])
+    if len(ones) != count:
+        raise CorruptError(f"{len(ones)} sparse positions, where {count} were announced")
+    lows = bits[: count * low].reshape(count, low).astype(np.int64) << np.arange(low)
+    numbers: Numbers = ((ones - np.arange(count)) << low) + lows.sum(1)
+    return numbers
 
 
-def _numbers(message: Positions, limit: int, total: int) -> Rows:
-    """The ascending numbers of all rows, ``[total]``; the bytes bear ``total`` out before so much is allocated."""
-    form = message.WhichOneof("form")
-    if form == "runs":
-        flat = _from_runs(read_varints(message.runs, limit), total)
-    elif form == "gaps":
-        flat = np.cumsum(read_varints(message.gaps, limit) + 1) - 1
-    elif form == "bitmap":
-        if len(message.bitmap) != -(-limit // 8):
-            raise CorruptError(f"a bitmap of {len(message.bitmap)} bytes for {limit} tokens")
-        flat = np.flatnonzero(np.unpackbits(np.frombuffer(message.bitmap, np.uint8), bitorder="little"))
-    else:
-        raise CorruptError("a frame without positions")
-    if len(flat) != total:
-        raise CorruptError(f"{len(flat)} positions, where {total} were announced")
-    return flat
+def _low_bits(count: int, limit: int) -> int:
+    return max((limit // count).bit_length() - 1, 0) if count else 0
 
 
-def write_varints(values: Rows) -> bytes:
-    """LEB128 of non-negative numbers below ``2**35``."""
-    wide = values.astype(np.uint64)[:, None] >> _SHIFTS
-    used = wide > 0
-    used[:, 0] = True
-    wide &= np.uint64(0x7F)
-    wide[:, :-1] |= used[:, 1:].astype(np.uint64) << np.uint64(7)
-    return wide[used].astype(np.uint8).tobytes()
-
-
-def read_varints(data: bytes, limit: int) -> Rows:
-    """What :func:`write_varints` wrote; :class:`CorruptError` where a number exceeds ``limit``."""
-    octets = np.frombuffer(data, np.uint8)
-    if not len(octets):
-        return np.zeros(0, np.int64)
-    ends = np.flatnonzero(octets < 0x80)
-    if not len(ends) or ends[-1] != len(octets) - 1:
-        raise CorruptError("a number in the positions has no end")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    sizes = ends - starts + 1
-    if sizes.max() > 5:
-        raise CorruptError("a number in the positions is too long")
-    rank = np.arange(len(octets)) - np.repeat(starts, sizes)
-    values: Rows = np.add.reduceat((octets & 0x7F).astype(np.int64) << (7 * rank), starts)
-    if int(values.max()) > limit:
-        raise CorruptError(f"a number in the positions exceeds {limit}")
-    return values
-
-
-def _from_runs(runs: Rows, total: int) -> Rows:
+def _from_runs(runs: Numbers, limit: int) -> Numbers:
     kept = runs[1::2]
-    if len(runs) % 2 or int(kept.sum()) != total:
-        raise CorruptError(f"runs of {int(kept.sum())} positions, where {total} were announced")
+    total = int(kept.sum())
+    if len(runs) % 2 or total > limit:
+        raise CorruptError(f"runs of {total} positions for {limit} tokens")
     starts = np.cumsum(runs)[::2]
     before = np.cumsum(kept) - kept
     return np.repeat(starts - before, kept) + np.arange(total)

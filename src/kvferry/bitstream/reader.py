@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from kvferry.bitstream import header as headers
-from kvferry.bitstream import positions
 from kvferry.bitstream.header import Header, Shape
+from kvferry.bitstream.positions import Kept, Places
 from kvferry.bitstream.records import (
     CHECKSUM,
     FIRST_OPTIONAL_KIND,
     MAGIC,
     MAX_HEADER,
-    OVERHEAD,
-    PREFIX,
+    START,
     VERSION,
+    Chain,
     Kind,
-    crc32c,
     decompress,
     parse,
+    read_prefix,
 )
 from kvferry.cache import KVCache, LayerCache
 from kvferry.codecs import decoder_of
-from kvferry.errors import BitstreamError, CorruptError, TruncatedError, VersionError
+from kvferry.errors import BitstreamError, CorruptError, InputError, TruncatedError, VersionError
 from kvferry.wire import bitstream_pb2 as pb
 
 MAX_CACHE = 1 << 32
-_START = len(MAGIC) + 1
 
 
 @dataclass(frozen=True)
 class FrameSize:
     """Where the bytes of one frame went; ``overhead_bytes`` is everything but positions and payload.
 
-    ``kept`` is per head, and the mean, rounded down, where heads keep differently many: ``counts`` then says how many
-    each. ``rows`` is 1 where all heads keep the same tokens; ``form`` is how the positions are written;
+    ``tier`` counts the frames of the layer. ``kept`` is per head, and the mean, rounded down, where heads keep
+    differently many: ``counts`` then says how many each. ``visual`` of the ``entries``, which are all heads' tokens,
+    are visual. ``rows`` is 1 where all heads keep the same tokens; ``form`` is how the positions are written;
     ``unpacked_bytes`` is the payload's size before the lossless stage.
     """
 
     layer: int
+    tier: int
     kept: int
+    entries: int
+    visual: int
     rows: int
     form: str
     position_bytes: int
@@ -56,6 +61,17 @@ class FrameSize:
         return self.position_bytes + self.payload_bytes + self.overhead_bytes
 
 
+class Partial(NamedTuple):
+    """What has arrived of a stream: a cache that can be resumed, and how much of the whole one it is.
+
+    ``share`` is that of the tokens kept in all heads of all layers, ``bytes`` what was read for it.
+    """
+
+    cache: KVCache
+    share: float
+    bytes: int
+
+
 class Reader:
     """Decodes a stream while it arrives: :meth:`feed` it chunks of any size.
 
@@ -66,6 +82,9 @@ class Reader:
     max_bytes : int
         Refuse streams whose full cache would be larger than this in BF16. It bounds the memory that hostile bytes
         can make a reader take, to a small multiple of itself.
+    layers : collection of int, optional
+        Keep these layers only. The payloads of others are not decoded, unless the codec remembers something from
+        frame to frame. There is no :meth:`cache` then, only :attr:`layers`.
 
     Attributes
     ----------
@@ -79,7 +98,12 @@ class Reader:
         The trailer has come and everything fits.
     """
 
-    def __init__(self, device: str | torch.device = "cpu", max_bytes: int = MAX_CACHE) -> None:
+    def __init__(
+        self,
+        device: str | torch.device = "cpu",
+        max_bytes: int = MAX_CACHE,
+        layers: Collection[int] | None = None,
+    ) -> None:
         self.header: Header | None = None
         self.layers: dict[int, LayerCache] = {}
         self.frames: list[FrameSize] = []
@@ -88,12 +112,14 @@ class Reader:
         self.total_bytes = 0
         self._device = device
         self._max_bytes = max_bytes
+        self._wanted = None if layers is None else frozenset(layers)
         self._buffer = bytearray()
         self._started = False
         self._error: BitstreamError | None = None
-        self._kept: list[positions.Kept] = []
-        self._unfinished: set[int] = set()
-        self._checksums = bytearray()
+        self._chain = Chain()
+        self._next = 0
+        self._come: dict[int, int] = {}
+        self._whole: set[int] = set()
 
     def feed(self, chunk: bytes) -> list[int]:
         """Take the next bytes; returns the layers that are whole now and were not before.
@@ -105,7 +131,7 @@ class Reader:
         """
         if self._error is not None:
             raise self._error
-        before = self._whole()
+        before = set(self._whole)
         self._buffer += chunk
         self.total_bytes += len(chunk)
         try:
@@ -117,7 +143,7 @@ class Reader:
             self._error = error
             self._buffer.clear()
             raise
-        return sorted(self._whole() - before)
+        return sorted(self._whole - before)
 
     def cache(self) -> KVCache:
         """The cache; :class:`TruncatedError` while anything is missing."""
@@ -128,17 +154,42 @@ class Reader:
                 f"the stream ends after {self.total_bytes} bytes and {len(self.frames)} frames, before its trailer; "
                 "have it sent again"
             )
+        return self._cache(self.header)
+
+    def partial(self) -> Partial:
+        """What the frames so far hold, whether or not more will come.
+
+        Raises
+        ------
+        TruncatedError
+            Some layer has no frame yet. A stream written in tiers gets over that soon, others only at their end.
+        """
+        if self._error is not None:
+            raise self._error
+        if self.header is None:
+            raise TruncatedError(f"{self.total_bytes} bytes have come, but no header yet; wait for more")
+        missing = set(range(len(self.header.shapes))) - self._come.keys()
+        if missing:
+            raise TruncatedError(
+                f"nothing of layers {_spans(missing)} has come yet; wait for more, or write the stream in tiers"
+            )
+        share = 1.0 if len(self._whole) == len(self.header.shapes) else self._entries() / (self.header.entries or 1)
+        return Partial(self._cache(self.header), share, self.total_bytes - len(self._buffer))
+
+    def _cache(self, header: Header) -> KVCache:
+        if self._wanted is not None:
+            raise InputError("this reader keeps single layers, see its `layers`; make one without layers=... for all")
         return KVCache(
-            layers=tuple(self.layers[i] for i in range(len(self.header.shapes))),
-            layout=self.header.layout,
-            length=self.header.length,
-            fingerprint=self.header.fingerprint,
-            recipe=self.header.recipe,
-            model_name=self.header.model_name,
+            layers=tuple(self.layers[i] for i in range(len(header.shapes))),
+            layout=header.layout,
+            length=header.length,
+            fingerprint=header.fingerprint,
+            recipe=header.recipe,
+            model_name=header.model_name,
         )
 
-    def _whole(self) -> set[int]:
-        return self.layers.keys() - self._unfinished
+    def _entries(self) -> int:
+        return sum(frame.entries for frame in self.frames)
 
     def _read_start(self) -> int:
         """Check magic and version once; returns how many bytes they take in the buffer."""
@@ -146,33 +197,34 @@ class Reader:
             return 0
         if not MAGIC.startswith(self._buffer[: len(MAGIC)]):
             raise CorruptError(f"not a kvferry bitstream: it does not start with {MAGIC.decode()}")
-        if len(self._buffer) < _START:
+        if len(self._buffer) < len(START):
             return 0
         version = self._buffer[len(MAGIC)]
         if version > VERSION:
             raise VersionError(f"the bitstream is of version {version}, this kvferry reads {VERSION}; update it")
         if version != VERSION:
-            raise CorruptError(f"there is no bitstream version {version}")
+            raise VersionError(f"the bitstream is of version {version}, this kvferry reads {VERSION}; write it again")
         self._started = True
-        return _START
+        return len(START)
 
     def _read_records(self, start: int) -> int:
         """Take every record that is entirely in the buffer from ``start`` on; returns where the next one starts."""
-        while self._started and len(self._buffer) - start >= PREFIX.size:
-            kind, size = PREFIX.unpack_from(self._buffer, start)
-            limit = self._limit(kind)
-            if size > limit:
-                raise CorruptError(f"a record of kind {kind} and {size} bytes, where at most {limit} are possible")
-            stop = start + PREFIX.size + size
+        while self._started and (prefix := read_prefix(self._buffer, start)) is not None:
+            limit = self._limit(prefix.kind)
+            if prefix.size > limit:
+                raise CorruptError(
+                    f"a record of kind {prefix.kind} and {prefix.size} bytes, where at most {limit} are possible"
+                )
+            stop = prefix.body + prefix.size
             if len(self._buffer) < stop + CHECKSUM.size:
                 break
             framed = bytes(memoryview(self._buffer)[start:stop])
-            (checksum,) = CHECKSUM.unpack_from(self._buffer, stop)
-            if crc32c(framed) != checksum:
-                raise CorruptError(f"the checksum of a record of kind {kind} is wrong; have the stream sent again")
+            if self._chain.checksum(framed) != self._buffer[stop : stop + CHECKSUM.size]:
+                raise CorruptError(
+                    f"the checksum of a record of kind {prefix.kind} is wrong; have the stream sent again"
+                )
+            self._take(prefix.kind, framed[prefix.body - start :], stop + CHECKSUM.size - start)
             start = stop + CHECKSUM.size
-            self._take(kind, framed[PREFIX.size :])
-            self._checksums += CHECKSUM.pack(checksum)
         return start
 
     def _limit(self, kind: int) -> int:
@@ -186,7 +238,8 @@ class Reader:
         length = self.header.length if self.header else 0
         return length * shape.kv_heads * (4 * (shape.key_dim + shape.value_dim) + 8)
 
-    def _take(self, kind: int, body: bytes) -> None:
+    def _take(self, kind: int, body: bytes, size: int) -> None:
+        """One record, of ``size`` bytes in all."""
         if self.complete:
             raise CorruptError("a record follows the end of the stream")
         if kind >= FIRST_OPTIONAL_KIND:
@@ -196,62 +249,95 @@ class Reader:
         if (self.header is None) != (kind in (Kind.HEADER, Kind.HEADER_ZSTD)):
             raise CorruptError(f"a {Kind(kind).name} record in the wrong place")
         if self.header is None:
-            opened = decompress(body, MAX_HEADER) if kind == Kind.HEADER_ZSTD else body
-            header = headers.decode(parse(pb.Header, opened), self._max_bytes)
-            self._codec = decoder_of(header.codec, header.fingerprint)
-            self.header = header
-            self.header_bytes = _START + OVERHEAD + len(body)
+            self._take_header(decompress(body, MAX_HEADER) if kind == Kind.HEADER_ZSTD else body)
+            self.header_bytes = len(START) + size
         elif kind == Kind.FRAME:
-            self._take_frame(self.header, body)
+            self._take_frame(self.header, parse(pb.Frame, body), size)
         else:
-            self._take_trailer(self.header, parse(pb.Trailer, body))
+            parse(pb.Trailer, body)
+            self._take_trailer(self.header)
 
-    def _take_frame(self, header: Header, body: bytes) -> None:
-        message = parse(pb.Frame, body)
-        layer, payload = message.layer, message.payload
-        if layer >= len(header.shapes) or layer in self._whole():
+    def _take_header(self, body: bytes) -> None:
+        header = headers.decode(parse(pb.Header, body), self._max_bytes)
+        self._compressed = header.lossless
+        codec = header.codec
+        self._codec = decoder_of(codec, header.fingerprint)
+        self._remembers = self._codec is not codec
+        self._places = Places(header.layout.visual[: header.length])
+        self.header = header
+
+    def _take_frame(self, header: Header, message: pb.Frame, size: int) -> None:
+        layer = message.layer if message.HasField("layer") else self._next
+        if layer >= len(header.shapes) or layer in self._whole:
             raise CorruptError(f"a frame for layer {layer}, which does not exist or was whole already")
-        shape = header.shapes[layer]
-        kept = positions.decode(message.positions, header.length, shape.kv_heads, self._kept)
-        if message.zstd:
+        kept = self._places.read(message, layer, header.shapes[layer].kv_heads)
+        unpacked = len(message.payload)
+        if self._wanted is None or layer in self._wanted or self._remembers:
+            unpacked = self._decode(header, layer, kept, message)
+        tier = self._come.get(layer, 0)
+        self._come[layer] = tier + 1
+        if message.last or tier + 1 == header.tiers:
+            self._whole.add(layer)
+        self._next = (layer + 1) % len(header.shapes)
+        self.frames.append(_size_of(message, header, layer, tier, kept, unpacked, size))
+
+    def _decode(self, header: Header, layer: int, kept: Kept, message: pb.Frame) -> int:
+        """Keep the tokens of a frame; returns how large its payload was before the lossless stage."""
+        shape, payload = header.shapes[layer], message.payload
+        if self._compressed and not message.stored:
             payload = decompress(payload, self._layer_limit(shape))
         rows = 1 if kept.counts else shape.kv_heads
         index = torch.from_numpy(kept.rows).expand(rows, -1).contiguous()
-        keys, values = self._codec.decode(
-            layer,
-            payload,
-            (*index.shape, shape.key_dim),
-            (*index.shape, shape.value_dim),
-            index,
-            header.layout,
-        )
-        device = self._device
-        tokens = LayerCache(keys.to(device), values.to(device), index.to(device), kept.counts)
-        self.layers[layer] = _merge(self.layers[layer], tokens) if layer in self.layers else tokens
-        (self._unfinished.add if message.more else self._unfinished.discard)(layer)
-        self._kept.append(kept)
-        where, encoded = message.positions.ByteSize(), len(message.payload)
-        self.frames.append(
-            FrameSize(
-                layer=layer,
-                kept=tokens.kept,
-                rows=kept.heads,
-                form=message.positions.WhichOneof("form") or "",
-                position_bytes=where,
-                payload_bytes=encoded,
-                unpacked_bytes=len(payload),
-                overhead_bytes=OVERHEAD + len(body) - where - encoded,
-                counts=kept.counts,
-            )
-        )
+        shapes = ((*index.shape, shape.key_dim), (*index.shape, shape.value_dim))
+        keys, values = self._codec.decode(layer, payload, *shapes, index, header.layout)
+        if self._wanted is None or layer in self._wanted:
+            device = self._device
+            tokens = LayerCache(keys.to(device), values.to(device), index.to(device), kept.counts)
+            self.layers[layer] = _merge(self.layers[layer], tokens) if layer in self.layers else tokens
+        return len(payload)
 
-    def _take_trailer(self, header: Header, message: pb.Trailer) -> None:
-        if message.frames != len(self.frames) or message.digest != crc32c(bytes(self._checksums)):
-            raise CorruptError("the frames are not those that were written; have the stream sent again")
-        missing = set(range(len(header.shapes))) - self._whole()
+    def _take_trailer(self, header: Header) -> None:
+        missing = set(range(len(header.shapes))) - self._whole
         if missing:
-            raise CorruptError(f"the stream ends without layers {sorted(missing)}")
+            raise CorruptError(f"the stream ends without all of layers {_spans(missing)}")
+        if header.entries is not None and header.entries != self._entries():
+            raise CorruptError(f"{self._entries()} tokens came, where {header.entries} were announced")
         self.complete = True
+
+
+def _size_of(
+    message: pb.Frame, header: Header, layer: int, tier: int, kept: Kept, unpacked: int, size: int
+) -> FrameSize:
+    form = message.WhichOneof("positions") or "frame"
+    where, encoded = 0 if form == "frame" else len(getattr(message, form)), len(message.payload)
+    heads = header.shapes[layer].kv_heads
+    copies = heads // kept.heads
+    visual = header.layout.visual[: header.length]
+    return FrameSize(
+        layer=layer,
+        tier=tier,
+        kept=kept.rows.size * copies // heads,
+        entries=kept.rows.size * copies,
+        visual=int(visual[kept.rows].sum()) * copies,
+        rows=kept.heads,
+        form=form,
+        position_bytes=where,
+        payload_bytes=encoded,
+        unpacked_bytes=unpacked,
+        overhead_bytes=size - where - encoded,
+        counts=kept.counts,
+    )
+
+
+def _spans(layers: Collection[int]) -> str:
+    """``0, 2 to 5, 9``."""
+    text: list[str] = []
+    ordered = sorted(layers)
+    for layer in ordered:
+        if layer - 1 not in layers:
+            last = next(x for x in range(layer, layer + len(ordered)) if x + 1 not in layers)
+            text.append(str(layer) if last == layer else f"{layer} to {last}")
+    return ", ".join(text)
 
 
 def _merge(have: LayerCache, come: LayerCache) -> LayerCache:
@@ -272,3 +358,25 @@ def decompress_stream(blob: bytes, device: str | torch.device = "cpu") -> KVCach
     reader = Reader(device)
     reader.feed(blob)
     return reader.cache()
+
+
+def decompress_layers(
+    blob: bytes, layers: Collection[int], device: str | torch.device = "cpu"
+) -> dict[int, LayerCache]:
+    """Some layers of the cache in ``blob``, a whole stream; see :class:`Reader` for what is skipped.
+
+    Raises
+    ------
+    BitstreamError
+        As :meth:`Reader.feed`; checksums and positions of all frames are checked.
+    InputError
+        The stream has no such layer.
+    """
+    reader = Reader(device, layers=layers)
+    reader.feed(blob)
+    if not reader.complete or reader.header is None:
+        raise TruncatedError(f"the stream ends after {len(blob)} bytes, before its trailer; have it sent again")
+    missing = set(layers) - reader.layers.keys()
+    if missing:
+        raise InputError(f"the stream has layers 0 to {len(reader.header.shapes) - 1}, none numbered {_spans(missing)}")
+    return reader.layers

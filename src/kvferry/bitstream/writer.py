@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from kvferry.bitstream import header as headers
 from kvferry.bitstream import positions
-from kvferry.bitstream.records import CHECKSUM, MAGIC, VERSION, Kind, compress, crc32c, record
+from kvferry.bitstream.positions import Places
+from kvferry.bitstream.records import START, Chain, Kind, compress
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs import Codec, encoder_of
 from kvferry.errors import InputError
-from kvferry.wire.bitstream_pb2 import Frame, Trailer
 
 
 class Writer:
@@ -17,51 +17,53 @@ class Writer:
     Parameters
     ----------
     codec
-        Encodes the payloads. The header's recipe must name it, for that is where the reader looks.
-    lossless : bool
-        Compress each payload by zstd where that makes it smaller.
+        Encodes the payloads. The recipe of the cache must name it, for that is where the reader looks. Where that
+        recipe ends in ``zstd``, each payload that gets smaller by it is compressed.
     """
 
-    def __init__(self, codec: Codec, lossless: bool = False) -> None:
+    def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._lossless = lossless
+        self._chain = Chain()
         self._layout: PromptLayout | None = None
-        self._length = 0
-        self._seen: dict[bytes, int] = {}
-        self._frames = 0
-        self._checksums = bytearray()
 
-    def header(self, cache: KVCache) -> bytes:
-        """Magic, version and header. Of the cache's layers only shapes and dtypes are read."""
-        self._layout, self._length = cache.layout, cache.length
+    def header(self, cache: KVCache, tiers: int = 1) -> bytes:
+        """Magic, version and header. Of the cache's layers only shapes, dtypes and counts are read.
+
+        No layer has more frames than ``tiers``.
+        """
+        if not 1 <= tiers <= headers.MAX_TIERS:
+            raise InputError(f"a cache is cut into 1 to {headers.MAX_TIERS} tiers, not {tiers}")
+        self._layout, self._lossless = cache.layout, headers.lossless(cache.recipe)
+        self._places = Places(cache.layout.visual[: cache.length])
         self._codec = encoder_of(self._codec, cache.fingerprint)
-        body = headers.encode(cache).SerializeToString()
+        self._layers, self._tiers = len(cache.layers), tiers
+        self._next = 0
+        self._written: dict[int, int] = {}
+        body = headers.encode(cache, tiers).SerializeToString()
         packed = compress(body)
         if len(packed) < len(body):
-            return MAGIC + bytes([VERSION]) + self._record(Kind.HEADER_ZSTD, packed)
-        return MAGIC + bytes([VERSION]) + self._record(Kind.HEADER, body)
+            return START + self._chain.record(Kind.HEADER_ZSTD, packed)
+        return START + self._chain.record(Kind.HEADER, body)
 
     def frame(self, layer: int, tokens: LayerCache, more: bool = False) -> bytes:
         """Some or all kept ``tokens`` of ``layer``; ``more`` says that another frame of this layer will follow."""
         if self._layout is None:
             raise InputError("write the header before the first frame")
+        self._written[layer] = count = self._written.get(layer, 0) + 1
+        if count + more > self._tiers:
+            raise InputError(f"more frames for layer {layer} than the {self._tiers} tiers that the header announces")
         kept = positions.distinct(tokens.positions.cpu().numpy(), tokens.counts)
-        where = positions.encode(kept, self._length, self._seen)
-        self._seen.setdefault(kept.key, self._frames)
-        self._frames += 1
+        message = self._places.write(kept, layer, tokens.heads)
+        if layer != self._next:
+            message.layer = layer
+        self._next = (layer + 1) % self._layers
+        message.last = not more and count < self._tiers
         payload = self._codec.encode(layer, tokens.keys, tokens.values, tokens.positions, self._layout)
-        message = Frame(layer=layer, more=more, positions=where)
         packed = compress(payload) if self._lossless else payload
-        message.zstd = len(packed) < len(payload)
-        message.payload = packed if message.zstd else payload
-        return self._record(Kind.FRAME, message.SerializeToString())
+        message.stored = self._lossless and len(packed) >= len(payload)
+        message.payload = payload if message.stored else packed
+        return self._chain.record(Kind.FRAME, message.SerializeToString())
 
     def trailer(self) -> bytes:
         """The end of the stream."""
-        message = Trailer(frames=self._frames, digest=crc32c(bytes(self._checksums)))
-        return self._record(Kind.TRAILER, message.SerializeToString())
-
-    def _record(self, kind: Kind, body: bytes) -> bytes:
-        framed = record(kind, body)
-        self._checksums += framed[-CHECKSUM.size :]
-        return framed
+        return self._chain.record(Kind.TRAILER, b"")

@@ -26,6 +26,7 @@ def ask(
     ship_first: Annotated[
         bool, typer.Option("--ship-first", help="Compress without looking at the question (protocol B).")
     ] = False,
+    tiers: Annotated[int, typer.Option(help="Send the most important tokens first, in so many parts.", min=1)] = 1,
     uplink: Annotated[str | None, typer.Option(help="Emulate a link of this rate, like 10mbit.")] = None,
     downlink: Annotated[str | None, typer.Option(help="The same for the way back.")] = None,
     delay: Annotated[float, typer.Option(help="One-way delay of the emulated link, in ms.", min=0)] = 0.0,
@@ -69,6 +70,7 @@ def ask(
             recipe=recipe,
             mode="image" if mode == "image" else "kv",
             ship_first=ship_first,
+            tiers=tiers,
             max_new_tokens=max_new_tokens,
             on_token=speak,
             on_sent=bar.show,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kvferry.bitstream import Reader
+from kvferry.bitstream import MAX_TIERS, Reader
 from kvferry.errors import FingerprintError, InputError
 from kvferry.modes.base import OnToken, cut
 from kvferry.recipe import Recipe, write_frames
@@ -26,10 +27,18 @@ class KVSender:
     ship_first : bool
         Protocol B: the scene is prefilled and selected without looking at the question, which the cloud then asks.
         Otherwise (protocol A) the question is part of the prompt and may guide the selection.
+    tiers : int
+        See :func:`kvferry.compress`.
     """
 
     def __init__(
-        self, vlm: VLM, images: Sequence[Any], question: str, recipe: str | Recipe, ship_first: bool = False
+        self,
+        vlm: VLM,
+        images: Sequence[Any],
+        question: str,
+        recipe: str | Recipe,
+        ship_first: bool = False,
+        tiers: int = 1,
     ) -> None:
         self.bf16_bytes: int | None = None
         self.kept: Summary | None = None
@@ -39,11 +48,14 @@ class KVSender:
         self._question = question
         self._recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
         self._ship_first = ship_first
+        self._tiers = tiers
         self._prefilled: Prefilled | None = None
 
     def start(self) -> pb.AskRequest.Start:
         if not self._question.strip():
             raise InputError("the question is empty; ask something")
+        if not 1 <= self._tiers <= MAX_TIERS:
+            raise InputError(f"a cache travels in 1 to {MAX_TIERS} tiers, not {self._tiers}")
         return pb.AskRequest.Start(
             mode=pb.MODE_KV,
             fingerprint=self._vlm.fingerprint,
@@ -54,7 +66,9 @@ class KVSender:
     def prepare(self) -> None:
         began = time.perf_counter()
         question = None if self._ship_first else self._question
-        self._prefilled = self._vlm.prefill(self._images, question, recipe=self._recipe)
+        prefilled = self._vlm.prefill(self._images, question, recipe=self._recipe)
+        # the cloud knows its model by the fingerprint
+        self._prefilled = replace(prefilled, cache=replace(prefilled.cache, model_name=""))
         self.bf16_bytes = self._prefilled.cache.full_bf16_bytes
         self.prefill_seconds = time.perf_counter() - began
 
@@ -71,9 +85,9 @@ class KVSender:
             yield piece
 
     def _pieces(self, prefilled: Prefilled) -> Iterator[bytes]:
-        kept = self._recipe.keep(prefilled)
+        kept, importance = self._recipe.rank(prefilled, self._tiers)
         self.kept = summarise_cache(kept)
-        yield from write_frames(kept, self._recipe)
+        yield from write_frames(kept, self._recipe, importance, self._tiers)
 
 
 class KVReceiver:

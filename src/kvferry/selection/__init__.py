@@ -16,6 +16,7 @@ from kvferry.selection.q2c import Q2C
 from kvferry.selection.random import Random
 from kvferry.selection.snapkv import SnapKV
 from kvferry.selection.streaming import Streaming
+from kvferry.selection.tiers import Importance, Order, in_tiers
 from kvferry.selection.value_norm import ValueNorm
 from kvferry.selection.vlcache import VLCache
 
@@ -36,6 +37,6 @@ SCORERS: dict[str, type] = {
 }
 
 __all__ = [
-    "BUDGETS", "MERGES", "POLICIES", "SCORERS", "SINKS", "Budget", "Merge", "Policy", "Scorer", "Selection", "choose",
-    "evict", "kept_count", "least_count",
+    "BUDGETS", "MERGES", "POLICIES", "SCORERS", "SINKS", "Budget", "Importance", "Merge", "Order", "Policy", "Scorer",
+    "Selection", "choose", "evict", "in_tiers", "kept_count", "least_count",
 ]  # fmt: skip
