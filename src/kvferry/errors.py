@@ -55,7 +55,7 @@ class CorruptError(BitstreamError):
 
 
 class VersionError(BitstreamError):
-    """The bitstream was written by a newer version of the format."""
+    """The bitstream is of another version of the format, or names what this version does not have."""
 
 
 class FingerprintError(KVFerryError):

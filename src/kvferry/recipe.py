@@ -228,9 +228,7 @@ class Recipe:
         return source, Evidence()
 
 
-def compress(
-    source: Prefilled | KVCache, recipe: str | Recipe, tiers: int = 1, order: Order = "importance"
-) -> bytes:
+def compress(source: Prefilled | KVCache, recipe: str | Recipe, tiers: int = 1, order: Order = "importance") -> bytes:
     """Select, encode and write ``source`` as one bitstream.
 
     Parameters
@@ -290,6 +288,11 @@ def decompress(blob: bytes, device: str | torch.device = "cpu") -> KVCache:
     BitstreamError
         The bytes are truncated, corrupt, or of a newer version: :class:`~kvferry.errors.TruncatedError`,
         :class:`~kvferry.errors.CorruptError`, :class:`~kvferry.errors.VersionError`.
+
+    See Also
+    --------
+    kvferry.bitstream.Reader : decodes while bytes arrive, and what has arrived of a stream in tiers.
+    kvferry.decompress_layers : some layers only.
     """
     return decompress_stream(blob, device)
 

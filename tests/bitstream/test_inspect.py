@@ -27,6 +27,24 @@ def test_people_see_where_the_bytes_went() -> None:
     text = run(str(FILE))
     for word in ("knorm@0.25|int3|zstd", "golden", "20 of them visual", "layer 0", "layer 1", "header", "trailer"):
         assert word in text
+    assert "layout.token_ids" in text
+    assert "by tier" not in text
+
+
+def test_tiers_and_layers_are_summed_up() -> None:
+    name = golden.DATA / "knorm-int2-tiers.kvf"
+    text = run(str(name))
+    for word in ("by tier", "by layer", "layer 1, tier 2"):
+        assert word in text
+    report = json.loads(run(str(name), "--json"))
+    frames = sum(frame["entries"] for frame in report["frames"])
+    for shares, count in ((report["by_tier"], 3), (report["by_layer"], 2)):
+        assert len(shares) == count
+        assert sum(share["total"] for share in shares) == (
+            report["total_bytes"] - report["header_bytes"] - report["trailer_bytes"]
+        )
+        assert sum(share["entries"] for share in shares) == frames
+    assert sum(report["header"].values()) == report["header_bytes"]
 
 
 def test_scripts_get_one_object() -> None:

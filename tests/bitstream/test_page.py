@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,7 +281,9 @@ class Stream:
             data = unzstd(data)
         ragged = len({len(row) for row in kept}) > 1
         shape = (1, sum(map(len, kept))) if ragged else (heads, len(kept[0]))
-        parts = [sum(part, []) for part in payload(data, self.codec, *shape, (dims[0], dims[1]))]
+        parts = [
+            [vector for row in part for vector in row] for part in payload(data, self.codec, *shape, (dims[0], dims[1]))
+        ]
         vectors = zip(*parts, strict=True)
         for head, row in enumerate(kept):
             for position in row:
@@ -324,7 +327,11 @@ class Stream:
         return about | self.layout | {"layers": described, "sha256": sha.hexdigest()}
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+PLAIN = [name for name, one in EXPECTED.items() if re.search(r"\|(bf16|int\d)(\|zstd)?$", one["recipe"])]
+"""Streams of the codecs whose payloads the page describes."""
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_the_page_reads_every_vector(name: str) -> None:
     stream = Stream((DATA / f"{name}.kvf").read_bytes())
     assert stream.ended

@@ -1,5 +1,6 @@
 """Positions, layouts and headers, each on its own."""
 
+import contextlib
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -10,113 +11,156 @@ from hypothesis import given
 from kvferry.bitstream import header as headers
 from kvferry.bitstream import layout as layouts
 from kvferry.bitstream import positions
-from kvferry.bitstream.records import compress, decompress
+from kvferry.bitstream.positions import Kept, Places, read_sparse, write_sparse
+from kvferry.bitstream.records import ZSTD_MAGIC, compress, decompress
+from kvferry.bitstream.varints import read_varint, read_varints, write_varints
 from kvferry.cache import PromptLayout
-from kvferry.errors import CorruptError
+from kvferry.errors import CorruptError, VersionError
 from kvferry.wire import bitstream_pb2 as pb
 from tests.helpers import cache, layout
 
-
-@st.composite
-def selections(draw: st.DrawFn) -> tuple[np.ndarray, int]:
-    length, heads = draw(st.integers(1, 300)), draw(st.integers(1, 4))
-    kept = draw(st.integers(0, length))
-    rng = np.random.default_rng(draw(st.integers(0, 999)))
-    rows = [np.sort(rng.permutation(length)[:kept]) for _ in range(heads)]
-    return np.array(rows, np.int64).reshape(heads, kept), length
-
-
-@given(selections())
-def test_positions_survive(selection: tuple[np.ndarray, int]) -> None:
-    rows, length = selection
-    message = positions.encode(positions.distinct(rows), length, {})
-    back = positions.decode(message, length, len(rows), [])
-    assert np.array_equal(np.broadcast_to(back.rows, rows.shape), rows)
-    form = message.WhichOneof("form")
-    assert len(getattr(message, form)) <= -(-len(back.rows) * length // 8)
-
-
-@given(selections())
-def test_repeated_positions_cost_a_reference(selection: tuple[np.ndarray, int]) -> None:
-    rows, length = selection
-    distinct = positions.distinct(rows)
-    message = positions.encode(distinct, length, {distinct.key: 5})
-    assert message.frame == 5
-    assert message.ByteSize() <= 7
-    assert positions.decode(message, length, len(rows), [distinct] * 6) is distinct
+LENGTHS = st.one_of(st.integers(1, 300), st.just(3000))
 
 
 @st.composite
-def ragged(draw: st.DrawFn) -> tuple[positions.Kept, int]:
-    length, heads = draw(st.integers(1, 300)), draw(st.integers(2, 4))
-    counts = draw(st.lists(st.integers(0, length), min_size=heads, max_size=heads).filter(lambda x: len(set(x)) > 1))
+def selections(draw: st.DrawFn, length: int | None = None) -> tuple[Kept, int, int]:
+    """Positions, the prompt's length and the number of heads; 3000 tokens are too many for the range coder."""
+    length, heads = length or draw(LENGTHS), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 999)))
+    most = st.integers(0, min(length, 300))
+    counts = draw(st.one_of(most.map(lambda x: [x] * heads), st.lists(most, min_size=heads, max_size=heads)))
     rows = [np.sort(rng.permutation(length)[:count]) for count in counts]
-    return positions.Kept(np.concatenate(rows)[None].astype(np.int64), tuple(counts)), length
+    if len(set(counts)) > 1:
+        return Kept(np.concatenate(rows)[None].astype(np.int64), tuple(counts)), length, heads
+    return positions.distinct(np.array(rows, np.int64).reshape(heads, -1)), length, heads
 
 
-@given(ragged())
-def test_ragged_positions_survive(selection: tuple[positions.Kept, int]) -> None:
-    kept, length = selection
-    message = positions.encode(kept, length, {})
-    back = positions.decode(message, length, kept.heads, [])
-    assert back.counts == kept.counts
-    assert np.array_equal(back.rows, kept.rows)
-    again = positions.encode(kept, length, {kept.key: 2})
-    assert positions.decode(again, length, kept.heads, [back] * 3) is back
-    for wrong in (replace_field(message, ragged=False), replace_field(message, kept=message.kept + 1)):
-        with pytest.raises(CorruptError):
-            positions.decode(wrong, length, kept.heads, [])
-    with pytest.raises(CorruptError):
-        positions.decode(replace_field(again, ragged=False), length, kept.heads, [back] * 3)
+def same(one: Kept, other: Kept) -> bool:
+    return one.counts == other.counts and np.array_equal(one.rows, other.rows)
 
 
-def replace_field(message: pb.Positions, **fields: int) -> pb.Positions:
-    changed = pb.Positions()
-    changed.CopyFrom(message)
-    for name, value in fields.items():
-        setattr(changed, name, value)
-    return changed
+def places(length: int, visual: bool = False) -> Places:
+    return Places(np.full(length, visual))
+
+
+@given(LENGTHS.flatmap(lambda length: st.lists(selections(length), min_size=1, max_size=4)))
+def test_positions_survive(frames: list[tuple[Kept, int, int]]) -> None:
+    length = frames[0][1]
+    visual = np.random.default_rng(length).random(length) < 0.5
+    writer, reader = Places(visual), Places(visual)
+    for layer, (kept, _, heads) in enumerate(frames):
+        frame = writer.write(kept, layer, heads)
+        form = frame.WhichOneof("positions")
+        assert len(getattr(frame, form) if form and form != "frame" else b"") <= -(-kept.heads * length // 8)
+        assert same(reader.read(frame, layer, heads), kept)
+
+
+@given(selections(), st.integers(2, 4))
+def test_positions_in_tiers_survive(selection: tuple[Kept, int, int], tiers: int) -> None:
+    whole, length, heads = selection
+    writer, reader = places(length, True), places(length, True)
+    for layer in (0, 1):
+        for tier in range(tiers):
+            mask = whole.mask(length)
+            mask[:, np.arange(length) % tiers != tier] = False
+            rows = [np.flatnonzero(row) for row in mask]
+            counts = tuple(map(len, rows))
+            ragged = len(set(counts)) > 1
+            flat = np.concatenate(rows)
+            kept = Kept(flat[None], counts) if ragged else positions.distinct(flat.reshape(len(rows), -1))
+            assert same(reader.read(writer.write(kept, layer, heads), layer, heads), kept)
+
+
+@given(selections())
+def test_repeated_positions_cost_a_reference(selection: tuple[Kept, int, int]) -> None:
+    kept, length, heads = selection
+    other = Kept(np.zeros((1, 1), np.int64) if kept.rows.shape[1] != 1 else np.zeros((1, 0), np.int64))
+    writer, reader = places(length), places(length)
+    sizes = []
+    for layer, rows in enumerate((kept, kept, other, kept)):
+        frame = writer.write(rows, layer, heads)
+        sizes.append(frame.ByteSize())
+        assert same(reader.read(frame, layer, heads), rows)
+    assert sizes[1] == 0
+    assert sizes[3] == 2
 
 
 @given(st.lists(st.integers(0, 2**35 - 1), max_size=30))
 def test_varints_survive(numbers: list[int]) -> None:
     array = np.array(numbers, np.int64)
-    assert np.array_equal(positions.read_varints(positions.write_varints(array), 2**35), array)
+    data = write_varints(array)
+    assert np.array_equal(read_varints(data, 2**35), array)
+    at, read = 0, []
+    while at < len(data):
+        head = read_varint(data, at)
+        assert head is not None
+        read.append(head[0])
+        at = head[1]
+    assert read == numbers
+    assert read_varint(b"\x80\x80", 0) is None
+
+
+@given(st.integers(1, 5000), st.integers(0, 999), st.floats(0, 1))
+def test_sparse_positions_are_near_their_entropy(limit: int, seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = np.flatnonzero(rng.random(limit) < share)
+    data = write_sparse(numbers, limit)
+    assert np.array_equal(read_sparse(data, limit), numbers)
+    if len(numbers):
+        assert 8 * len(data) <= len(numbers) * (3 + np.log2(limit / len(numbers))) + 24
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        pb.Positions(kept=1),
-        pb.Positions(kept=11, runs=b"\0\x0b"),
-        pb.Positions(kept=2, rows=3, bitmap=b"\0\0"),
-        pb.Positions(kept=2, bitmap=b"\xff\3"),
-        pb.Positions(kept=2, bitmap=b"\3"),
-        pb.Positions(kept=2, bitmap=b"\0\x0c"),
-        pb.Positions(kept=2, gaps=b"\0"),
-        pb.Positions(kept=2, gaps=b"\0\x80"),
-        pb.Positions(kept=2, gaps=b"\x08\5"),
-        pb.Positions(kept=2, gaps=b"\0\xff\xff\xff\xff\x7f"),
-        pb.Positions(kept=2, gaps=b"\0\xff\xff\xff\xff\xff\x01"),
-        pb.Positions(kept=2, runs=b"\0"),
-        pb.Positions(kept=2, runs=b"\0\3"),
-        pb.Positions(kept=2, runs=b"\x09\2"),
-        pb.Positions(kept=2, frame=1),
-        pb.Positions(kept=2, rows=2, runs=b"\0\3\7\1"),
-        pb.Positions(kept=4, rows=2, ragged=True, runs=b"\0\2\x08\2"),
-        pb.Positions(kept=3, rows=2, ragged=True, runs=b"\0\2\x08\2"),
-        pb.Positions(kept=21, rows=2, ragged=True, runs=b"\0\x15"),
-        pb.Positions(kept=3, ragged=True, runs=b"\0\3"),
-        pb.Positions(kept=3, rows=3, ragged=True, runs=b"\0\3"),
-        pb.Positions(kept=2**32 - 1, rows=2, ragged=True, bitmap=b"\xff\xff\xff"),
-        pb.Positions(kept=2, rows=2, ragged=True, gaps=b"\x12\1"),
-        pb.Positions(kept=1, ragged=True, frame=0),
+        pb.Frame(runs=b"\0\x15"),
+        pb.Frame(runs=b"\0"),
+        pb.Frame(runs=b"\x13\2"),
+        pb.Frame(runs=b"\0\1\0\1\0\0\x12\x81"),
+        pb.Frame(runs=b"\0\xff\xff\xff\xff\x7f"),
+        pb.Frame(runs=b"\0\xff\xff\xff\xff\xff\x01"),
+        pb.Frame(shared=True, runs=b"\x09\2"),
+        pb.Frame(bitmap=b"\0\0"),
+        pb.Frame(bitmap=b"\0\0\0\0"),
+        pb.Frame(bitmap=b"\0\0\xff"),
+        pb.Frame(shared=True, bitmap=b"\0\x0c"),
+        pb.Frame(sparse=b""),
+        pb.Frame(sparse=b"\x80"),
+        pb.Frame(sparse=b"\2"),
+        pb.Frame(sparse=b"\0\xff"),
+        pb.Frame(sparse=b"\1\0\0"),
+        pb.Frame(sparse=b"\1\x0f\2"),
+        pb.Frame(sparse=b"\xff\xff\xff\xff\x0f\1"),
+        pb.Frame(coded=bytes(9)),
+        pb.Frame(frame=1),
+        pb.Frame(frame=2**32 - 1),
+        pb.Frame(frame=0, shared=True),
+        pb.Frame(shared=True),
     ],
 )
-def test_positions_that_cannot_be(message: pb.Positions) -> None:
+def test_positions_that_cannot_be(message: pb.Frame) -> None:
+    memory = places(10)
+    memory.write(Kept(np.array([[1]])), 0, 2)
     with pytest.raises(CorruptError):
-        positions.decode(message, 10, 2, [positions.Kept(np.array([[1]]))])
+        memory.read(message, 1, 2)
+
+
+def test_positions_before_any_frame_or_of_other_heads() -> None:
+    with pytest.raises(CorruptError, match="not come yet"):
+        places(10).read(pb.Frame(), 0, 1)
+    memory = places(10)
+    memory.write(Kept(np.array([[1], [2]])), 0, 2)
+    with pytest.raises(CorruptError, match="another shape"):
+        memory.read(pb.Frame(), 1, 3)
+    with pytest.raises(CorruptError, match="possible are 4096"):
+        places(5000).read(pb.Frame(coded=b""), 0, 1)
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_coded_positions_or_refused(data: bytes) -> None:
+    with contextlib.suppress(CorruptError):
+        kept = places(50, True).read(pb.Frame(coded=data), 0, 2)
+        assert kept.mask(50).shape == (2, 50)
 
 
 def assert_same(one: PromptLayout, other: PromptLayout) -> None:
@@ -129,7 +173,7 @@ def assert_same(one: PromptLayout, other: PromptLayout) -> None:
 def test_a_picture_costs_a_few_bytes() -> None:
     message = layouts.encode(layout(rows=30, columns=40))
     assert not message.positions
-    assert message.ByteSize() < 80
+    assert message.ByteSize() < 45
     assert_same(layout(rows=30, columns=40), layouts.decode(message))
 
 
@@ -173,21 +217,25 @@ def test_two_pictures_and_text_only() -> None:
     [
         {"axes": 2},
         {"segments": []},
-        {"segments": [pb.Segment(count=0)]},
-        {"segments": [pb.Segment(count=2**32 - 1, fill=1)]},
-        {"segments": [pb.Segment(count=2, fill=2**32 - 1)]},
-        {"segments": [pb.Segment(count=2, kind=3, fill=1)]},
-        {"segments": [pb.Segment(count=2, kind=12, fill=1)]},
-        {"segments": [pb.Segment(count=2)]},
-        {"segments": [pb.Segment(count=2, fill=1)], "token_ids": [3]},
-        {"segments": [pb.Segment(count=2, kind=1, fill=1)], "axes": 3},
-        {"segments": [pb.Segment(count=2, fill=1)], "positions": [1]},
-        {"segments": [pb.Segment(count=2, fill=1)], "positions": [2**31 - 1, 2**31 - 1]},
+        {"segments": [0, 0]},
+        {"segments": [2]},
+        {"segments": [2, 1]},
+        {"segments": [2**32 - 1, 1, 1]},
+        {"segments": [2, 1, 2**32 - 1]},
+        {"segments": [2, 7, 1]},
+        {"segments": [2, 25, 1]},
+        {"segments": [2, 0]},
+        {"segments": [2, 1, 1], "token_ids": [3]},
+        {"segments": [2, 3, 1], "axes": 3},
+        {"segments": [2, 3, 1], "axes": 3, "grids": [1, 2]},
+        {"segments": [2, 3, 1], "axes": 3, "grids": [0, 2, 2]},
+        {"segments": [2, 1, 1], "positions": [1]},
+        {"segments": [2, 1, 1], "positions": [2**31 - 1, 2**31 - 1]},
     ],
 )
 def test_layouts_that_cannot_be(change: dict[str, object]) -> None:
     with pytest.raises(CorruptError):
-        layouts.decode(pb.Layout(**{"axes": 1, **change}))  # type: ignore[arg-type]
+        layouts.decode(pb.Layout(**change))  # type: ignore[arg-type]
 
 
 def test_a_fingerprint_takes_half_its_letters() -> None:
@@ -204,8 +252,7 @@ def test_a_fingerprint_takes_half_its_letters() -> None:
         {"repeat": 2**32 - 1},
         {"kv_heads": 0},
         {"key_dim": 2**31},
-        {"value_dim": 0},
-        {"dtype": 0},
+        {"value_dim": 65537},
         {"dtype": 77},
         {"kv_heads": 65536, "key_dim": 65536},
     ],
@@ -218,17 +265,36 @@ def test_headers_that_cannot_be(layer: dict[str, int]) -> None:
         headers.decode(message, 1 << 30)
 
 
-@pytest.mark.parametrize("length", [0, 33])
-def test_lengths_that_cannot_be(length: int) -> None:
+@pytest.mark.parametrize("change", [{"pending": 32}, {"pending": 2**32 - 1}, {"tiers": 65}])
+def test_lengths_and_tiers_that_cannot_be(change: dict[str, int]) -> None:
     message = headers.encode(cache())
-    message.length = length
+    for name, value in change.items():
+        setattr(message, name, value)
     with pytest.raises(CorruptError):
         headers.decode(message, 1 << 30)
+
+
+def test_values_of_another_width_than_keys() -> None:
+    one = cache(layers=1)
+    wide = replace(one, layers=(replace(one.layers[0], values=one.layers[0].keys.repeat(1, 1, 2)),))
+    for source, size in ((one, 0), (wide, 16)):
+        message = headers.encode(source)
+        assert message.layers[0].value_dim == size
+        shape = headers.decode(message, 1 << 30).shapes[0]
+        assert (shape.key_dim, shape.value_dim) == (8, size or 8)
+
+
+def test_an_unknown_lossless_stage_is_a_matter_of_version() -> None:
+    assert not headers.lossless("full|bf16")
+    assert headers.lossless("full|bf16|zstd")
+    with pytest.raises(VersionError, match="lossless"):
+        headers.lossless("full|bf16|brotli")
 
 
 def test_decompression_is_bounded() -> None:
     bomb = compress(bytes(1 << 20))
     assert len(bomb) < 200
+    assert not bomb.startswith(ZSTD_MAGIC)
     with pytest.raises(CorruptError, match="at most 1000"):
         decompress(bomb, 1000)
     for broken in (bomb[:-1], bomb + b"x", b"", b"zzzz"):

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import google_crc32c
 import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
 
 from kvferry.bitstream import Reader, Writer, inspect
-from kvferry.bitstream.records import Kind, record
+from kvferry.bitstream.records import CHECKSUM, START, Kind
+from kvferry.bitstream.varints import write_varint
 from kvferry.cache import KVCache, LayerCache
 from kvferry.codecs import Integer
 from kvferry.errors import CorruptError, InputError, TruncatedError, VersionError
@@ -59,7 +61,7 @@ def test_layers_attach_as_they_arrive() -> None:
 
 def in_tiers(source: KVCache, order: list[tuple[int, slice, bool]]) -> bytes:
     writer = Writer(Integer(8))
-    out = [writer.header(source)]
+    out = [writer.header(source, 2)]
     for index, part, more in order:
         layer = source.layers[index]
         out.append(writer.frame(index, layer.take(torch.arange(layer.kept)[part].expand(2, -1)), more))
@@ -71,7 +73,7 @@ def test_a_layer_may_come_in_tiers() -> None:
     odd, even = slice(1, None, 2), slice(0, None, 2)
     tiers = in_tiers(source, [(0, odd, True), (1, odd, True), (0, even, False), (1, even, False)])
     assert same(decompress(tiers), decompress(compress(source, "full|int8")))
-    assert [frame.form for frame in inspect(tiers).frames] == ["bitmap", "frame", "bitmap", "frame"]
+    assert [frame.form for frame in inspect(tiers).frames] == ["coded", "frame", "coded", "frame"]
 
 
 def test_ragged_layers_cross_and_may_come_in_tiers() -> None:
@@ -87,7 +89,7 @@ def test_ragged_layers_cross_and_may_come_in_tiers() -> None:
     assert {(frame.rows, frame.kept) for frame in frames} == {(2, 9)}
 
     writer = Writer(Integer(8))
-    out = [writer.header(kept)]
+    out = [writer.header(kept, 2)]
     for index, layer in enumerate(kept):
         for start in (0, 1):
             tier = [x.take(torch.arange(start, x.kept, 2)[None]) for x in layer.split()]
@@ -98,10 +100,11 @@ def test_ragged_layers_cross_and_may_come_in_tiers() -> None:
 @pytest.mark.parametrize(
     ("order", "says"),
     [
-        ([(0, slice(0, 5), True), (1, slice(0, 5), False)], r"without layers \[0\]"),
-        ([(0, slice(0, 5), False)], r"without layers \[1\]"),
+        ([(0, slice(0, 5), True), (1, slice(0, 5), False)], "without all of layers 0$"),
+        ([(0, slice(0, 5), False)], "without all of layers 1$"),
         ([(0, slice(0, 5), False), (0, slice(5, 9), False)], "whole already"),
         ([(0, slice(0, 5), True), (0, slice(4, 9), False)], "same token"),
+        ([(0, slice(0, 5), False), (1, slice(0, 5), False)], "20 tokens came, where 124 were announced"),
     ],
 )
 def test_tiers_that_do_not_fit(order: list[tuple[int, slice, bool]], says: str) -> None:
@@ -112,6 +115,12 @@ def test_tiers_that_do_not_fit(order: list[tuple[int, slice, bool]], says: str) 
 def test_frames_need_a_header() -> None:
     with pytest.raises(InputError, match="header"):
         Writer(Integer(8)).frame(0, cache().layers[0])
+    writer = Writer(Integer(8))
+    with pytest.raises(InputError, match="1 to 64 tiers"):
+        writer.header(cache(), 65)
+    writer.header(cache())
+    with pytest.raises(InputError, match="more frames for layer 0 than the 1 tiers"):
+        writer.frame(0, cache().layers[0], more=True)
 
 
 @pytest.mark.parametrize("recipe", ["full|bf16", INT8, "none|int1", "random@0.2|int5", "knorm@0.2,budget=head|int5"])
@@ -131,7 +140,7 @@ def test_every_byte_is_accounted_for(recipe: str) -> None:
 def test_overhead_is_small() -> None:
     prompt = layout(text_before=10, rows=12, columns=12, question=40, tail=5)
     source = cache(prompt, layers=6, heads=2, dim=32)
-    assert inspect(compress(source, "random@0.1|int4")).overhead_bytes < 400
+    assert inspect(compress(source, "random@0.1|int4")).overhead_bytes < 270
 
 
 def test_zstd_is_used_only_where_it_helps() -> None:
@@ -148,13 +157,15 @@ def test_not_a_bitstream() -> None:
             decompress(blob)
     with pytest.raises(TruncatedError):
         decompress(b"")
-    with pytest.raises(VersionError, match="version 2"):
-        decompress(b"KVF\x02")
+    with pytest.raises(VersionError, match=r"version 3.*update it"):
+        decompress(b"KVF\x03")
+    with pytest.raises(VersionError, match=r"version 1.*write it again"):
+        decompress(b"KVF\x01")
 
 
 def test_bytes_after_the_end() -> None:
     blob = compress(cache(), INT8)
-    for more in (b"\0", record(Kind.FRAME, b""), record(200, b"")):  # type: ignore[arg-type]
+    for more in (b"\0", record(blob, Kind.FRAME, b""), record(blob, 200, b"")):
         with pytest.raises(CorruptError, match="end of the stream"):
             decompress(blob + more)
 
@@ -174,29 +185,34 @@ def test_size_is_bounded_before_allocation() -> None:
 
 def test_unknown_records_and_fields() -> None:
     header, *rest = compress_frames(cache(), INT8)
-    ignored = record(128, b"a comment")  # type: ignore[arg-type]
-    reader = Reader()
-    with pytest.raises(CorruptError, match="not those that were written"):
-        # it is skipped, but the trailer, which counts it in, was written without it
-        reader.feed(header + ignored + b"".join(rest))
-    assert len(reader.layers) == 3
+    blob = header + record(header, 128, b"a comment")
+    with pytest.raises(CorruptError, match="kind 3 is wrong"):
+        # it is skipped, but the checksums that follow were written without it
+        Reader().feed(blob + b"".join(rest))
+    for piece in rest:
+        blob += record(blob, piece[0], piece[1 + len(write_varint(len(piece))) : -CHECKSUM.size])
+    assert same(decompress(blob), decompress(compress(cache(), INT8)))
+    report = inspect(blob)
+    assert report.header_bytes + report.trailer_bytes + sum(frame.total for frame in report.frames) == len(blob)
     with pytest.raises(VersionError, match="kind 9"):
-        Reader().feed(header + record(9, b""))  # type: ignore[arg-type]
+        Reader().feed(header + record(header, 9, b""))
 
     def with_field(number: int) -> bytes:
-        unknown = _varint(number << 3) + b"\1"
-        return header + record(Kind.FRAME, pb.Frame(layer=0).SerializeToString() + unknown)
+        unknown = write_varint(number << 3) + b"\1"
+        return header + record(header, Kind.FRAME, pb.Frame(layer=0).SerializeToString() + unknown)
 
     with pytest.raises(VersionError, match="field 999 of Frame"):
         Reader().feed(with_field(999))
-    with pytest.raises(CorruptError, match="without positions"):
+    with pytest.raises(CorruptError, match="not come yet"):
         Reader().feed(with_field(1000))
 
 
 def test_frames_in_another_order_are_noticed() -> None:
     header, first, second, third, trailer = compress_frames(cache(), "full|int8")
-    with pytest.raises(CorruptError):
-        decompress(header + first + third + second + trailer)
+    for changed in ((first, third), (second,), (first, first), (first, trailer)):
+        with pytest.raises(CorruptError, match="checksum"):
+            Reader().feed(header + b"".join(changed))
+    assert Reader().feed(header + first + second + third) == [0, 1, 2]
 
 
 def test_an_error_stays() -> None:
@@ -208,9 +224,7 @@ def test_an_error_stays() -> None:
         reader.cache()
 
 
-def _varint(number: int) -> bytes:
-    out = b""
-    while number > 0x7F:
-        out += bytes([number & 0x7F | 0x80])
-        number >>= 7
-    return out + bytes([number])
+def record(before: bytes, kind: int, body: bytes) -> bytes:
+    """A record to follow the stream ``before``."""
+    framed = bytes([kind]) + write_varint(len(body)) + body
+    return framed + CHECKSUM.pack(google_crc32c.value(before[-len(START) :] + framed))

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import kvferry
 from kvferry import VLM
+from kvferry.bitstream import inspect
 from kvferry.cli import main
 from tests.crossing.process import COMMAND, ENVIRONMENT, CloudProcess
 
@@ -53,9 +54,11 @@ def refused(result: tuple[int, str, str]) -> str:
 def test_ask(run: Ran, cloud: CloudProcess, vlm: VLM, model_folder: Path, picture: Path, tmp_path: Path) -> None:
     saved = tmp_path / "scene.kvf"
     options = ["--cloud", cloud.address, "--model", model_folder, "--recipe", "q2c@0.25|int4", "--uplink", "10mbit"]
+    options += ["--tiers", 2]
     code, out, err = run("ask", picture, QUESTION, *options, "--save", saved)
     assert code == 0, err
     here = vlm.answer(kvferry.decompress(saved.read_bytes()))
+    assert inspect(saved.read_bytes()).tiers == 2
     assert out == here + "\n"
     assert "q2c@0.25|int4" in err
     assert "on the wire" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,7 @@ from PIL import Image
 
 import kvferry
 from kvferry import VLM, Edge
+from kvferry.bitstream import inspect
 from kvferry.summary import summarise_cache
 from tests.crossing.process import CloudProcess
 
@@ -27,7 +29,7 @@ RECIPES = [
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_cache_crosses(edge: Edge, vlm: VLM, picture: Path, recipe: str) -> None:
     prefilled = vlm.prefill([picture], QUESTION, recipe=recipe)
-    blob = kvferry.compress(prefilled, recipe)
+    blob = kvferry.compress(replace(prefilled, cache=replace(prefilled.cache, model_name="")), recipe)
     pieces: list[str] = []
     kept = io.BytesIO()
     answer = edge.ask([picture], QUESTION, recipe=recipe, on_token=lambda _, text: pieces.append(text), keep=kept)
@@ -39,6 +41,16 @@ def test_cache_crosses(edge: Edge, vlm: VLM, picture: Path, recipe: str) -> None
     assert answer.bf16_bytes == prefilled.cache.full_bf16_bytes
     assert answer.kept == summarise_cache(kvferry.decompress(blob))
     assert answer.wire_bytes_up is None
+
+
+def test_cache_crosses_in_tiers(edge: Edge, vlm: VLM, picture: Path) -> None:
+    recipe, kept = "snapkv@0.5|int8|zstd", io.BytesIO()
+    prefilled = vlm.prefill([picture], QUESTION, recipe=recipe)
+    answer = edge.ask([picture], QUESTION, recipe=recipe, tiers=3, keep=kept)
+    assert answer.text == vlm.answer(kvferry.decompress(kvferry.compress(prefilled, recipe)))
+    assert max(frame.tier for frame in inspect(kept.getvalue()).frames) == 2
+    with pytest.raises(kvferry.InputError, match="1 to 64 tiers"):
+        edge.ask([picture], QUESTION, recipe=recipe, tiers=65)
 
 
 def test_scene_ships_before_the_question(edge: Edge, vlm: VLM, picture: Path) -> None:

@@ -31,7 +31,7 @@ class Contexts:
     def __init__(self, visual: Mask) -> None:
         self.kept = [_START] * 24
         self.dropped = [_START] * 24
-        self._visual = visual.astype(np.int64)
+        self._visual = visual
 
     def copy(self) -> Contexts:
         """For a trial that may be given up."""

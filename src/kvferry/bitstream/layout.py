@@ -40,7 +40,7 @@ def encode(layout: PromptLayout) -> Layout:
 def decode(message: Layout) -> PromptLayout:
     """The layout, or :class:`CorruptError`; nothing larger than :data:`MAX_TOKENS` tokens is ever allocated."""
     segments = _segments(message)
-    counts = [segment.count for segment in segments]
+    counts = [segment.size for segment in segments]
     n = sum(counts)
     if not 0 < n <= MAX_TOKENS or 0 in counts:
         raise CorruptError(f"a prompt of {n} tokens (possible are 1 to {MAX_TOKENS})")
@@ -99,7 +99,7 @@ def follow(modality: npt.NDArray[np.uint8], grids: tuple[tuple[int, int, int], .
 
 
 class _Segment(NamedTuple):
-    count: int
+    size: int
     kind: int
     fill: int | None
 
@@ -108,9 +108,9 @@ def _segments(message: Layout) -> list[_Segment]:
     numbers = iter(message.segments)
     segments = []
     try:
-        for count in numbers:
+        for size in numbers:
             kind, filled = divmod(next(numbers), 2)
-            segments.append(_Segment(count, kind, next(numbers) if filled else None))
+            segments.append(_Segment(size, kind, next(numbers) if filled else None))
     except StopIteration:
         raise CorruptError("a segment of the prompt is cut short") from None
     return segments
@@ -118,7 +118,8 @@ def _segments(message: Layout) -> list[_Segment]:
 
 def _delta(positions: Positions) -> int:
     """From a prompt's length to the position after its largest."""
-    return int(positions.max()) + 1 - positions.shape[1]
+    length: int = positions.shape[1]
+    return int(positions.max()) + 1 - length
 
 
 def _runs(values: npt.NDArray[np.generic]) -> list[tuple[int, int]]:
@@ -132,14 +133,14 @@ def _tokens(message: Layout, segments: list[_Segment], n: int) -> npt.NDArray[np
     tokens = np.empty(n, np.int64)
     start = used = 0
     for segment in segments:
-        stop = start + segment.count
+        stop = start + segment.size
         if segment.fill is not None:
             tokens[start:stop] = segment.fill
         else:
-            if used + segment.count > len(written):
+            if used + segment.size > len(written):
                 raise CorruptError("the prompt has fewer tokens than its segments say")
-            tokens[start:stop] = written[used : used + segment.count]
-            used += segment.count
+            tokens[start:stop] = written[used : used + segment.size]
+            used += segment.size
         start = stop
     if used != len(written) or int(tokens.max()) > _INT32.max:
         raise CorruptError("the prompt's tokens do not fit its segments")

@@ -377,7 +377,9 @@ def decompress_stream(blob: bytes, device: str | torch.device = "cpu") -> KVCach
     return reader.cache()
 
 
-def decompress_layers(blob: bytes, layers: Collection[int], device: str | torch.device = "cpu") -> dict[int, LayerCache]:
+def decompress_layers(
+    blob: bytes, layers: Collection[int], device: str | torch.device = "cpu"
+) -> dict[int, LayerCache]:
     """Some layers of the cache in ``blob``, a whole stream; see :class:`Reader` for what is skipped.
 
     Raises

@@ -42,9 +42,9 @@ def share_of(frames: Iterable[FrameSize]) -> Share:
 class Report:
     """What a stream holds and what each part of it costs; ``dtype`` is what the sender held.
 
-    ``header_bytes + trailer_bytes + sum(frame.total) == total_bytes``, but for records that a reader ignores: they count
-    as trailer. ``header`` says what each field takes of ``header_bytes``, by its name in the schema; ``framing`` is the
-    rest, and ``zstd``, below zero, what compression saved. ``ratio`` is the full BF16 cache over ``total_bytes``.
+    ``header_bytes + trailer_bytes + sum(frame.total) == total_bytes``; records that a reader ignores count as trailer.
+    ``header`` says what each field takes of ``header_bytes``, by its name in the schema; ``framing`` is the rest, and
+    ``zstd``, below zero, what compression saved. ``ratio`` is the full BF16 cache over ``total_bytes``.
     """
 
     recipe: str

@@ -66,7 +66,9 @@ class KVSender:
     def prepare(self) -> None:
         began = time.perf_counter()
         question = None if self._ship_first else self._question
-        self._prefilled = self._vlm.prefill(self._images, question, recipe=self._recipe)
+        prefilled = self._vlm.prefill(self._images, question, recipe=self._recipe)
+        # the cloud knows its model by the fingerprint
+        self._prefilled = replace(prefilled, cache=replace(prefilled.cache, model_name=""))
         self.bf16_bytes = self._prefilled.cache.full_bf16_bytes
         self.prefill_seconds = time.perf_counter() - began
 
@@ -85,8 +87,7 @@ class KVSender:
     def _pieces(self, prefilled: Prefilled) -> Iterator[bytes]:
         kept, importance = self._recipe.rank(prefilled, self._tiers)
         self.kept = summarise_cache(kept)
-        nameless = replace(kept, model_name="")  # the cloud knows its model by the fingerprint
-        yield from write_frames(nameless, self._recipe, importance, self._tiers)
+        yield from write_frames(kept, self._recipe, importance, self._tiers)
 
 
 class KVReceiver:
