@@ -20,7 +20,7 @@ from kvferry.cli.diagnose import diagnose as command
 from kvferry.codecs.mixed import WIDTHS, part_size, read_bits
 from kvferry.errors import BudgetError, FingerprintError, InputError
 from kvferry.evaluate.damage import Damage, Probe, alone, compare, measure, uniform
-from kvferry.evaluate.diagnose import BOTTLENECK_LOSS, MAX_LOSS, Diagnosis, decide, diagnose, plan_of, spend
+from kvferry.evaluate.diagnose import BOTTLENECK_LOSS, MAX_LOSS, TIES, Diagnosis, decide, diagnose, plan_of, spend
 from kvferry.models import VLM, load
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.testbed import samples
@@ -151,6 +151,13 @@ def test_the_budget_is_kept_and_the_narrowest_stated(tiny: VLM) -> None:
     assert full.predicted(full.plan) == full.measured.divergence[:, 0].mean() == 0
     assert narrow.measured.sizes[:, 0].sum() <= 40 * narrow.measured.tokens.sum()
     assert narrow.predicted(narrow.plan) > 0
+    for name, ties in TIES.items():
+        plan = narrow.plans[name]
+        assert all(len({widths[part] for part in tie}) == 1 for widths in plan for tie in ties)
+        assert narrow.predicted(plan) >= narrow.predicted(narrow.plan)
+        assert narrow.predicted(plan) <= narrow.predicted(narrow.plans["by layer"])
+    within = narrow.measured.sizes[:, : len(TIES)].sum(0) <= 40 * narrow.measured.tokens.sum()
+    assert within.all()
     with pytest.raises(BudgetError, match=r"INT1 everywhere takes \d+.\d bytes"):
         spend(tiny, asked, 3)
 
@@ -196,6 +203,7 @@ def test_from_a_model_to_a_recipe(
     shown = run(*words)
     assert profile["words"] in shown.replace("\n", " ")
     assert f"full|mixed@{out}" in shown.replace("\n", "")
+    assert ("by layer and modality" in shown) == ("together" in profile) == (goal[0] == "--bytes-per-token")
     (sample,) = samples("validation", 1)
     seen = tiny.prefill(sample.images, sample.question)
     blob = compress(seen, f"full|mixed@{out}")

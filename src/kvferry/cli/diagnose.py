@@ -88,7 +88,8 @@ def diagnose(
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(found.words, markup=False)
-    console.print(_by_layer(found) if isinstance(found, Diagnosis) else _by_part(found))
+    for table in [_by_layer(found)] if isinstance(found, Diagnosis) else [_by_part(found), _together(found)]:
+        console.print(table)
     if check:
         console.print(_compared(profile["check"]))
     console.print(f"written to {out}; use it as full|{codec}", markup=False)
@@ -146,7 +147,7 @@ def _progress() -> Progress:
 def _table(title: str, *names: str) -> Table:
     table = Table(title=title, title_justify="left")
     for name in names:
-        table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("recipe", "widths") else "right", no_wrap=True)
     return table
 
 
@@ -173,6 +174,17 @@ def _by_part(found: Allocation) -> Table:
     for layer, widths in enumerate(found.plan):
         cells = [f"{bits} ({found.cells[layer, part, CHOICES.index(bits)]:.5f})" for part, bits in enumerate(widths)]
         table.add_row(str(layer), *cells)
+    return table
+
+
+def _together(found: Allocation) -> Table:
+    """What the parts' own damage adds up to, and what is measured; how much each freedom is worth."""
+    n, right = len(found.measured.full), found.measured.full.mean()
+    title = f"all parts together, n = {n}, full {right:.1%}"
+    table = _table(title, "widths", "sum of parts' KL", "measured KL", "accuracy", "bytes a token")
+    for row in found.as_dict()["together"]:
+        figures = f"{row['predicted']:.5f}", f"{row['measured']:.5f}", f"{row['accuracy']:.1%}"
+        table.add_row(row["widths"], *figures, f"{row['bytes_per_token']:.1f}")
     return table
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kvferry.codecs.mixed import PARTS, part_size
 from kvferry.errors import BudgetError
-from kvferry.evaluate.allocate import allocate
+from kvferry.evaluate.allocate import Ints, allocate
 from kvferry.evaluate.damage import Damage, Plan, Question, alone, measure, uniform
 from kvferry.evaluate.stats import mean_interval, ratio_interval
 
@@ -29,6 +29,13 @@ CHOICES = (1, 2, 3, 4, 8, 16)
 """Bits that the allocation chooses from."""
 UNIFORM = (8, 4, 3, 2)
 """Bits of the uniform widths that profiles are held against."""
+TIES = {
+    "mixed": ((0,), (1,), (2,), (3,)),
+    "by layer and modality": ((0, 2), (1, 3)),
+    "by layer and keys/values": ((0, 1), (2, 3)),
+    "by layer": ((0, 1, 2, 3),),
+}
+"""Which :data:`~kvferry.codecs.mixed.PARTS` of a layer share a width: what each freedom is worth is measured too."""
 
 Pattern = Literal["none", "concentrated", "distributed"]
 Losses = npt.NDArray[np.float64]
@@ -92,17 +99,23 @@ class Allocation:
     ----------
     bytes_per_token : float
         The budget: of payload, scales and widths included.
-    plan : tuple of Widths
+    plans : dict of str to tuple of Widths
+        The best for each of :data:`TIES` (``mixed`` is the result), then :data:`UNIFORM`.
     cells : float64 ``[layers, parts, choices]``
         Mean KL in nats where one part of one layer alone takes a width of :data:`CHOICES`.
     measured : Damage
-        The plan's on the same questions, then that of :data:`UNIFORM`.
+        That of all plans on the same questions.
     """
 
     bytes_per_token: float
-    plan: Plan
+    plans: dict[str, Plan]
     cells: npt.NDArray[np.float64]
     measured: Damage
+
+    @property
+    def plan(self) -> Plan:
+        """The result."""
+        return self.plans["mixed"]
 
     def predicted(self, plan: Plan) -> float:
         """Summed KL of the plan's cells: what additive damage would give."""
@@ -120,18 +133,24 @@ class Allocation:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        layers = len(self.plan)
-        plans = {"mixed": self.plan} | {f"int{bits}": uniform(layers, bits) for bits in UNIFORM}
-        measured = self.measured.divergence.mean(0).tolist()
+        columns = self.measured.divergence.mean(0), self.measured.right.mean(0), self.measured.sizes.sum(0)
+        tokens = self.measured.tokens.sum()
         return {
             "pattern": "budget",
             "words": self.words,
             "bytes_per_token": self.bytes_per_token,
             "choices": list(CHOICES),
             "cells": {part: self.cells[:, index].tolist() for index, part in enumerate(PARTS)},
-            "additivity": [
-                {"widths": name, "predicted": self.predicted(plan), "measured": found}
-                for (name, plan), found in zip(plans.items(), measured, strict=True)
+            "full_accuracy": float(self.measured.full.mean()),
+            "together": [
+                {
+                    "widths": name,
+                    "predicted": self.predicted(plan),
+                    "measured": float(divergence),
+                    "accuracy": float(right),
+                    "bytes_per_token": float(size / tokens),
+                }
+                for (name, plan), divergence, right, size in zip(self.plans.items(), *columns, strict=True)
             ],
         }
 
@@ -180,31 +199,40 @@ def spend(
         Not even the narrowest widths fit.
     """
     layers, lossy = vlm.layers, CHOICES[:-1]
-    cells = [(layer, part) for layer in range(layers) for part in range(len(PARTS))]
-    plans = [alone(layers, layer, [part], bits) for layer, part in cells for bits in lossy]
-    damage = measure(vlm, _watched(questions(), done), plans)
-    harm = np.zeros((len(cells), len(CHOICES)))
-    harm[:, :-1] = damage.divergence.mean(0).reshape(len(cells), -1)
-    costs = _costs(damage)
-    heads = 2 * layers * len(damage.tokens)
-    budget = int(bytes_per_token * damage.tokens.sum()) - heads
-    least = (costs.min(1).sum() + heads) / damage.tokens.sum()
-    if costs.min(1).sum() > budget:
-        raise BudgetError(f"INT{CHOICES[0]} everywhere takes {least:.1f} bytes per token; allow at least that many")
-    chosen = np.array(CHOICES)[allocate(costs, harm, budget)].reshape(layers, -1)
-    plan: Plan = tuple((a, b, c, d) for a, b, c, d in chosen.tolist())
-    measured = measure(vlm, _watched(questions(), done), [plan, *(uniform(layers, bits) for bits in UNIFORM)])
-    return Allocation(bytes_per_token, plan, harm.reshape(layers, len(PARTS), -1), measured)
+    shape = layers, len(PARTS), len(CHOICES)
+    cells = [alone(layers, layer, [part], bits) for layer, part in np.ndindex(shape[:2]) for bits in lossy]
+    damage = measure(vlm, _watched(questions(), done), cells)
+    harm, costs = np.zeros(shape), _costs(damage)
+    harm[..., :-1] = damage.divergence.mean(0).reshape(*shape[:2], -1)
+    widths = 2 * layers * len(damage.tokens)
+    budget = int(bytes_per_token * damage.tokens.sum()) - widths
+    if (least := costs.min(-1).sum()) > budget:
+        needed = (least + widths) / damage.tokens.sum()
+        raise BudgetError(f"INT{CHOICES[0]} everywhere takes {needed:.1f} bytes per token; allow at least that many")
+    plans = {name: _best(costs, harm, budget, ties) for name, ties in TIES.items()}
+    plans |= {f"int{bits}": uniform(layers, bits) for bits in UNIFORM}
+    return Allocation(bytes_per_token, plans, harm, measure(vlm, _watched(questions(), done), list(plans.values())))
 
 
-def _costs(damage: Damage) -> npt.NDArray[np.int64]:
-    """Bytes of every cell by every choice, over all questions, ``[layers * parts, choices]``."""
+def _best(costs: Ints, harm: Losses, budget: int, ties: Sequence[Sequence[int]]) -> Plan:
+    """The plan of least summed harm in which tied parts share a width; costs and harm ``[layers, parts, choices]``."""
+    layers, _, choices = costs.shape
+    tied_costs, tied_harm = (
+        np.stack([x[:, list(tie)].sum(1) for tie in ties], axis=1).reshape(-1, choices) for x in (costs, harm)
+    )
+    chosen = np.array(CHOICES)[allocate(tied_costs, tied_harm, budget)].reshape(layers, -1)
+    part = np.argsort(np.concatenate(ties))
+    spread = np.repeat(chosen, [len(tie) for tie in ties], axis=1)[:, part]
+    return tuple((a, b, c, d) for a, b, c, d in spread.tolist())
+
+
+def _costs(damage: Damage) -> Ints:
+    """Bytes of every part by every choice, over all questions, ``[layers, parts, choices]``."""
     dims = damage.dims.reshape(-1)
     rows = damage.vectors.reshape(len(damage.vectors), -1)
-    return np.array(
-        [[sum(part_size(int(n), int(dim), bits) for n in column) for bits in CHOICES]
-         for column, dim in zip(rows.T, dims, strict=True)], np.int64,
-    )  # fmt: skip
+    cells = zip(rows.T, dims, strict=True)
+    costs = [[sum(part_size(int(n), int(dim), bits) for n in column) for bits in CHOICES] for column, dim in cells]
+    return np.array(costs, np.int64).reshape(*damage.dims.shape, -1)
 
 
 def bits_of(plan: Plan) -> dict[str, list[int]]:
