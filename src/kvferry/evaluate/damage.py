@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -106,8 +106,9 @@ class Probe:
     def ask(self, cache: KVCache) -> tuple[bool, float]:
         """Whether greedy decoding gives the answer, and the KL in nats from the full cache's distributions."""
         logs = self._ask(cache)
-        divergence = (self._logs.exp() * (self._logs - logs)).sum(-1).mean()
-        return self._says_it(logs), max(0.0, float(divergence))
+        likely = self._logs > -torch.inf
+        terms = torch.where(likely, self._logs.exp() * (self._logs - logs), 0.0)
+        return self._says_it(logs), float(terms.sum(-1).mean().clamp(min=0))
 
     @property
     def right(self) -> bool:
@@ -183,7 +184,7 @@ def alone(layers: int, layer: int, parts: Iterable[int], bits: int) -> Plan:
     return tuple((a, b, c, d) if index == layer else (16, 16, 16, 16) for index in range(layers))
 
 
-def _ask_all(probes: Iterable[Probe], caches: Any) -> Damage:
+def _ask_all(probes: Iterable[Probe], caches: Callable[[Probe], Iterable[tuple[KVCache, int]]]) -> Damage:
     rows = []
     for probe in probes:
         asked = [(*probe.ask(cache), size) for cache, size in caches(probe)]
