@@ -152,7 +152,8 @@ class Recipe:
             return chosen
         if any(layer.per_head != (cache.length,) * layer.heads for layer in cache):
             raise InputError(
-                f"this cache was already pruned ({cache.recipe}) and cannot be ranked again; use full|{self.codec.name}"
+                f"this cache was already pruned ({cache.recipe}) and cannot be ranked again; "
+                f"use full|{codec_text(self.codec)}"
             )
         return choose(cache, evidence, self.selection, self.budget, self.modality, fraction)
 

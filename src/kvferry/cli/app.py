@@ -12,6 +12,7 @@ from kvferry.cli.analyze import analyze
 from kvferry.cli.ask import ask
 from kvferry.cli.calibrate import calibrate_skip
 from kvferry.cli.demo import demo
+from kvferry.cli.diagnose import diagnose
 from kvferry.cli.inspect import inspect
 from kvferry.cli.serve import serve
 from kvferry.cli.sweep import results, sweep
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate_skip):
+for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate_skip, diagnose):
     app.command()(command)
 
 

@@ -9,9 +9,10 @@ from kvferry.codecs.fp8 import FP8
 from kvferry.codecs.grammar import named_text, parse_named
 from kvferry.codecs.integer import Integer
 from kvferry.codecs.kivi import KIVI
+from kvferry.codecs.mixed import Mixed
 from kvferry.codecs.turbo import Turbo
 
-_ALL: tuple[Codec, ...] = (*SIDED, Apart())
+_ALL: tuple[Codec, ...] = (*SIDED, Apart(), Mixed())
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 """What a recipe may name, with its default options."""
@@ -33,16 +34,6 @@ def codec_text(codec: Codec) -> str:
 
 
 __all__ = [
-    "BF16",
-    "CODECS",
-    "FP8",
-    "KIVI",
-    "Apart",
-    "Codec",
-    "Integer",
-    "Turbo",
-    "codec_text",
-    "decoder_of",
-    "encoder_of",
-    "parse_codec",
-]
+    "BF16", "CODECS", "FP8", "KIVI", "Apart", "Codec", "Integer", "Mixed", "Turbo", "codec_text", "decoder_of",
+    "encoder_of", "parse_codec",
+]  # fmt: skip

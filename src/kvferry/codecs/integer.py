@@ -70,7 +70,8 @@ class Integer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values in bfloat16."""
         vectors = key_shape[0] * key_shape[1]
-        sizes = [4 * vectors, *(packed_size(math.prod(shape), self.bits) for shape in (key_shape, value_shape))]
+        scales_size = 2 * (vectors + value_shape[0] * value_shape[1])
+        sizes = [scales_size, *(packed_size(math.prod(shape), self.bits) for shape in (key_shape, value_shape))]
         check_size(layer, payload, sum(sizes))
         octets = np.frombuffer(payload, np.uint8)
         scales, keys, values = (octets[a:b] for a, b in pairwise(np.cumsum([0, *sizes])))
