@@ -157,7 +157,9 @@ def test_words_survive(words: list[int]) -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 def test_text_of_a_codec(name: str) -> None:
-    assert codec_text(parse_codec(name)) == name
+    text = codec_text(parse_codec(name))
+    assert text.partition(":")[0] == name
+    assert parse_codec(text) == parse_codec(name) == CODECS[name]
 
 
 def test_unknown_codecs_name_the_nearest() -> None:

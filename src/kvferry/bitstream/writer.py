@@ -34,7 +34,7 @@ class Writer:
     def header(self, cache: KVCache) -> bytes:
         """Magic, version and header. Of the cache's layers only shapes and dtypes are read."""
         self._layout, self._length = cache.layout, cache.length
-        self._codec = encoder_of(self._codec, cache.fingerprint)
+        self._codec = encoder_of(self._codec, cache.fingerprint, len(cache.layers))
         body = headers.encode(cache).SerializeToString()
         packed = compress(body)
         if len(packed) < len(body):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from kvferry.codecs.base import Codec, decoder_of, encoder_of
 from kvferry.codecs.bf16 import BF16
+from kvferry.codecs.delta import Delta
 from kvferry.codecs.grammar import lookup, number_text, option_text, with_options
 from kvferry.codecs.integer import Integer
 from kvferry.errors import RecipeError
 
-_ALL: tuple[Codec, ...] = (BF16(), *(Integer(bits) for bits in range(1, 9)))
+_ALL: tuple[Codec, ...] = (BF16(), *(Integer(bits) for bits in range(1, 9)), Delta())
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 """What a recipe may name, with its default options."""
@@ -50,4 +51,4 @@ def codec_text(codec: Codec) -> str:
     return text + "".join(f",{key}={value}" for key, value in changed.items())
 
 
-__all__ = ["BF16", "CODECS", "Codec", "Integer", "codec_text", "decoder_of", "encoder_of", "parse_codec"]
+__all__ = ["BF16", "CODECS", "Codec", "Delta", "Integer", "codec_text", "decoder_of", "encoder_of", "parse_codec"]
