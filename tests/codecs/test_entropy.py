@@ -86,6 +86,10 @@ def test_tables_and_bytes_are_the_same_everywhere() -> None:
     symbols = np.array([3, -1, 0, 0, 2, 300, -70_000, 7, 0, -12], np.int32)
     payload = entropy.encode(symbols, np.array([6, 4]), np.array([40, 55]), laplace())
     assert payload.hex() == "c3161fed790a90e0374803693be0c752"
+    encoder = Encoder()
+    encoder.adaptive(np.arange(40).reshape(4, 10) ** 2 % 7, 7)
+    encoder.words(np.array([[16000, 16010, 15990]], np.uint16))
+    assert encoder.finish().hex() == "7c71ab0b45ae436f62b361bdd4a2336f5452bb5c"
 
 
 def test_frequencies_are_coded_as_they_are() -> None:

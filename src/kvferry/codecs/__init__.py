@@ -7,9 +7,10 @@ from kvferry.codecs.bf16 import BF16
 from kvferry.codecs.delta import Delta
 from kvferry.codecs.grammar import lookup, number_text, option_text, with_options
 from kvferry.codecs.integer import Integer
+from kvferry.codecs.svd import SVD
 from kvferry.errors import RecipeError
 
-_ALL: tuple[Codec, ...] = (BF16(), *(Integer(bits) for bits in range(1, 9)), Delta())
+_ALL: tuple[Codec, ...] = (BF16(), *(Integer(bits) for bits in range(1, 9)), Delta(), SVD())
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 """What a recipe may name, with its default options."""
@@ -51,4 +52,15 @@ def codec_text(codec: Codec) -> str:
     return text + "".join(f",{key}={value}" for key, value in changed.items())
 
 
-__all__ = ["BF16", "CODECS", "Codec", "Delta", "Integer", "codec_text", "decoder_of", "encoder_of", "parse_codec"]
+__all__ = [
+    "BF16",
+    "CODECS",
+    "SVD",
+    "Codec",
+    "Delta",
+    "Integer",
+    "codec_text",
+    "decoder_of",
+    "encoder_of",
+    "parse_codec",
+]

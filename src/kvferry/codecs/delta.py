@@ -81,9 +81,9 @@ class Delta:
         encoder = Encoder()
         for what, tensor in (("keys", keys), ("values", values)):
             check_finite(layer, what, tensor)
-            channels = tensor.double().cpu().numpy().transpose(0, 2, 1).reshape(-1, tensor.shape[1])
-            if not channels.size:
+            if not tensor.numel():
                 continue
+            channels = tensor.double().cpu().numpy().transpose(0, 2, 1).reshape(-1, tensor.shape[1])
             word, size = _step(channels, step)
             encoder.numbers(word, 1 << 16)
             if self.group:
