@@ -37,8 +37,11 @@ class Delta:
     * It gives step sizes without a unit; the unit here is said above.
     * It profiles a distribution per layer and channel for each model beforehand; here each (layer, channel) has a model
       that adapts from token to token, which needs no file. On caches of 200 tokens a Laplace model per channel, sent
-      along, takes 9 % more for the differences (16 % for ``group=0``); anchors, few a channel, have such models.
+      along, takes 10 % more for the differences (16 % for ``group=0``); anchors, few a channel, have such models.
     * Differences are taken from the anchor as the decoder knows it, so that its error does not add.
+
+    On the testbed's cloud (full caches, validation split) the differences have a higher entropy than the numbers, 2.27
+    against 1.80 bits at the steps below: neighbours are not alike enough to make up for the anchor's share of noise.
 
     Bytes: one range-coded stream; of keys, then values: the step (bfloat16), the anchors' scales and numbers (or each
     channel's median in steps), and the rounded differences, those of magnitude 15 and more by their excess.
