@@ -30,6 +30,10 @@ class EvidenceError(KVFerryError):
     """An observation of attention is missing, cannot be made, or overflowed."""
 
 
+class DependencyError(KVFerryError):
+    """A recipe needs a package that is not installed on this machine."""
+
+
 class ModelError(KVFerryError):
     """A model cannot be loaded."""
 

@@ -202,7 +202,8 @@ class Recipe:
     def apply(self, source: Prefilled | KVCache) -> KVCache:
         """What ``decompress(compress(source, self))`` gives, without the bytes in between."""
         cache = self.keep(source)
-        encoder, decoder = (of(self.codec, cache.fingerprint) for of in (encoder_of, decoder_of))
+        encoder = encoder_of(self.codec, cache.fingerprint, len(cache.layers))
+        decoder = decoder_of(self.codec, cache.fingerprint)
         layers = []
         for index, layer in enumerate(cache):
             payload = encoder.encode(index, layer.keys, layer.values, layer.positions, cache.layout)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from kvferry.codecs.apart import SIDED, Apart
 from kvferry.codecs.base import Codec, decoder_of, encoder_of
 from kvferry.codecs.bf16 import BF16
+from kvferry.codecs.delta import Delta
 from kvferry.codecs.fp8 import FP8
 from kvferry.codecs.grammar import named_text, parse_named
 from kvferry.codecs.integer import Integer
 from kvferry.codecs.kivi import KIVI
 from kvferry.codecs.mixed import Mixed
+from kvferry.codecs.svd import SVD
 from kvferry.codecs.turbo import Turbo
 
-_ALL: tuple[Codec, ...] = (*SIDED, Apart(), Mixed())
+_ALL: tuple[Codec, ...] = (*SIDED, Apart(), Mixed(), Delta(), SVD())
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 """What a recipe may name, with its default options."""
@@ -34,6 +36,6 @@ def codec_text(codec: Codec) -> str:
 
 
 __all__ = [
-    "BF16", "CODECS", "FP8", "KIVI", "Apart", "Codec", "Integer", "Mixed", "Turbo", "codec_text", "decoder_of",
-    "encoder_of", "parse_codec",
+    "BF16", "CODECS", "FP8", "KIVI", "SVD", "Apart", "Codec", "Delta", "Integer", "Mixed", "Turbo", "codec_text",
+    "decoder_of", "encoder_of", "parse_codec",
 ]  # fmt: skip

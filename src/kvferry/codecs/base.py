@@ -27,6 +27,8 @@ class Codec(Protocol):
     ``encoder(fingerprint)`` and ``decoder(fingerprint)``: they return what encodes or decodes one stream of the model
     with that fingerprint, frame by frame in the order of the stream. An encoder may open a file that the recipe names;
     a decoder must not, for the recipe came with the stream: it looks a profile up among those that are here.
+
+    A codec whose encoder must know how many layers the cache has, has ``for_layers(layers)``: it returns that encoder.
     """
 
     @property
@@ -57,15 +59,21 @@ def not_finite(layer: int, what: str) -> InputError:
     )
 
 
+def check_finite(layer: int, what: str, tensor: torch.Tensor) -> None:
+    """Raise :func:`not_finite` where that is called for."""
+    if tensor.numel() and not bool(tensor.float().abs().amax() <= LIMIT):
+        raise not_finite(layer, what)
+
+
 def check_size(layer: int, payload: bytes, expected: int) -> None:
     """Refuse a payload that is not exactly as long as its shapes say."""
     if len(payload) != expected:
         raise CorruptError(f"layer {layer}: a payload of {len(payload)} bytes, where its shapes need {expected}")
 
 
-def encoder_of(codec: Codec, fingerprint: str) -> Codec:
-    """What encodes one stream: ``codec`` itself where it remembers nothing."""
-    return _of(codec, "encoder", fingerprint)
+def encoder_of(codec: Codec, fingerprint: str, layers: int) -> Codec:
+    """What encodes one stream of so many layers: ``codec`` itself where it remembers nothing."""
+    return _of(_of(codec, "for_layers", layers), "encoder", fingerprint)
 
 
 def decoder_of(codec: Codec, fingerprint: str) -> Codec:
@@ -73,7 +81,7 @@ def decoder_of(codec: Codec, fingerprint: str) -> Codec:
     return _of(codec, "decoder", fingerprint)
 
 
-def _of(codec: Codec, which: str, fingerprint: str) -> Codec:
+def _of(codec: Codec, which: str, about: str | int) -> Codec:
     make: Any = getattr(codec, which, None)
-    one: Codec = codec if make is None else make(fingerprint)
+    one: Codec = codec if make is None else make(about)
     return one

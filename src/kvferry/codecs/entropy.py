@@ -1,0 +1,267 @@
+"""Integers <-> bytes by a range coder whose probabilities are integers, the same on every machine.
+
+The coder is the range coder of the library constriction (R. Bamler, "Understanding Entropy Coding With Asymmetric
+Numeral Systems (ANS): a Statistician's Perspective", arXiv 2201.01741). A model is a row of frequencies that sum to
+``2**24``. constriction's ``Categorical(perfect=False)`` computes ``floor(sum of floats * scale) + rank``; given the
+frequencies less one as float64, which sum to ``2**24 - alphabet``, the scale is exactly 1 and no float operation ever
+rounds: the cumulative frequencies are those of the row, whatever the processor. Its models that evaluate ``exp`` or
+``erf`` while they code (``QuantizedLaplace``, ``QuantizedGaussian``) are not used for that reason.
+
+One thread of an AMD EPYC encodes 13 (512 groups of 200 symbols) to 75 million symbols a second (64 groups of 4,000),
+and decodes 10 to 15 million.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kvferry.codecs.densities import REACH, SCALES, gaussian, laplace, nearest
+from kvferry.codecs.frequencies import TOTAL, Adaptive, Models
+from kvferry.errors import CorruptError, DependencyError
+
+Symbols = npt.NDArray[np.int32]
+Index = npt.NDArray[np.integer[Any]]
+
+_CLASSES = 33
+"""Bit lengths of an excess: 1 to 32, and one more, for a row of frequencies has an odd length."""
+
+
+def fit(symbols: Symbols, counts: Index, models: Models) -> npt.NDArray[np.uint8]:
+    """The model that codes each group in the fewest bits, ``[groups]``; at most 256 models.
+
+    ``symbols`` and ``counts`` as in :func:`encode`.
+    """
+    bits = -np.log2(models.frequencies / TOTAL)
+    rows: npt.NDArray[np.uint8] = (histograms(symbols, counts, models.reach) @ bits.T).argmin(1).astype(np.uint8)
+    return rows
+
+
+def histograms(symbols: Symbols, counts: Index, reach: int) -> npt.NDArray[np.int64]:
+    """How often each group holds each symbol, ``[groups, 2 * reach + 1]``; the ends count what is beyond, too."""
+    width = 2 * reach + 1
+    group = np.repeat(np.arange(len(counts)), counts)
+    flat = np.bincount(group * width + np.clip(symbols, -reach, reach) + reach, minlength=len(counts) * width)
+    return flat.reshape(-1, width)
+
+
+def shannon_bits(symbols: Symbols, counts: Index, reach: int = REACH) -> float:
+    """Shannon entropy of the symbols in bits, all groups together, each by its own frequencies."""
+    seen = histograms(symbols, counts, reach).astype(np.float64)
+    share = np.divide(seen, seen.sum(1, keepdims=True), out=np.ones_like(seen), where=seen > 0)
+    return float(-(seen * np.log2(share)).sum())
+
+
+class Encoder:
+    """Writes one stream of symbols; a :class:`Decoder` is asked for the same in the same order."""
+
+    def __init__(self) -> None:
+        self._library = _library()
+        self._coder = self._library.stream.queue.RangeEncoder()
+
+    def groups(self, symbols: Symbols, counts: Index, which: Index, models: Models) -> None:
+        """Any int32 ``symbols``: see :func:`encode`."""
+        if not len(symbols):
+            return
+        reach = models.reach
+        clipped = np.clip(symbols, -reach, reach).astype(np.int32)
+        for model, part in zip(_coders(models, which), np.split(clipped + reach, np.cumsum(counts)[:-1]), strict=True):
+            self._coder.encode(part, model)
+        self.excess(np.abs(symbols.astype(np.int64))[np.abs(clipped) == reach] - reach)
+
+    def excess(self, values: Index) -> None:
+        """``values`` from 0 to ``2**32 - 2``, small ones in few bits: Elias gamma codes."""
+        if not len(values):
+            return
+        above = values.astype(np.int64) + 1
+        lengths = np.frexp(above.astype(np.float64))[1].astype(np.int32)
+        self._coder.encode(lengths - 1, _gamma())
+        for start in (0, 16):
+            bits = np.clip(lengths - 1 - start, 0, 16)
+            low = (above >> start) & ((1 << bits) - 1)
+            self._uniform(low[bits > 0], 1 << bits[bits > 0])
+
+    def words(self, words: Index) -> None:
+        """16-bit ``words [rows, n]``, much alike in a row, as bfloat16 scales are: distances from its median."""
+        rows, n = words.shape
+        middle = np.median(words, 1).astype(np.int32) if n else np.zeros(rows, np.int32)
+        distance, counts = (words.astype(np.int32) - middle[:, None]).reshape(-1), np.full(rows, n)
+        which = fit(distance, counts, laplace())
+        self.numbers(middle, 1 << 16)
+        self.numbers(which, SCALES)
+        self.groups(distance, counts, which, laplace())
+
+    def numbers(self, values: Index, size: int) -> None:
+        """``values``, each from 0 to ``size - 1`` and as likely as any other; ``size`` is 2 to ``2**16``."""
+        self._uniform(values, np.full(len(values), size))
+
+    def adaptive(self, symbols: Index, alphabet: int) -> None:
+        """``symbols [rows, n]``, each from 0 to ``alphabet - 1``, column by column, by :class:`Adaptive`."""
+        model, family = Adaptive(len(symbols), alphabet), self._library.stream.model.Categorical(perfect=False)
+        for column in symbols.T.astype(np.int32):
+            self._coder.encode(column, family, model.probabilities())
+            model.update(column)
+
+    def finish(self) -> bytes:
+        """The stream, a multiple of 4 bytes; none where nothing was written."""
+        return bytes(self._coder.get_compressed().astype("<u4").tobytes())
+
+    def _uniform(self, values: Index, sizes: Index) -> None:
+        if not len(values):
+            return
+        self._coder.encode(values.astype(np.int32), self._library.stream.model.Uniform(), sizes.astype(np.int32))
+
+
+class Decoder:
+    """Reads what an :class:`Encoder` wrote.
+
+    Every method takes memory in proportion to what it is asked for, whatever the payload holds. It gives
+    symbols, right or wrong, or raises :class:`~kvferry.errors.CorruptError`.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        if len(payload) % 4:
+            raise CorruptError(f"{len(payload)} range-coded bytes are no whole words of 4")
+        self._library = _library()
+        self._words = len(payload) // 4
+        self._used = False
+        self._coder = self._library.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
+
+    def groups(self, counts: Index, which: Index, models: Models) -> Symbols:
+        """What :meth:`Encoder.groups` got."""
+        if not np.sum(counts):
+            return np.empty(0, np.int32)
+        reach = models.reach
+        parts = [self._read(m, int(n)) for m, n in zip(_coders(models, which), counts, strict=True) if n]
+        symbols = np.concatenate(parts).astype(np.int64) - reach
+        ends = np.flatnonzero(np.abs(symbols) == reach)
+        symbols[ends] += np.sign(symbols[ends]) * self.excess(len(ends))
+        if np.abs(symbols + 0.5).max() > 2**31:
+            raise CorruptError("range-coded symbols that no 32 bits hold")
+        return symbols.astype(np.int32)
+
+    def excess(self, count: int) -> npt.NDArray[np.int64]:
+        """What :meth:`Encoder.excess` got, ``[count]``."""
+        if not count:
+            return np.empty(0, np.int64)
+        lengths = self._read(_gamma(), count)
+        above = np.left_shift(np.int64(1), lengths.astype(np.int64))
+        for start in (0, 16):
+            bits = np.clip(lengths - start, 0, 16)
+            above[bits > 0] |= self._uniform(1 << bits[bits > 0]).astype(np.int64) << start
+        return above - 1
+
+    def words(self, rows: int, n: int) -> npt.NDArray[np.uint16]:
+        """What :meth:`Encoder.words` got, ``[rows, n]``."""
+        middle, which = self.numbers(rows, 1 << 16), self.numbers(rows, SCALES)
+        distance = self.groups(np.full(rows, n), which, laplace()).reshape(rows, n)
+        words: npt.NDArray[np.uint16] = (distance + middle[:, None]).astype(np.uint16)
+        return words
+
+    def numbers(self, count: int, size: int) -> Symbols:
+        """What :meth:`Encoder.numbers` got, ``[count]``."""
+        return self._uniform(np.full(count, size))
+
+    def adaptive(self, rows: int, n: int, alphabet: int) -> Symbols:
+        """What :meth:`Encoder.adaptive` got, ``[rows, n]``."""
+        model, family = Adaptive(rows, alphabet), self._library.stream.model.Categorical(perfect=False)
+        symbols = np.empty((n, rows), np.int32)
+        for column in symbols:
+            column[:] = self._read(family, model.probabilities())
+            model.update(column)
+        return symbols.T
+
+    def finish(self) -> None:
+        """Refuse a stream that goes on, or that was empty although something was read."""
+        if not self._coder.maybe_exhausted() or (self._words and not self._used):
+            raise CorruptError("range-coded bytes that hold more than their symbols")
+
+    def _uniform(self, sizes: Index) -> Symbols:
+        if not len(sizes):
+            return np.empty(0, np.int32)
+        return self._read(self._library.stream.model.Uniform(), sizes.astype(np.int32))
+
+    def _read(self, *model: Any) -> Symbols:
+        if not self._words:
+            raise CorruptError("no range-coded bytes, where symbols were expected")
+        try:
+            symbols: Symbols = self._coder.decode(*model)
+        except AssertionError:
+            raise CorruptError("range-coded bytes that no symbols give") from None
+        self._used = True
+        return symbols
+
+
+def encode(symbols: Symbols, counts: Index, which: Index, models: Models) -> bytes:
+    """Any int32 symbols as range-coded bytes, a multiple of 4.
+
+    Parameters
+    ----------
+    symbols : int32 ``[n]``
+        Group after group.
+    counts : int ``[groups]``
+        How many symbols each group has; they sum to ``n``.
+    which : int ``[groups]``
+        The row of ``models`` for each group. The decoder needs the same.
+    """
+    encoder = Encoder()
+    encoder.groups(symbols, counts, which, models)
+    return encoder.finish()
+
+
+def decode(payload: bytes, counts: Index, which: Index, models: Models) -> Symbols:
+    """What :func:`encode` got. :class:`~kvferry.errors.CorruptError` where ``payload`` cannot be right."""
+    decoder = Decoder(payload)
+    symbols = decoder.groups(counts, which, models)
+    decoder.finish()
+    return symbols
+
+
+def _coders(models: Models, which: Index) -> Iterator[Any]:
+    """constriction's model of each group; each distinct one is made once."""
+    categorical = _library().stream.model.Categorical
+    made = {}
+    for row in which.tolist():
+        if row not in made:
+            made[row] = categorical((models.frequencies[row] - 1).astype(np.float64), perfect=False)
+        yield made[row]
+
+
+def _gamma() -> Any:
+    """The model of an excess' bit length: each bit more is half as likely."""
+    counts = np.array([[1 << max(_CLASSES - 1 - i, 0) for i in range(_CLASSES)]])
+    return next(_coders(Models.from_counts(counts), np.zeros(1, np.int64)))
+
+
+def _library() -> Any:
+    """constriction, where it is installed: there is no wheel for every platform."""
+    try:
+        import constriction
+    except ImportError:
+        raise DependencyError(
+            "entropy-coded recipes need the package constriction, which has no wheel for Linux on arm64; build it "
+            "there from its source (github.com/bamler-lab/constriction, needs Rust), or choose another codec"
+        ) from None
+    return constriction
+
+
+__all__ = [
+    "REACH",
+    "SCALES",
+    "TOTAL",
+    "Adaptive",
+    "Decoder",
+    "Encoder",
+    "Models",
+    "decode",
+    "encode",
+    "fit",
+    "gaussian",
+    "histograms",
+    "laplace",
+    "nearest",
+    "shannon_bits",
+]
