@@ -162,7 +162,8 @@ class Recipe:
             return chosen
         if any(layer.per_head != (cache.length,) * layer.heads for layer in cache):
             raise InputError(
-                f"this cache was already pruned ({cache.recipe}) and cannot be ranked again; use full|{self.codec.name}"
+                f"this cache was already pruned ({cache.recipe}) and cannot be ranked again; "
+                f"use full|{codec_text(self.codec)}"
             )
         return choose(cache, evidence, self.selection, self.budget, self.modality, fraction)
 
@@ -211,7 +212,8 @@ class Recipe:
     def apply(self, source: Prefilled | KVCache) -> KVCache:
         """What ``decompress(compress(source, self))`` gives, without the bytes in between."""
         cache = self.keep(source)
-        encoder, decoder = (of(self.codec, cache.fingerprint) for of in (encoder_of, decoder_of))
+        encoder = encoder_of(self.codec, cache.fingerprint, len(cache.layers))
+        decoder = decoder_of(self.codec, cache.fingerprint)
         if isinstance(encoder, JointCoder) and isinstance(decoder, JointCoder):
             return replace(cache, layers=_joint_round_trip(encoder, decoder, cache))
         layers = (_round_trip(encoder, decoder, i, x, cache.layout) for i, x in enumerate(cache))  # type: ignore[arg-type]

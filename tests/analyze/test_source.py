@@ -30,7 +30,7 @@ def test_lines_of_all_kinds(folder: Path) -> None:
         {"image": "a.png", "question": "what?"},
         "",
         {"images": ["a.png", "a.png"], "question": "both?", "needs_image": True},
-        {"question": "text?", "needs_image": False},
+        {"question": "text?", "needs_image": False, "answer": "none"},
     )
     found = questions_from(path)
     assert found.total == 3
@@ -38,6 +38,7 @@ def test_lines_of_all_kinds(folder: Path) -> None:
         asked = list(found.each())
         assert [len(x.images) for x in asked] == [1, 2, 0]
         assert [x.needs_image for x in asked] == [None, True, False]
+        assert [x.answer for x in asked] == [None, None, "none"]
         assert [x.name for x in asked] == [f"questions.jsonl, line {i}" for i in (1, 3, 4)]
     assert questions_from(path, n=2).total == len(list(questions_from(path, n=2).each())) == 2
     elsewhere = folder / "elsewhere"
@@ -59,6 +60,8 @@ def test_lines_of_all_kinds(folder: Path) -> None:
         ({"image": "b.png", "question": "what?"}, "no picture at .*b.png"),
         ({"image": ".", "question": "what?"}, "no picture at"),
         ({"question": "what?", "needs_image": "no"}, "true or false"),
+        ({"question": "what?", "answer": " "}, "not empty"),
+        ({"question": "what?", "answer": 4}, "not empty"),
     ],
 )
 def test_a_bad_line_is_named(folder: Path, line: object, what: str) -> None:

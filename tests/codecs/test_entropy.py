@@ -13,7 +13,7 @@ from hypothesis import given
 from scipy import stats
 
 from kvferry.codecs import entropy
-from kvferry.codecs.entropy import REACH, SCALES, TOTAL, Models, Symbols, gaussian, laplace
+from kvferry.codecs.entropy import REACH, SCALES, TOTAL, Adaptive, Decoder, Encoder, Models, Symbols, gaussian, laplace
 from kvferry.errors import CorruptError, DependencyError, InputError
 
 FAMILIES: tuple[Callable[[], Models], ...] = (laplace, gaussian)
@@ -86,6 +86,10 @@ def test_tables_and_bytes_are_the_same_everywhere() -> None:
     symbols = np.array([3, -1, 0, 0, 2, 300, -70_000, 7, 0, -12], np.int32)
     payload = entropy.encode(symbols, np.array([6, 4]), np.array([40, 55]), laplace())
     assert payload.hex() == "c3161fed790a90e0374803693be0c752"
+    encoder = Encoder()
+    encoder.adaptive(np.arange(40).reshape(4, 10) ** 2 % 7, 7)
+    encoder.words(np.array([[16000, 16010, 15990]], np.uint16))
+    assert encoder.finish().hex() == "7c71ab0b45ae436f62b361bdd4a2336f5452bb5c"
 
 
 def test_frequencies_are_coded_as_they_are() -> None:
@@ -96,6 +100,47 @@ def test_frequencies_are_coded_as_they_are() -> None:
         share = models.frequencies[0, symbol + 3] / TOTAL
         payload = entropy.encode(np.full(1000, symbol, np.int32), np.array([1000]), np.array([0]), models)
         assert 8 * len(payload) == pytest.approx(-1000 * np.log2(share), abs=64)
+
+
+@given(st.integers(0, 6), st.integers(0, 30), st.integers(1, 40), st.integers(0, 999))
+def test_everything_in_one_stream_survives(rows: int, n: int, alphabet: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    symbols = generator.integers(0, alphabet + 1, (rows, n))
+    words = generator.integers(0, 1 << 16, (rows, n)).astype(np.uint16)
+    many = generator.integers(0, 2 ** generator.integers(1, 32, n), dtype=np.int64)
+    encoder = Encoder()
+    encoder.adaptive(symbols, alphabet + 1)
+    encoder.words(words)
+    encoder.excess(many)
+    encoder.numbers(symbols.reshape(-1), alphabet + 1)
+    decoder = Decoder(encoder.finish())
+    assert np.array_equal(decoder.adaptive(rows, n, alphabet + 1), symbols)
+    assert np.array_equal(decoder.words(rows, n), words)
+    assert np.array_equal(decoder.excess(n), many)
+    assert np.array_equal(decoder.numbers(rows * n, alphabet + 1), symbols.reshape(-1))
+    decoder.finish()
+
+
+def test_adaptive_models_learn_what_a_row_is_like() -> None:
+    generator = np.random.default_rng(0)
+    symbols = np.repeat(generator.integers(0, 16, (40, 1)), 400, 1)
+    noisy = np.where(generator.random(symbols.shape) < 0.1, generator.integers(0, 16, symbols.shape), symbols)
+    encoder = Encoder()
+    encoder.adaptive(noisy, 16)
+    bits = 8 * len(encoder.finish())
+    least = entropy.shannon_bits(noisy.reshape(-1).astype(np.int32), np.full(40, 400))
+    assert least < bits < 1.5 * least
+    assert bits < 0.3 * 4 * noisy.size
+
+
+def test_adaptive_frequencies_are_whole_and_sum_to_all() -> None:
+    model = Adaptive(3, 5)
+    for column in np.random.default_rng(0).integers(0, 5, (50, 3)):
+        rows = model.probabilities()
+        assert (rows >= 0).all()
+        assert (rows == np.floor(rows)).all()
+        assert (rows.sum(1) == TOTAL - 5).all()
+        model.update(column)
 
 
 @given(st.binary(max_size=80), st.lists(st.integers(0, 30), max_size=4), st.integers(0, 99))

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kvferry.codecs.mixed import read_bits
+from kvferry.models import load
+from kvferry.recipe import compress
 from kvferry.testbed.data import samples
 from kvferry.testbed.evaluate import Testbed, exact_match
 
@@ -27,6 +30,16 @@ def test_shipped_model_reaches_its_figure(name: str) -> None:
     right = sum(exact_match(said, sample.answer) for said, sample in zip(answers, drawn, strict=True))
     spread = (stated * (1 - stated) / len(drawn)) ** 0.5
     assert right / len(drawn) >= stated - 3 * spread
+
+
+@pytest.mark.parametrize("name", ["cloud", "edge"])
+def test_shipped_widths_belong_to_the_shipped_model(name: str) -> None:
+    """And a cache by them takes less than 4 bits a number."""
+    vlm = load(SHIPPED / name)
+    assert len(read_bits(str(SHIPPED / name / "mixed.json"), vlm.fingerprint)) == vlm.layers
+    (drawn,) = samples("validation", 1)
+    seen = vlm.prefill(drawn.images, drawn.question)
+    assert len(compress(seen, f"full|mixed@{SHIPPED / name / 'mixed.json'}")) < len(compress(seen, "full|int4"))
 
 
 def test_batched_answers_are_the_single_ones() -> None:

@@ -24,12 +24,15 @@ class Asked:
         May be empty.
     needs_image : bool or None
         Whether the picture decides the answer; None where nobody says.
+    answer : str or None
+        The true one; None where nobody says.
     """
 
     name: str
     images: tuple[Any, ...]
     question: str
     needs_image: bool | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def drawn_questions(split: str, n: int) -> Questions:
 
     def each() -> Iterator[Asked]:
         for one in samples(split, n):
-            yield Asked(f"{split} {one.index}", tuple(one.images), one.question, one.kind != "lookup")
+            yield Asked(f"{split} {one.index}", tuple(one.images), one.question, one.kind != "lookup", one.answer)
 
     return Questions(f"{n} {split} questions of the testbed", n, each)
 
@@ -59,7 +62,8 @@ def questions_from(file: Path, folder: Path | None = None, n: int | None = None)
     """Questions in JSON lines; every line is checked before the first is asked.
 
     A line is an object with ``question`` (str) and, all optional, ``image`` (str) or ``images`` (list of str), file
-    names in ``folder`` (by default the file's own), and ``needs_image`` (bool: false where the text alone answers).
+    names in ``folder`` (by default the file's own), ``needs_image`` (bool: false where the text alone answers) and
+    ``answer`` (str).
 
     Raises
     ------
@@ -99,8 +103,11 @@ def _asked(line: str, name: str, folder: Path) -> Asked:
     needs = entry.get("needs_image")
     if needs is not None and not isinstance(needs, bool):
         raise InputError(f'{name}: "needs_image" is true or false')
+    answer = entry.get("answer")
+    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
+        raise InputError(f'{name}: "answer" is a text that is not empty')
     paths = tuple(folder / x for x in names)
     for path in paths:
         if not path.is_file():
             raise InputError(f"{name}: there is no picture at {path}; check the name or pass its folder")
-    return Asked(name, paths, entry["question"], needs)
+    return Asked(name, paths, entry["question"], needs, answer)

@@ -41,7 +41,7 @@ class Writer:
             raise InputError(f"a cache is cut into 1 to {headers.MAX_TIERS} tiers, not {tiers}")
         self._layout, self._lossless = cache.layout, headers.lossless(cache.recipe)
         self._places = Places(cache.layout.visual[: cache.length])
-        self._coder = encoder_of(self._codec, cache.fingerprint)
+        self._coder = encoder_of(self._codec, cache.fingerprint, len(cache.layers))
         self._layers, self._tiers = len(cache.layers), tiers
         self._next = 0
         self._written: dict[int, int] = {}

@@ -12,6 +12,7 @@ from kvferry.cli.analyze import analyze
 from kvferry.cli.ask import ask
 from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.demo import demo
+from kvferry.cli.diagnose import diagnose
 from kvferry.cli.inspect import inspect
 from kvferry.cli.serve import serve
 from kvferry.cli.sweep import results, sweep
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate, calibrate_skip, tune):
+for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate, calibrate_skip, diagnose, tune):
     app.command()(command)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from kvferry.codecs.apart import SIDED, Apart
 from kvferry.codecs.base import AnyCodec, Codec, JointCoder, decoder_of, encoder_of, stack
 from kvferry.codecs.bf16 import BF16
+from kvferry.codecs.delta import Delta
 from kvferry.codecs.fp8 import FP8
 from kvferry.codecs.grammar import named_text, parse_named
 from kvferry.codecs.integer import Integer
 from kvferry.codecs.kivi import KIVI
+from kvferry.codecs.mixed import Mixed
+from kvferry.codecs.svd import SVD
 from kvferry.codecs.transform import Transform
 from kvferry.codecs.turbo import Turbo
 
-_ALL: tuple[AnyCodec, ...] = (*SIDED, Apart(), Transform())
+_ALL: tuple[AnyCodec, ...] = (*SIDED, Apart(), Mixed(), Delta(), SVD(), Transform())
 
 CODECS: dict[str, AnyCodec] = {codec.name: codec for codec in _ALL}
 """What a recipe may name, with its default options."""
@@ -34,6 +37,6 @@ def codec_text(codec: AnyCodec) -> str:
 
 
 __all__ = [
-    "BF16", "CODECS", "FP8", "KIVI", "AnyCodec", "Apart", "Codec", "Integer", "JointCoder", "Transform", "Turbo",
-    "codec_text", "decoder_of", "encoder_of", "parse_codec", "stack",
+    "BF16", "CODECS", "FP8", "KIVI", "SVD", "AnyCodec", "Apart", "Codec", "Delta", "Integer", "JointCoder", "Mixed",
+    "Transform", "Turbo", "codec_text", "decoder_of", "encoder_of", "parse_codec", "stack",
 ]  # fmt: skip

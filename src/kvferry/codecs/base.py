@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -24,6 +24,12 @@ class Codec(Protocol):
     ``decode`` gets those bytes and the shapes back and must refuse, by :class:`kvferry.errors.CorruptError`,
     a payload of the wrong size before it allocates anything.
 
+    A codec that remembers something from frame to frame of a stream, or reads a profile, has besides these
+    ``encoder(fingerprint)`` and ``decoder(fingerprint)``: they return what encodes or decodes one stream of the model
+    with that fingerprint, frame by frame in the order of the stream. An encoder may open a file that the recipe names;
+    a decoder must not, for the recipe came with the stream: it looks a profile up among those that are here.
+
+    A codec whose encoder must know how many layers the cache has, has ``for_layers(layers)``: it returns that encoder.
     """
 
     @property
@@ -47,23 +53,6 @@ class Codec(Protocol):
 
 
 @runtime_checkable
-class Remembers(Protocol):
-    """A codec that remembers something from frame to frame of a stream, or reads a profile.
-
-    Its coders encode or decode one stream of the model with the given fingerprint, frame by frame in the order of the
-    stream. An encoder may open a file that the recipe names; a decoder must not, for the recipe came with the stream:
-    it looks a profile up among those that are here.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    def encoder(self, fingerprint: str) -> Codec | JointCoder: ...
-
-    def decoder(self, fingerprint: str) -> Codec | JointCoder: ...
-
-
-@runtime_checkable
 class JointCoder(Protocol):
     """What ``encoder()`` or ``decoder()`` of a codec returns that codes a token's vectors of all layers together.
 
@@ -80,7 +69,19 @@ class JointCoder(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
-AnyCodec = Codec | Remembers
+@runtime_checkable
+class JointCodec(Protocol):
+    """A codec that codes a token's vectors of all layers together; see :class:`Codec` on what its coders may do."""
+
+    @property
+    def name(self) -> str: ...
+
+    def encoder(self, fingerprint: str) -> JointCoder: ...
+
+    def decoder(self, fingerprint: str) -> JointCoder: ...
+
+
+AnyCodec = Codec | JointCodec
 
 
 def not_finite(layer: int, what: str) -> InputError:
@@ -91,20 +92,33 @@ def not_finite(layer: int, what: str) -> InputError:
     )
 
 
+def check_finite(layer: int, what: str, tensor: torch.Tensor) -> None:
+    """Raise :func:`not_finite` where that is called for."""
+    if tensor.numel() and not bool(tensor.float().abs().amax() <= LIMIT):
+        raise not_finite(layer, what)
+
+
 def check_size(layer: int, payload: bytes, expected: int) -> None:
     """Refuse a payload that is not exactly as long as its shapes say."""
     if len(payload) != expected:
         raise CorruptError(f"layer {layer}: a payload of {len(payload)} bytes, where its shapes need {expected}")
 
 
-def encoder_of(codec: AnyCodec, fingerprint: str) -> Codec | JointCoder:
-    """What encodes one stream: ``codec`` itself where it remembers nothing."""
-    return codec if isinstance(codec, Codec) and not isinstance(codec, Remembers) else codec.encoder(fingerprint)
+def encoder_of(codec: AnyCodec, fingerprint: str, layers: int) -> Codec | JointCoder:
+    """What encodes one stream of so many layers: ``codec`` itself where it remembers nothing."""
+    coder: Codec | JointCoder = _of(_of(codec, "for_layers", layers), "encoder", fingerprint)
+    return coder
 
 
 def decoder_of(codec: AnyCodec, fingerprint: str) -> Codec | JointCoder:
     """What decodes one stream: ``codec`` itself where it remembers nothing."""
-    return codec if isinstance(codec, Codec) and not isinstance(codec, Remembers) else codec.decoder(fingerprint)
+    coder: Codec | JointCoder = _of(codec, "decoder", fingerprint)
+    return coder
+
+
+def _of(codec: Any, which: str, about: str | int) -> Any:
+    make = getattr(codec, which, None)
+    return codec if make is None else make(about)
 
 
 def stack(layers: Sequence[LayerCache]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs import entropy
+from kvferry.codecs import densities, entropy
 from kvferry.codecs.base import LIMIT, not_finite
+from kvferry.codecs.frequencies import TOTAL
 from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, for_decoding, for_encoding, words
 from kvferry.errors import CorruptError, InputError
 
@@ -132,7 +133,7 @@ class TransformCoder:
             magnitude = (c.abs() + (1 - _ZERO)).floor().clamp(max=2**30)
             parts.append((magnitude * c.sign()).int()[:, _alive(basis, step)])
         symbols = np.concatenate([p.T.reshape(-1).numpy() for p in parts])
-        coded = entropy.encode(symbols, *_groups(where, step), entropy.laplace())
+        coded = entropy.encode(symbols, *_groups(where, step), densities.laplace())
         started, self._started = self._started, True
         return coded if started else self.head + coded
 
@@ -152,7 +153,7 @@ class TransformCoder:
         if profile is None or (shape[0], shape[1], shape[3]) != profile.shape:
             raise CorruptError(f"a cache of {list(shape)} does not fit its profile")
         where, (_, step) = _Places(profile, positions, layout), _HEAD.unpack(self.head)
-        symbols = torch.from_numpy(entropy.decode(payload, *_groups(where, step), entropy.laplace()))
+        symbols = torch.from_numpy(entropy.decode(payload, *_groups(where, step), densities.laplace()))
         x = where.means
         for basis, mine in where.classes:
             alive, count = _alive(basis, step), int(mine.sum())
@@ -196,14 +197,14 @@ def _groups(where: _Places, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArr
     for basis, mine in where.classes:
         octaves = basis.octaves[_alive(basis, step)].numpy().astype(np.int64) - step
         counts.append(np.full(len(octaves), int(mine.sum())))
-        which.append(entropy.model_of(octaves))
+        which.append(densities.model_of(octaves))
     return np.concatenate(counts), np.concatenate(which)
 
 
 @cache
 def _bits() -> npt.NDArray[np.float64]:
     """Entropy of a symbol in bits, for each of the range coder's models."""
-    share = entropy.laplace().frequencies / entropy.TOTAL
+    share = densities.laplace().frequencies / TOTAL
     bits: npt.NDArray[np.float64] = -(share * np.log2(share)).sum(1)
     return bits
 
@@ -215,6 +216,6 @@ def _step(basis: Basis, ratio: float) -> int:
     budget = 16 * len(basis.mean) / ratio
     for step in range(most - _FINEST, most - _DEAD + 1):
         alive = octaves - step >= _DEAD
-        if _bits()[entropy.model_of(octaves[alive] - step)].sum() <= budget:
+        if _bits()[densities.model_of(octaves[alive] - step)].sum() <= budget:
             return step
     return most - _DEAD + 1
