@@ -23,7 +23,7 @@ def test_demo_crosses_every_way_and_draws(model_folder: Path, tmp_path: Path) ->
     assert list(rows) == [IMAGE, *RECIPES]
     sizes = [rows[recipe]["wire_bytes"] for recipe in RECIPES[:5]]
     assert sizes == sorted(sizes, reverse=True)
-    assert 0.8 < rows["full|bf16"]["ratio_to_bf16"] < 1
+    assert 0.8 < rows["full|bf16"]["ratio_to_bf16"] < 1.01  # the last prompt token does not travel
     assert all(0 <= row["right_share"] <= 1 for row in rows.values())
     # A shaped link cannot be faster than its rate.
     assert rows["full|bf16"]["send_seconds"] >= 0.9 * rows["full|bf16"]["wire_bytes"] * 8 / 10e6

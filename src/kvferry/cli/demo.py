@@ -34,6 +34,8 @@ RECIPES = (
     "leaveout@0.05|int4|zstd",
     "none|int4|zstd",
 )
+SHORTEST = "leaveout@0.08,budget=shared|transform:64"
+"""Only for models with a profile, such as the shipped ones."""
 SHOWN = ("snapkv@0.25|int4|zstd", "leaveout@0.05|int4|zstd")
 IMAGE = "image (JPEG)"
 START_SECONDS = 120
@@ -78,6 +80,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Draw test scenes, ask real questions across an emulated uplink in several ways, show what each cost."""
+    from kvferry.codecs.profile import has_profile
     from kvferry.edge import Edge
     from kvferry.models import load
     from kvferry.testbed import exact_match, samples
@@ -86,7 +89,7 @@ def demo(
     began = time.monotonic()
     questions = list(samples("test", n, start=start))
     vlm = load(model)
-    ways = [IMAGE, *RECIPES]
+    ways = [IMAGE, *RECIPES, *([SHORTEST] if has_profile(vlm.fingerprint) else [])]
     crossings: list[Crossing] = []
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (

@@ -34,16 +34,12 @@ def tune(
     if protocol not in ("A", "B"):
         raise InputError(f"--protocol is A or B, not {protocol!r}")
     with waiting(f"loading {model}", json):
-        from kvferry.codecs.profile import for_encoding
+        from kvferry.codecs.profile import has_profile
         from kvferry.evaluate.sweep import provenance
         from kvferry.models import load
 
         vlm = load(model)
-    try:
-        for_encoding("", vlm.fingerprint)
-        calibrated = True
-    except InputError:
-        calibrated = False
+    calibrated = has_profile(vlm.fingerprint)
     recipes = tuple(recipe) if recipe else candidates(calibrated)
     tuning = Tuning(model, recipes, folder / vlm.fingerprint[:12] / protocol, protocol, target, split)  # type: ignore[arg-type]
     console = Console(stderr=True, quiet=json)

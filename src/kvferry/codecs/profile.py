@@ -225,14 +225,18 @@ def for_encoding(path: str, fingerprint: str) -> tuple[Profile, bytes]:
                 "run `kvferry calibrate` for this one"
             )
         return profile, digest
-    _look_around()
-    for (made_for, digest), profile in _known.items():
-        if made_for == fingerprint:
-            return profile, digest
+    if has_profile(fingerprint):
+        return next((profile, digest) for (model, digest), profile in _known.items() if model == fingerprint)
     raise InputError(
         "there is no profile for the model that made this cache; run `kvferry calibrate MODEL --out FILE` and name the "
         f"file in the recipe (transform@FILE), or put it into a folder that {FOLDERS} names"
     )
+
+
+def has_profile(fingerprint: str) -> bool:
+    """Whether a profile for this model is here."""
+    _look_around()
+    return any(model == fingerprint for model, _ in _known)
 
 
 def for_decoding(fingerprint: str, digest: bytes) -> Profile:
