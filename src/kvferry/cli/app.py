@@ -13,6 +13,7 @@ from kvferry.cli.ask import ask
 from kvferry.cli.calibrate import calibrate_skip
 from kvferry.cli.demo import demo
 from kvferry.cli.inspect import inspect
+from kvferry.cli.link import link, trace
 from kvferry.cli.serve import serve
 from kvferry.cli.sweep import results, sweep
 from kvferry.errors import KVFerryError
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate_skip):
+for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate_skip, link, trace):
     app.command()(command)
 
 
