@@ -169,6 +169,18 @@ def below(ratios: Array, bounds: Array) -> Array:
     return chance
 
 
+def lower_bound(ratios: Array, epsilon: float) -> Array:
+    """The ratio that the next one falls below with a chance of at most ``epsilon``, ``[lanes]``: :func:`below` turned
+    round. NaN where fewer than ``1 / epsilon - 1`` have been seen."""
+    known = (~np.isnan(ratios)).sum(axis=1)
+    rank = np.floor(epsilon * (known + 1) + 1e-9).astype(np.int64)
+    if not ratios.shape[1]:
+        return np.full(len(ratios), np.nan)
+    rising = np.sort(ratios, axis=1)  # NaN last
+    bound: Array = np.where(rank > 0, rising[np.arange(len(rank)), np.maximum(rank, 1) - 1], np.nan)
+    return bound
+
+
 def _measured(nbytes: npt.ArrayLike, seconds: npt.ArrayLike, backlogged: npt.ArrayLike, lanes: int) -> Array:
     """Bits per second of one transfer per lane, at least :data:`LEAST`; NaN where it says nothing."""
     sent, took = np.asarray(nbytes, np.float64), np.asarray(seconds, np.float64)
