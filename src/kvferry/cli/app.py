@@ -15,6 +15,7 @@ from kvferry.cli.demo import demo
 from kvferry.cli.inspect import inspect
 from kvferry.cli.link import link, trace
 from kvferry.cli.serve import serve
+from kvferry.cli.simulate import simulate
 from kvferry.cli.sweep import results, sweep
 from kvferry.errors import KVFerryError
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate_skip, link, trace):
+for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate_skip, link, trace, simulate):
     app.command()(command)
 
 

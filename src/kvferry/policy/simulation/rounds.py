@@ -22,7 +22,8 @@ def run(
     """All sessions of one link in step. The policy says how much rate may be counted on, the allocator who gets it.
 
     Slices are fixed for a round: who ends early leaves its slice unused. Static agents send their mode whatever slice
-    they get. Where nothing is known of the link, everybody sends its fallback over equal slices.
+    they get. Where nothing is known of the link, everybody sends its fallback, or else its
+    least point, over equal slices.
     """
     lanes, stacked, deadline = scenario.lanes, scenario.stacked, scenario.context.deadline
     table = np.arange(scenario.agents) % len(scenario.tables)
@@ -95,7 +96,8 @@ def _shared_out(options: Options, allocator: Allocator, budget: Array, static: I
     choice, rates = allocator.share(options, np.where(known, budget, 0.0))
     if static is not None:
         choice = np.where(rates > 0, static, choice)
-    unknown = options.fallback if static is None else static
+    least = np.where(options.fallback >= 0, options.fallback, options.needed.argmin(1))
+    unknown = least if static is None else static
     return np.where(known[:, None], choice, unknown), np.where(known[:, None], rates, 1.0)
 
 
