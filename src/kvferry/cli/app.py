@@ -10,6 +10,7 @@ import typer
 from kvferry import __version__
 from kvferry.cli.analyze import analyze
 from kvferry.cli.ask import ask
+from kvferry.cli.break_even import break_even
 from kvferry.cli.calibrate import calibrate_skip
 from kvferry.cli.demo import demo
 from kvferry.cli.inspect import inspect
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate_skip, link, trace, simulate):
+for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate_skip, link, trace, simulate, break_even):
     app.command()(command)
 
 

@@ -31,7 +31,10 @@ class Estimator(Protocol):
         """Bits per second of the next transfer, ``[lanes]``."""
 
     def ratios(self) -> Array:
-        """Past actual rates over what had been predicted, ``[lanes, window]``, NaN where there is none yet."""
+        """Past actual rates over what had been predicted, ``[lanes, window]``, NaN where there is none yet.
+
+        The window is 0 wide where no account is kept.
+        """
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,20 @@ class Forecast:
     Parameters
     ----------
     bits_per_second : float
-    ratios : tuple of float
-        Past actual rates over predicted ones: the forecast's own error, as far as it has been seen.
+    ratios : tuple of float or None
+        Past actual rates over predicted ones: the forecast's own error, as far as it has been seen. None from an
+        estimator that does not keep account of it.
     """
 
     bits_per_second: float
-    ratios: tuple[float, ...] = ()
+    ratios: tuple[float, ...] | None = None
 
 
 def forecast(estimator: Estimator, lane: int = 0) -> Forecast | None:
     """What an estimator knows of one link; None before the first backlogged transfer."""
     rate = float(estimator.predict()[lane])
     seen = estimator.ratios()[lane]
-    return None if np.isnan(rate) else Forecast(rate, tuple(seen[~np.isnan(seen)].tolist()))
+    return None if np.isnan(rate) else Forecast(rate, tuple(seen[~np.isnan(seen)].tolist()) if len(seen) else None)
 
 
 @dataclass

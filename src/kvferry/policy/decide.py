@@ -66,7 +66,7 @@ def decide(
         points,
         context,
         None if forecast is None else forecast.bits_per_second,
-        () if forecast is None else forecast.ratios,
+        None if forecast is None else forecast.ratios,
         -1 if last is None or last not in points else list(points).index(last),
     )
     if int(now.last_resort()[0]) < 0:

@@ -88,7 +88,7 @@ class Situation:
     rate : float64 ``[lanes]``
         Forecast in bits per second, NaN where nothing is known.
     ratios : float64 ``[lanes, window]``
-        The forecast's past errors, actual over predicted; NaN where there is none.
+        The forecast's past errors, actual over predicted; NaN where there is none yet, 0 wide where none are kept.
     backlog : float64 ``[lanes]``
         Bytes of earlier questions that go first.
     last : int64 ``[lanes]``
@@ -140,7 +140,7 @@ def situation(
     points: Sequence[OperatingPoint],
     context: Context,
     rate: float | None = None,
-    ratios: Sequence[float] = (),
+    ratios: Sequence[float] | None = None,
     last: int = -1,
 ) -> Situation:
     """One decision as a :class:`Situation` of one lane."""
@@ -152,7 +152,7 @@ def situation(
         allowed=np.array([[not context.refusal(point) for point in points]], bool),
         deadline=context.deadline,
         rate=np.array([np.nan if rate is None else rate], np.float64),
-        ratios=np.array([ratios], np.float64),
+        ratios=np.empty((1, 0)) if ratios is None else np.array([ratios or [np.nan]], np.float64),
         backlog=np.zeros(1),
         last=np.array([last], np.int64),
     )

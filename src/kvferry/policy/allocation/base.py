@@ -14,6 +14,9 @@ from kvferry.link.trace import Array
 from kvferry.policy.points import FALLBACKS, OperatingPoint
 from kvferry.policy.situation import Context, Indices, situation
 
+ROUNDING = 1 + 1e-12
+"""What just fits still fits when it is added up in another order."""
+
 
 @dataclass(frozen=True)
 class Agent:
@@ -88,7 +91,7 @@ class Options:
         """Whose fallbacks fit together, cheapest first, ``[lanes, agents]``; who has none takes his chance."""
         order = np.argsort(self.reserve, kind="stable")
         fits = np.empty((len(budget), len(order)), bool)
-        fits[:, order] = np.cumsum(self.reserve[order])[None] <= budget[:, None]
+        fits[:, order] = np.cumsum(self.reserve[order])[None] <= ROUNDING * budget[:, None]
         return fits
 
     def best_within(self, rates: Array) -> Indices:
@@ -125,7 +128,7 @@ def above_reserve(options: Options, budget: Array, shares: Array) -> tuple[Indic
     weights = np.where(admitted, shares, 0.0)
     total = weights.sum(1, keepdims=True)
     rates = reserved + rest[:, None] * np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    choice = np.where(admitted, options.best_within(rates * (1 + 1e-12)), -1)
+    choice = np.where(admitted, options.best_within(ROUNDING * rates), -1)
     return choice, rates
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvferry.link.trace import Array
-from kvferry.policy.allocation.base import Options
+from kvferry.policy.allocation.base import ROUNDING, Options
 from kvferry.policy.allocation.quality import spread
 from kvferry.policy.situation import Indices
 
@@ -29,7 +29,7 @@ class Marginal:
         )
         for row, before, after, _ in upgrades:
             more = options.needed[row, after] - options.needed[row, before]
-            takes = (choice[:, row] == before) & (spent + more <= budget * (1 + 1e-12))
+            takes = (choice[:, row] == before) & (spent + more <= ROUNDING * budget)
             choice[takes, row] = after
             spent = np.where(takes, spent + more, spent)
         return choice, spread(options, choice, budget)
@@ -40,7 +40,7 @@ def _start(options: Options, budget: Array) -> tuple[Indices, Array]:
     least = options.needed.min(1)
     order = np.argsort(least, kind="stable")
     fits = np.empty((len(budget), len(least)), bool)
-    fits[:, order] = np.cumsum(least[order])[None] <= budget[:, None]
+    fits[:, order] = np.cumsum(least[order])[None] <= ROUNDING * budget[:, None]
     cheapest = np.lexsort((-options.quality, options.needed), axis=1)[:, 0]
     return np.where(fits, cheapest, -1), np.where(fits, least, 0.0).sum(1)
 

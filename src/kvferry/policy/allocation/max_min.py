@@ -22,7 +22,7 @@ class MaxMin:
         """Points and rates, ``[lanes, agents]``."""
         best = options.best_within(np.full((1, len(options.fallback)), np.finfo(float).max))[0]
         wanted = options.needed[np.arange(len(best)), np.maximum(best, 0)]
-        demand = np.where(best >= 0, wanted - options.reserve, 0.0)
+        demand = np.where(best >= 0, np.maximum(wanted - options.reserve, 0.0), 0.0)
         admitted = options.admitted(budget)
         rest = np.maximum(budget - np.where(admitted, options.reserve, 0.0).sum(1), 0.0)
         return above_reserve(options, budget, water_filled(np.where(admitted, demand, 0.0), rest))

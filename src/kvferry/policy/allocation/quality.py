@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvferry.link.trace import Array
-from kvferry.policy.allocation.base import Options
+from kvferry.policy.allocation.base import ROUNDING, Options
 from kvferry.policy.situation import Indices
 
 GRID = 1e-4
@@ -27,7 +27,7 @@ class Quality:
     def share(self, options: Options, budget: Array) -> tuple[Indices, Array]:
         """Points and rates, ``[lanes, agents]``."""
         needed, choices = frontier(options)
-        choice = choices[np.searchsorted(needed, budget * (1 + 1e-12), side="right") - 1]
+        choice = choices[np.searchsorted(needed, ROUNDING * budget, side="right") - 1]
         return choice, spread(options, choice, budget)
 
 
