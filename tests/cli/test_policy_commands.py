@@ -93,6 +93,8 @@ def test_simulate(run: Ran, tmp_path: Path) -> None:
     assert code == 0
     assert "greedy:0.9@ewma:0.5" in out
     assert "oracle" in out
+    hopeless = simulate_json(run, "--trace", "300kbit", "--deadline", "1", "--requests", "200", "--policy", "greedy")
+    assert hopeless["greedy"]["of_oracle"] is None
 
 
 def test_simulate_agents(run: Ran, tmp_path: Path) -> None:

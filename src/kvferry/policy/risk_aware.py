@@ -17,8 +17,9 @@ class RiskAware:
     """``argmax quality(m) P(m in time)`` subject to ``P(m late) <= epsilon``, with hysteresis.
 
     After Fugu (Yan et al., NSDI 2020), with a deadline in place of a playback buffer. A point is late when the next
-    rate is below what it needs; the chance comes from past ratios of actual to predicted rates. Where fewer than
-    ``1 / epsilon - 1`` ratios have been seen no chance can be that small, and the point that asks least is taken.
+    rate is below what it needs; the chance comes from past ratios of actual to predicted rates. Where no point keeps the
+    bound, as before ``1 / epsilon - 1`` ratios have been seen and where there is no fallback, expected quality alone
+    decides; where nothing is known, the point that asks least of the link is taken.
 
     Parameters
     ----------
@@ -40,7 +41,8 @@ class RiskAware:
             raise InputError("a risk-aware policy needs a forecast with its error; use the estimator quantile")
         late = below(now.ratios, now.needed / np.maximum(np.nan_to_num(now.rate), LEAST)[:, None])
         late = np.where(now.needed == 0, 0.0, late)
-        ok = (late <= self.epsilon) & np.isfinite(now.needed)
+        safe = (late <= self.epsilon) & np.isfinite(now.needed)
+        ok = np.where(safe.any(axis=1, keepdims=True), safe, (late < 1) & np.isfinite(now.needed))
         expected = now.quality * (1 - late)
         best = now.best(ok, expected)
         rows, last = np.arange(len(best)), np.maximum(now.last, 0)

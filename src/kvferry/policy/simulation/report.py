@@ -33,8 +33,8 @@ class Row:
         Share of questions, and of moments at which all agents' questions were answered in time.
     quality : Estimate
         A late answer counts 0.
-    of_oracle : Estimate
-        That quality as a share of the oracle's, session by session.
+    of_oracle : Estimate or None
+        That quality as a share of the oracle's, session by session; None where even the oracle's is 0.
     chosen : Estimate
         Quality of the chosen points, late or not.
     megabytes : Estimate
@@ -49,7 +49,7 @@ class Row:
     on_time: Estimate
     rounds_on_time: Estimate
     quality: Estimate
-    of_oracle: Estimate
+    of_oracle: Estimate | None
     chosen: Estimate
     megabytes: Estimate
     modes: Mapping[str, float]
@@ -76,7 +76,7 @@ def row(deadline: float, way: str, allocation: str, outcome: Outcome, oracle: Ou
         on_time=mean_interval(_grouped(outcome.on_time) / asked),
         rounds_on_time=mean_interval(_grouped(outcome.rounds_on_time) / _grouped(outcome.rounds)),
         quality=mean_interval(quality),
-        of_oracle=ratio_interval(quality, _grouped(oracle.quality) / asked),
+        of_oracle=ratio_interval(quality, _grouped(oracle.quality) / asked) if oracle.quality.any() else None,
         chosen=mean_interval(_grouped(outcome.chosen) / asked),
         megabytes=mean_interval(_grouped(outcome.nbytes) / asked / 1e6),
         modes={mode: count / total for mode, count in outcome.modes.most_common()},
@@ -162,7 +162,7 @@ def cells(row: Row) -> list[str]:
         _interval(row.on_time, 100, 1),
         f"{100 * row.rounds_on_time.mean:.1f}",
         _interval(row.quality, 1, 3),
-        f"{100 * row.of_oracle.mean:.1f}",
+        f"{100 * row.of_oracle.mean:.1f}" if row.of_oracle else "-",
         f"{row.chosen.mean:.3f}",
         f"{row.megabytes.mean:.2f}",
         ", ".join(f"{mode.removeprefix('kv:')} {share:.0%}" for mode, share in row.modes.items() if share >= 0.005),
