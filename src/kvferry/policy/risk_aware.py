@@ -17,9 +17,9 @@ class RiskAware:
     """``argmax quality(m) P(m in time)`` subject to ``P(m late) <= epsilon``, with hysteresis.
 
     After Fugu (Yan et al., NSDI 2020), with a deadline in place of a playback buffer. A point is late when the next
-    rate is below what it needs; the chance comes from past ratios of actual to predicted rates. Where no point keeps the
-    bound, as before ``1 / epsilon - 1`` ratios have been seen and where there is no fallback, expected quality alone
-    decides; where nothing is known, the point that asks least of the link is taken.
+    rate is below what it needs; the chance comes from past ratios of actual to predicted rates. Where no point keeps
+    the bound, as before ``1 / epsilon - 1`` ratios have been seen and where there is no fallback, expected quality
+    alone decides; where nothing is known, the point that asks least of the link is taken.
 
     Parameters
     ----------

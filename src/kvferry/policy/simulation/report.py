@@ -165,7 +165,7 @@ def cells(row: Row) -> list[str]:
         f"{100 * row.of_oracle.mean:.1f}" if row.of_oracle else "-",
         f"{row.chosen.mean:.3f}",
         f"{row.megabytes.mean:.2f}",
-        ", ".join(f"{mode.removeprefix('kv:')} {share:.0%}" for mode, share in row.modes.items() if share >= 0.005),
+        ", ".join(f"{mode.removeprefix('kv:')} {share:.0%}" for mode, share in row.modes.items() if share >= 0.01),
     ]
 
 
