@@ -10,11 +10,14 @@ import typer
 from kvferry import __version__
 from kvferry.cli.analyze import analyze
 from kvferry.cli.ask import ask
+from kvferry.cli.break_even import break_even
 from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
 from kvferry.cli.inspect import inspect
+from kvferry.cli.link import link, trace
 from kvferry.cli.serve import serve
+from kvferry.cli.simulate import simulate
 from kvferry.cli.sweep import results, sweep
 from kvferry.cli.tune import tune
 from kvferry.errors import KVFerryError
@@ -25,7 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (serve, ask, inspect, demo, analyze, sweep, results, calibrate, calibrate_skip, diagnose, tune):
+COMMANDS = (
+    serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace, simulate,
+    break_even,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 
 

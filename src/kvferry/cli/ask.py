@@ -27,7 +27,7 @@ def ask(
         bool, typer.Option("--ship-first", help="Compress without looking at the question (protocol B).")
     ] = False,
     tiers: Annotated[int, typer.Option(help="Send the most important tokens first, in so many parts.", min=1)] = 1,
-    uplink: Annotated[str | None, typer.Option(help="Emulate a link of this rate, like 10mbit.")] = None,
+    uplink: Annotated[str | None, typer.Option(help="Emulate a link: a rate like 10mbit, or trace:FILE.")] = None,
     downlink: Annotated[str | None, typer.Option(help="The same for the way back.")] = None,
     delay: Annotated[float, typer.Option(help="One-way delay of the emulated link, in ms.", min=0)] = 0.0,
     deadline: Annotated[float, typer.Option(help="Seconds the question may take.")] = 30.0,

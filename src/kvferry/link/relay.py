@@ -43,7 +43,7 @@ class ShapedLink:
     target : str
         ``host:port`` of the server. It is dialled anew for every connection.
     uplink, downlink : Rate, str, :class:`Shaper` or None
-        Client to server, and back. None does not limit.
+        Client to server, and back: a rate, or ``trace:NAME`` for a shipped trace or a file. None does not limit.
     delay_ms : float
         One-way delay in milliseconds, in each direction.
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvferry.link.rate import Rate
+from kvferry.link.trace import PACKET_BYTES, Trace, mean_rate, read_trace
 
-PACKET_BYTES = 1500
+TRACE = "trace:"
 
 
 class Shaper(Protocol):
@@ -52,8 +53,29 @@ class Unlimited:
         return arrived
 
 
+@dataclass
+class Replay:
+    """A trace, whose time 0 is when the first byte arrives. What it offers while nothing waits is lost."""
+
+    trace: Trace
+    _origin: float | None = field(default=None, init=False, repr=False)
+    _used: float = field(default=0.0, init=False, repr=False)
+
+    @property
+    def piece_bytes(self) -> int:
+        return max(PACKET_BYTES, int(mean_rate(self.trace) / 8 / 1000))
+
+    def departure(self, nbytes: int, arrived: float) -> float:
+        if self._origin is None:
+            self._origin = arrived
+        self._used = max(self._used, float(self.trace.offered(arrived - self._origin))) + nbytes
+        return max(self._origin + float(self.trace.time_of(self._used)), arrived)
+
+
 def shaper_for(rate: Rate | str | None) -> Shaper:
-    """A shaper for a rate, a rate's text, or no limit."""
+    """A shaper for a rate, a rate's text, ``trace:NAME`` (see :func:`kvferry.link.read_trace`), or no limit."""
     if rate is None:
         return Unlimited()
+    if isinstance(rate, str) and rate.startswith(TRACE):
+        return Replay(read_trace(rate.removeprefix(TRACE)))
     return TokenBucket(Rate.parse(rate) if isinstance(rate, str) else rate)

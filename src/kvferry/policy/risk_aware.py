@@ -1,0 +1,54 @@
+"""``risk-aware``: expected quality under the forecast's own error, with a bound on the chance of being late."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kvferry.errors import InputError
+from kvferry.link.estimate import LEAST, below, lower_bound
+from kvferry.link.trace import Array
+from kvferry.policy.situation import Indices, Situation
+
+
+@dataclass(frozen=True)
+class RiskAware:
+    """``argmax quality(m) P(m in time)`` subject to ``P(m late) <= epsilon``, with hysteresis.
+
+    After Fugu (Yan et al., NSDI 2020), with a deadline in place of a playback buffer. A point is late when the next
+    rate is below what it needs; the chance comes from past ratios of actual to predicted rates. Where no point keeps
+    the bound, as before ``1 / epsilon - 1`` ratios have been seen and where there is no fallback, expected quality
+    alone decides; where nothing is known, the point that asks least of the link is taken.
+
+    Parameters
+    ----------
+    epsilon : float
+    gain : float
+        The last choice stays while it is allowed and no other promises so much more expected quality.
+    """
+
+    epsilon: float = 0.1
+    gain: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not (0 < self.epsilon < 1 and self.gain >= 0):
+            raise InputError("epsilon is a chance between 0 and 1, the gain 0 or more")
+
+    def choose(self, now: Situation) -> Indices:
+        """Index of a point per lane, -1 where none can be in time."""
+        if now.ratios.shape[1] == 0 and not np.isnan(now.rate).all():
+            raise InputError("a risk-aware policy needs a forecast with its error; use the estimator quantile")
+        late = below(now.ratios, now.needed / np.maximum(np.nan_to_num(now.rate), LEAST)[:, None])
+        late = np.where(now.needed == 0, 0.0, late)
+        safe = (late <= self.epsilon) & np.isfinite(now.needed)
+        ok = np.where(safe.any(axis=1, keepdims=True), safe, (late < 1) & np.isfinite(now.needed))
+        expected = now.quality * (1 - late)
+        best = now.best(ok, expected)
+        rows, last = np.arange(len(best)), np.maximum(now.last, 0)
+        stays = (now.last >= 0) & ok[rows, last] & (expected[rows, best] - expected[rows, last] <= self.gain)
+        return np.where(stays, last, best)
+
+    def budget(self, rate: Array, ratios: Array) -> Array:
+        """What the link falls short of with a chance of ``epsilon``, ``[lanes]``; NaN where that is not known yet."""
+        return rate * lower_bound(ratios, self.epsilon)
