@@ -54,10 +54,9 @@ class Holdings:
             _remember(self._handles, holding.digest, holding.handle)
 
     def forget(self) -> None:
-        """The session is lost: nothing is held any more."""
+        """The session is lost: nothing is held any more. Notes say nothing about that, and stay."""
         self.session = b""
         self._handles.clear()
-        self._notes.clear()
 
 
 def _remember(where: OrderedDict[bytes, Any], key: bytes, value: Any) -> None:
