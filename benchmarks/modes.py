@@ -22,7 +22,7 @@ from kvferry.testbed.questions import KINDS, ask
 CLOUD, EDGE = "testbed/cloud", "testbed/edge"
 SAME = (
     "image", "image:60", "image:30", "image:10", "kv:full|int8|zstd", "kv:leaveout@0.25|int4|zstd",
-    "kv:leaveout@0.1|int4|zstd", "embeds:bf16", "embeds:int8", "embeds:int4", "embeds:int2",
+    "kv:leaveout@0.1|int4|zstd", "embeds:bf16", "embeds:int8", "embeds:int4", "embeds:int3", "embeds:int2",
 )  # fmt: skip
 SMALLER = (
     "scout:vlcache@1", "scout:vlcache@0.75", "scout:vlcache@0.5", "scout:vlcache@0.25", "scout:vlcache@0.1",

@@ -18,6 +18,7 @@ _FIELDS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "rope_parameters", "layer_types", "sliding_window",
 )  # fmt: skip
+_HOW_LOADED = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "_attn_implementation")
 _CHUNK = 1 << 24
 
 _known: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
@@ -49,7 +50,8 @@ def vision_fingerprint(model: PreTrainedModel) -> str:
     Weights are compared in bfloat16, so that one checkpoint has one digest whatever it was loaded in.
     """
     vision = getattr(model.config, "vision_config", None)
-    digest = hashlib.sha256(json.dumps(vision.to_dict() if vision else {}, sort_keys=True, default=str).encode())
+    facts = {key: value for key, value in (vision.to_dict() if vision else {}).items() if key not in _HOW_LOADED}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if "language_model." in name or name.startswith("lm_head."):
             continue

@@ -159,6 +159,8 @@ class EmbedsReceiver:
         self._data += data
 
     def finish(self) -> None:
+        from kvferry.models.embeds import check_total
+
         hidden = int(self._vlm.model.config.get_text_config(decoder=True).hidden_size)
         merge = int(getattr(self._vlm.image_processor, "merge_size", 1))
         rest = bytes(self._data)
@@ -168,6 +170,7 @@ class EmbedsReceiver:
                 continue
             picture, rest = unpack_embeds(rest, self._codec, hidden, merge)
             self._pictures.append(picture)
+            check_total(self._pictures)
             self._shelf.put(item.digest, picture, picture.nbytes)
         if rest:
             raise CorruptError(f"{len(rest)} bytes after the last picture's embeddings; send them again")
