@@ -86,6 +86,27 @@ def test_ask_two_processes(cloud: CloudProcess, picture: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_modes(run: Ran, cloud: CloudProcess, model_folder: Path, picture: Path) -> None:
+    here = ["--cloud", cloud.address, "--model", model_folder, "--json"]
+    answers = {}
+    for mode in ("image", "image:50", "embeds:bf16", "scout:vlcache@0.5", "local"):
+        code, out, err = run("ask", picture, QUESTION, *here, "--mode", mode)
+        assert code == 0, err
+        answers[mode] = json.loads(out)
+        assert mode == ":".join(filter(None, [answers[mode]["mode"], answers[mode]["recipe"]]))
+    assert answers["image"]["text"] == answers["embeds:bf16"]["text"] == answers["local"]["text"]
+    assert answers["image:50"]["bitstream_bytes"] < answers["image"]["bitstream_bytes"]
+    assert answers["local"]["payload_bytes_up"] == 0
+
+    away = ["--cloud", "127.0.0.1:9", "--model", model_folder]
+    code, out, err = run("ask", picture, QUESTION, *away, "--mode", "image", "--fallback")
+    assert (code, out) == (0, answers["local"]["text"] + "\n")
+    assert "answered here because" in err
+    code, out, err = run("ask", QUESTION, *here[:-1], "--mode", "prompt")
+    assert (code, bool(out.strip())) == (0, True)
+    assert "prompt: 0 bytes" in err
+
+
 def test_ship_first(run: Ran, cloud: CloudProcess, model_folder: Path, picture: Path) -> None:
     options = [
         "--cloud",

@@ -10,7 +10,9 @@ import pytest
 
 import kvferry
 from kvferry import VLM
+from kvferry.modes.digests import file_digest
 from kvferry.modes.faults import KINDS, from_wire
+from kvferry.modes.files import identify
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from tests.crossing.process import CloudProcess
@@ -141,12 +143,17 @@ def test_out_of_order(client: Client, blob: bytes) -> None:
 
 def test_pictures(client: Client, picture: Path) -> None:
     data = picture.read_bytes()
+    digest = file_digest(data, identify(data))
 
-    def start(*sizes: int, question: str = QUESTION) -> pb.AskRequest:
-        return client.start(mode=pb.MODE_IMAGE, question=question, pictures=sizes)
+    def start(*sizes: int, question: str = QUESTION, digest: bytes = digest) -> pb.AskRequest:
+        items = [pb.AskRequest.Item(size=size, digest=digest) for size in sizes]
+        return client.start(mode=pb.MODE_IMAGE, question=question, items=items)
 
     assert kind(client.send(b"no picture", start(10))) == "INPUT"
-    assert kind(client.send(data[:-100], start(len(data) - 100))) == "INPUT"
+    cut = data[:-100]
+    assert kind(client.send(cut, start(len(cut), digest=file_digest(cut, identify(cut))))) == "INPUT"
+    assert kind(client.send(cut, start(len(cut)))) == "CORRUPT"
+    assert kind(client.send(data, start(len(data), digest=b""))) == "CORRUPT"
     assert kind(client.send(data[:-100], start(len(data)))) == "TRUNCATED"
     assert kind(client.send(data + b"xx", start(len(data)))) == "PROTOCOL"
     assert kind(client.send(data, start(len(data), question=" "))) == "INPUT"

@@ -53,7 +53,8 @@ def test_silent_edge(vlm: VLM) -> None:
     silence = threading.Event()
 
     def messages() -> Iterator[pb.AskRequest]:
-        start = pb.AskRequest.Start(mode=pb.MODE_IMAGE, question=QUESTION, max_new_tokens=1, pictures=[100])
+        items = [pb.AskRequest.Item(size=100)]
+        start = pb.AskRequest.Start(mode=pb.MODE_IMAGE, question=QUESTION, max_new_tokens=1, items=items)
         yield pb.AskRequest(start=start)
         silence.wait(10)
 

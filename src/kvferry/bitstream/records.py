@@ -26,6 +26,11 @@ FIRST_OPTIONAL_FIELD = 1000
 M = TypeVar("M", bound=Message)
 
 
+def crc32c(data: bytes) -> int:
+    """Castagnoli CRC of ``data``."""
+    return int(google_crc32c.value(data))
+
+
 class Kind(IntEnum):
     """What a record holds."""
 

@@ -29,8 +29,8 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace, simulate,
-    break_even,
+    serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace,
+    simulate, break_even,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -20,9 +20,20 @@ def ask(
         list[str], typer.Argument(metavar="PICTURE... QUESTION", help="Picture files, then the question.")
     ],
     cloud: Annotated[str, typer.Option(help="host:port of `kvferry serve`.")] = "127.0.0.1:7421",
-    model: Annotated[str, typer.Option(help="The cloud's model, for mode kv.")] = "testbed/cloud",
+    model: Annotated[
+        str, typer.Option(help="The model on this side: the cloud's for kv and embeds, one of its family for scout.")
+    ] = "testbed/cloud",
     recipe: Annotated[str, typer.Option(help="How to compress, for mode kv.")] = "q2c@0.25|int4",
-    mode: Annotated[str, typer.Option(help="kv: send the compressed cache. image: send the picture.")] = "kv",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="What crosses: kv[:RECIPE], image[:QUALITY][,mask=FRACTION], embeds[:CODEC], scout[:SCORER@FRACTION], "
+            "prompt, or nothing (local)."
+        ),
+    ] = "kv",
+    fallback: Annotated[
+        bool, typer.Option("--fallback", help="Answer with the model on this side if the cloud cannot.")
+    ] = False,
     ship_first: Annotated[
         bool, typer.Option("--ship-first", help="Compress without looking at the question (protocol B).")
     ] = False,
@@ -36,18 +47,15 @@ def ask(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Ask a cloud a question about pictures."""
-    if mode not in ("kv", "image"):
-        raise InputError(f"there is no mode {mode!r}; use kv or image")
     *pictures, question = words
     for picture in pictures:
         if not Path(picture).is_file():
             raise InputError(f"there is no picture at {picture}; give picture files, then the question in quotes")
     from kvferry.edge import Edge
-    from kvferry.recipe import Recipe
+    from kvferry.modes import parse_mode
 
-    Recipe.parse(recipe)
     vlm = None
-    if mode == "kv":
+    if parse_mode(mode, recipe).needs_model or fallback:
         with waiting(f"loading {model}", json):
             from kvferry.models import load
 
@@ -68,9 +76,10 @@ def ask(
             pictures,
             question,
             recipe=recipe,
-            mode="image" if mode == "image" else "kv",
+            mode=mode,
             ship_first=ship_first,
             tiers=tiers,
+            fallback="local" if fallback else None,
             max_new_tokens=max_new_tokens,
             on_token=speak,
             on_sent=bar.show,
@@ -96,7 +105,10 @@ def _summary(answer: Answer) -> str:
     """What it cost, in one line."""
     ratio = f", {answer.bf16_bytes / answer.bitstream_bytes:.1f}x below BF16" if answer.bf16_bytes else ""
     wire = f"{answer.wire_bytes_up:,} bytes on the wire" if answer.wire_bytes_up is not None else "link not measured"
-    what = answer.recipe or "picture"
+    what = ":".join(filter(None, [answer.mode, answer.recipe]))
+    if answer.mode == "local":
+        why = f" because {answer.why_local}" if answer.why_local else ""
+        return f"answered here{why}; first token after {answer.seconds.first_token:.3f} s"
     return (
         f"{what}: {answer.bitstream_bytes:,} bytes{ratio}; {wire}; sent in {answer.seconds.send:.3f} s, "
         f"first token after {answer.seconds.first_token:.3f} s, all after {answer.seconds.total:.3f} s"

@@ -18,10 +18,15 @@ def serve(
     max_seconds: Annotated[float, typer.Option(help="A question may take this long.", min=0.1)] = 120.0,
     max_bytes: Annotated[int, typer.Option(help="A question may bring so many bytes.", min=1)] = 512 * 1024 * 1024,
     max_waiting: Annotated[int, typer.Option(help="So many questions may wait for the model.", min=0)] = 16,
+    max_held_bytes: Annotated[
+        int, typer.Option(help="So much is kept for further questions; 0 keeps nothing.", min=0)
+    ] = 1024 * 1024 * 1024,
+    max_session_bytes: Annotated[int, typer.Option(help="So much of it for one edge.", min=0)] = 256 * 1024 * 1024,
+    session_seconds: Annotated[float, typer.Option(help="What is unused for so long is forgotten.", min=0)] = 600.0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log refused questions.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
-    """Answer questions from caches (or pictures) that edges send, until interrupted."""
+    """Answer questions from caches, embeddings or pictures that edges send, until interrupted."""
     from kvferry.cloud import Limits
     from kvferry.cloud import serve as run
 
@@ -46,5 +51,12 @@ def serve(
         else:
             print(f"listening on {address} with {vlm.name} ({vlm.fingerprint[:12]})", flush=True)
 
-    limits = Limits(request_bytes=max_bytes, request_seconds=max_seconds, waiting=max_waiting)
+    limits = Limits(
+        request_bytes=max_bytes,
+        request_seconds=max_seconds,
+        waiting=max_waiting,
+        held_bytes=max_held_bytes,
+        session_bytes=max_session_bytes,
+        session_seconds=session_seconds,
+    )
     run(vlm, listen, limits=limits, on_ready=ready)

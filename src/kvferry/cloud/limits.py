@@ -21,6 +21,10 @@ class Limits:
         Questions that may wait for the model, beside the one it works on.
     calls : int
         Open conversations; more are turned away by gRPC.
+    held_bytes, session_bytes : int
+        Of what is kept for further questions, for all sessions together and for one; 0 keeps nothing.
+    session_seconds : float
+        A session that is not used for so long is forgotten.
     """
 
     request_bytes: int = 512 * 1024 * 1024
@@ -28,3 +32,6 @@ class Limits:
     new_tokens: int = 1024
     waiting: int = 16
     calls: int = 64
+    held_bytes: int = 1024 * 1024 * 1024
+    session_bytes: int = 256 * 1024 * 1024
+    session_seconds: float = 600.0

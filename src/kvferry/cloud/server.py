@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from kvferry.cloud.engine import Engine
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.service import FerryService
+from kvferry.cloud.sessions import Sessions
 from kvferry.errors import LinkError
 from kvferry.link import parse_address
 from kvferry.wire import service_pb2, service_pb2_grpc
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["Ferry"].full_name
 GRACE_SECONDS = 3.0
+TIDY_SECONDS = 5.0
 MESSAGE_BYTES = 1024 * 1024
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second server on the same port would silently take half of the calls
@@ -68,7 +70,8 @@ async def _serve(vlm: VLM, listen: str, limits: Limits, on_ready: Callable[[str]
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.calls)
     engine = Engine(limits.waiting)
-    service_pb2_grpc.add_FerryServicer_to_server(FerryService(vlm, engine, limits), server)
+    service = FerryService(vlm, engine, limits)
+    service_pb2_grpc.add_FerryServicer_to_server(service, server)
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -78,12 +81,21 @@ async def _serve(vlm: VLM, listen: str, limits: Limits, on_ready: Callable[[str]
         await status.set(name, health_pb2.HealthCheckResponse.SERVING)
     if on_ready is not None:
         on_ready(address)
+    tidying = asyncio.create_task(_tidy(service.sessions))
     try:
         await stop.wait()
     finally:
+        tidying.cancel()
         await status.enter_graceful_shutdown()
         await server.stop(GRACE_SECONDS)
         await asyncio.to_thread(engine.close)
+
+
+async def _tidy(sessions: Sessions) -> None:
+    """Forget idle sessions even while nobody asks anything."""
+    while True:
+        await asyncio.sleep(TIDY_SECONDS)
+        sessions.expire()
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> str:

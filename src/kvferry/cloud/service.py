@@ -12,6 +12,7 @@ import grpc
 
 from kvferry.cloud.engine import Engine
 from kvferry.cloud.limits import Limits
+from kvferry.cloud.sessions import Sessions, SessionShelf
 from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
 from kvferry.modes import RECEIVERS, ProtocolError, Receiver
 from kvferry.modes.faults import to_wire
@@ -34,6 +35,7 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         self._vlm = vlm
         self._engine = engine
         self._limits = limits
+        self.sessions = Sessions(limits)
 
     async def Describe(  # noqa: N802
         self, request: pb.DescribeRequest, context: object
@@ -54,7 +56,7 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         self, requests: AsyncIterator[pb.AskRequest], context: Context
     ) -> None:
         """One question. gRPC cancels this coroutine when the edge cancels or its deadline passes."""
-        conversation = _Conversation(self._vlm, self._engine, self._limits, requests, context)
+        conversation = _Conversation(self._vlm, self._engine, self._limits, self.sessions, requests, context)
         try:
             async with asyncio.timeout(self._limits.request_seconds):
                 await conversation.hold()
@@ -75,6 +77,7 @@ class _Conversation:
         vlm: VLM,
         engine: Engine,
         limits: Limits,
+        sessions: Sessions,
         requests: AsyncIterator[pb.AskRequest],
         context: Context,
     ) -> None:
@@ -82,6 +85,7 @@ class _Conversation:
         self._vlm = vlm
         self._engine = engine
         self._limits = limits
+        self._sessions = sessions
         self._requests = aiter(requests)
         self._write = context.write
         self._began = time.perf_counter()
@@ -90,11 +94,16 @@ class _Conversation:
 
     async def hold(self) -> None:
         start = await self._start()
-        receiver: Receiver = RECEIVERS[start.mode](self._vlm, start, self._limits.request_bytes)
+        shelf = self._sessions.shelf(start.session, start.hold)
+        receiver = await self._engine.decode(self._receiver, start, shelf)
         accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name)
         await self._write(pb.AskReply(accepted=accepted))
         await self._receive(receiver)
-        await self._answer(receiver, start.max_new_tokens)
+        await self._answer(receiver, shelf, start.max_new_tokens)
+
+    def _receiver(self, start: pb.AskRequest.Start, shelf: SessionShelf) -> Receiver:
+        """The first use of a mode may read weights for their fingerprint, so this runs in a thread."""
+        return RECEIVERS[start.mode](self._vlm, start, shelf, self._limits.request_bytes)
 
     async def _start(self) -> pb.AskRequest.Start:
         request = await anext(self._requests, None)
@@ -138,7 +147,7 @@ class _Conversation:
     async def _acknowledge(self) -> None:
         await self._write(pb.AskReply(received=pb.AskReply.Received(bytes=self._received)))
 
-    async def _answer(self, receiver: Receiver, max_new_tokens: int) -> None:
+    async def _answer(self, receiver: Receiver, shelf: SessionShelf, max_new_tokens: int) -> None:
         async with self._engine.answering(receiver, max_new_tokens) as answering:
             async for token_id, text in answering:
                 await self._write(pb.AskReply(token=pb.AskReply.Token(id=token_id, text=text)))
@@ -151,6 +160,11 @@ class _Conversation:
             total=time.perf_counter() - self._began,
         )
         done = pb.AskReply.Done(
-            text=result.text, tokens=len(result.token_ids), bytes_received=self._received, timings=timings
+            text=result.text,
+            tokens=len(result.token_ids),
+            bytes_received=self._received,
+            timings=timings,
+            session=shelf.session,
+            holdings=shelf.holdings,
         )
         await self._write(pb.AskReply(done=done))

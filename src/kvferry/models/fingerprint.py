@@ -12,10 +12,13 @@ import google_crc32c
 import torch
 from transformers import PreTrainedModel
 
+from kvferry.models.support import visual_token_ids
+
 _FIELDS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "rope_parameters", "layer_types", "sliding_window",
 )  # fmt: skip
+_HOW_LOADED = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "_attn_implementation")
 _CHUNK = 1 << 24
 _DIGITS = 32
 """128 bits of SHA-256. No two models meet by chance before there are some 2**64 of them, and finding a second one for a
@@ -42,6 +45,34 @@ def fingerprint_of(model: PreTrainedModel) -> str:
             digest.update(f"{name}:{list(tensor.shape)}:{google_crc32c.value(data.tobytes()):08x}\n".encode())
         _known[model] = digest.hexdigest()[:_DIGITS]
     return _known[model]
+
+
+def vision_fingerprint(model: PreTrainedModel) -> str:
+    """Digest of the vision tower and the projector: two models that share it see a picture alike.
+
+    Weights are compared in bfloat16, so that one checkpoint has one digest whatever it was loaded in.
+    """
+    vision = getattr(model.config, "vision_config", None)
+    facts = {key: value for key, value in (vision.to_dict() if vision else {}).items() if key not in _HOW_LOADED}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if "language_model." in name or name.startswith("lm_head."):
+            continue
+        data = tensor.detach().to("cpu", torch.bfloat16).contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(f"{name}:{list(tensor.shape)}:{google_crc32c.value(data.tobytes()):08x}\n".encode())
+    return digest.hexdigest()
+
+
+def prompt_fingerprint(config: Any, tokenizer: Any, processor: Any, image_processor: Any) -> str:
+    """Digest of what turns words and pictures into tokens: two models that share it count and place them alike."""
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
+    facts = {
+        "tokenizer": {key: value for key, value in words.items() if key not in ("padding", "truncation")},
+        "template": [getattr(source, "chat_template", None) for source in (processor, tokenizer)],
+        "pictures": image_processor.to_dict() if image_processor is not None else None,
+        "visual": sorted((token, int(kind)) for token, kind in visual_token_ids(config).items()),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _start(config: Any) -> hashlib._Hash:

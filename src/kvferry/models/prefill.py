@@ -15,6 +15,7 @@ from kvferry.errors import InputError
 from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
 from kvferry.models.attention import Observer, Session, attached, session
 from kvferry.models.blockwise import Rule
+from kvferry.models.embeds import placed
 from kvferry.models.fingerprint import fingerprint_of
 from kvferry.models.layout import Inputs, layout_of
 from kvferry.models.rotary import rotary_of
@@ -197,6 +198,8 @@ def model_inputs(model: PreTrainedModel, inputs: Inputs, layout: PromptLayout) -
     for name, value in given.items():
         if isinstance(value, torch.Tensor):
             given[name] = value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+    if "visual_embeds" in given:
+        given["inputs_embeds"] = placed(model, given.pop("input_ids"), layout.visual, given.pop("visual_embeds"))
     positions = torch.from_numpy(layout.positions).long().to(model.device)
     given["position_ids"] = positions if len(positions) == 1 else positions[:, None]
     return given

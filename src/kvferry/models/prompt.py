@@ -17,9 +17,11 @@ from PIL import Image
 
 from kvferry.cache import Modality, Role
 from kvferry.errors import InputError, UnsupportedModelError
+from kvferry.models.embeds import VisualEmbeds, embedded_inputs
 from kvferry.models.pictures import MAX_VISUAL_TOKENS
 from kvferry.models.support import visual_token_ids
 
+Picture = Image.Image | VisualEmbeds
 _CONTEXT, _QUESTION = "KVFERRYCONTEXT", "KVFERRYQUESTION"
 
 
@@ -58,7 +60,7 @@ class Prompter:
         self._visual = visual_token_ids(config)
         self._special = _special_strings(tokenizer, self._visual)
 
-    def build(self, images: Sequence[Image.Image], context: str | None, question: str | None) -> Prompt:
+    def build(self, images: Sequence[Picture], context: str | None, question: str | None) -> Prompt:
         """Tokens, pixels and roles of a prompt; without a question it ends where the question would go.
 
         Raises
@@ -122,7 +124,7 @@ class Prompter:
         placeholder = f"{self._tokenizer.convert_ids_to_tokens(next(iter(self._visual)))}\n" if images else ""
         return f"{placeholder * images}{text}\nAnswer:"
 
-    def _read(self, before: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+    def _read(self, before: str, images: Sequence[Picture]) -> dict[str, Any]:
         bos = getattr(self._tokenizer, "bos_token", None)
         special = not (bos and before.startswith(bos))
         if not images:
@@ -138,26 +140,32 @@ class Prompter:
             )
         return inputs
 
-    def _read_pictures(self, before: str, images: Sequence[Image.Image], special: bool) -> dict[str, Any]:
+    def _read_pictures(self, before: str, images: Sequence[Picture], special: bool) -> dict[str, Any]:
         if self._has_grid:
             return self._expand(self._ids(before, special), images)
         return dict(
             self._processor(text=[before], images=list(images), return_tensors="pt", add_special_tokens=special)
         )
 
-    def _expand(self, ids: torch.Tensor, images: Sequence[Image.Image]) -> dict[str, Any]:
+    def _expand(self, ids: torch.Tensor, images: Sequence[Picture]) -> dict[str, Any]:
         """Families whose image processor returns a patch grid: one placeholder becomes one token per merged patch."""
-        pixels = self._image_processor(images=list(images), return_tensors="pt")
+        pixels = self._pixels(images)
         pictures = torch.tensor([token for token, kind in self._visual.items() if kind == Modality.IMAGE])
         counts = torch.ones_like(ids[0])
         counts[torch.isin(ids[0], pictures)] = pixels["image_grid_thw"].prod(-1) // self._image_processor.merge_size**2
         wide = ids[0].repeat_interleave(counts)[None]
-        return {
-            "input_ids": wide,
-            "mm_token_type_ids": torch.isin(wide, pictures).long(),
-            "pixel_values": pixels["pixel_values"],
-            "image_grid_thw": pixels["image_grid_thw"],
-        }
+        return {"input_ids": wide, "mm_token_type_ids": torch.isin(wide, pictures).long(), **pixels}
+
+    def _pixels(self, images: Sequence[Picture]) -> dict[str, Any]:
+        """``pixel_values`` or what stands for them, and the patch grid."""
+        embedded = [image for image in images if isinstance(image, VisualEmbeds)]
+        if not embedded:
+            pixels = self._image_processor(images=list(images), return_tensors="pt")
+            return {name: pixels[name] for name in ("pixel_values", "image_grid_thw")}
+        if len(embedded) < len(images):
+            raise InputError("pictures and visual embeddings do not mix in one prompt; embed all pictures or none")
+        hidden = int(self._config.get_text_config(decoder=True).hidden_size)
+        return embedded_inputs(hidden, self._image_processor.merge_size, embedded)
 
     def _ids(self, text: str, special: bool) -> torch.Tensor:
         ids = self._tokenizer(text, add_special_tokens=special)["input_ids"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from kvferry.cache import KVCache, PromptLayout, Role
 from kvferry.errors import FingerprintError, InputError, UnsupportedModelError
 from kvferry.evidence import EvidenceRequest, Prefilled
 from kvferry.models.attention import attach
-from kvferry.models.fingerprint import fingerprint_of
+from kvferry.models.embeds import VisualEmbeds, look
+from kvferry.models.fingerprint import fingerprint_of, prompt_fingerprint, vision_fingerprint
 from kvferry.models.layout import layout_of
 from kvferry.models.pictures import open_picture
 from kvferry.models.prefill import Watch, read_prompt
@@ -80,6 +82,16 @@ class VLM:
         """Whether the model can look at pictures."""
         return bool(visual_token_ids(self.model.config))
 
+    @cached_property
+    def vision_fingerprint(self) -> str:
+        """Digest of the vision tower and the projector, see :func:`kvferry.models.fingerprint.vision_fingerprint`."""
+        return vision_fingerprint(self.model)
+
+    @cached_property
+    def prompt_fingerprint(self) -> str:
+        """Digest of tokenizer, template and patch grid, see :func:`kvferry.models.fingerprint.prompt_fingerprint`."""
+        return prompt_fingerprint(self.model.config, self.tokenizer, self.processor, self.image_processor)
+
     @property
     def layers(self) -> int:
         """Decoder layers."""
@@ -99,6 +111,18 @@ class VLM:
     def rotary(self) -> tuple[Rotary | None, ...]:
         """How each layer rotates its keys; None where it is not a fixed rotation."""
         return rotary_of(self.model)
+
+    def look(self, images: Sequence[Any] | Any) -> list[VisualEmbeds]:
+        """Run only the vision tower and the projector; what comes out stands for the pictures in :meth:`prefill`.
+
+        Raises
+        ------
+        InputError
+            No usable picture.
+        UnsupportedModelError
+            The language model reads more of a picture than one embedding per token.
+        """
+        return look(self.model, self.image_processor, self._pictures(images))
 
     def prefill(
         self,
@@ -120,7 +144,7 @@ class VLM:
         Parameters
         ----------
         images : sequence of PIL images, paths or arrays
-            May be empty.
+            May be empty. Or what :meth:`look` returned for them.
         question : str, optional
         recipe : str or Recipe, optional
             Only decides what is observed of attention.
@@ -243,7 +267,7 @@ class VLM:
         many = images if isinstance(images, (list, tuple)) else [images]
         if many and not self.has_vision:
             raise InputError(f"{self.name} reads text only; leave the pictures out")
-        return [open_picture(x) for x in many]
+        return [x if isinstance(x, VisualEmbeds) else open_picture(x) for x in many]
 
     def _layout(self, prompt: Prompt) -> PromptLayout:
         """The layout; a scene without a question borrows one text token, so that it knows what position follows."""

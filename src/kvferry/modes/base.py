@@ -3,22 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+from kvferry.errors import InputError
+from kvferry.modes.holdings import Holdings
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
-    from kvferry.models import Continuation
+    from collections.abc import Sequence
+
+    from kvferry.models import VLM, Continuation
     from kvferry.summary import Summary
 
+T = TypeVar("T")
 CHUNK_BYTES = 64 * 1024
 """Largest piece that is sent at once: 52 ms at 10 Mbit/s."""
+MAX_ITEMS = 16
+"""Pictures of one question."""
 
 OnToken = Callable[[int, str], None]
 
 
+@dataclass(frozen=True)
+class Question:
+    """One question as an edge's half gets it.
+
+    Parameters
+    ----------
+    images : sequence of paths, PIL images or arrays
+    ship_first : bool
+        Protocol B: look at the pictures without the question, which the cloud then asks. Only for mode kv.
+    tiers : int
+        In how many parts a cache travels, the most important tokens first. Only for mode kv.
+    """
+
+    images: Sequence[Any]
+    text: str
+    ship_first: bool = False
+    tiers: int = 1
+
+
+class Mode(Protocol):
+    """What crosses the wire, with its options: a frozen dataclass that prints as the text it is parsed from."""
+
+    NAME: ClassVar[str]
+
+    @classmethod
+    def parse(cls, options: str) -> Mode:
+        """The mode of ``name:options``. Raises InputError for what does not exist."""
+        ...
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the edge must hold a model."""
+        ...
+
+    def sender(self, vlm: VLM | None, question: Question, holdings: Holdings) -> Sender:
+        """The edge's half for one question. Raises InputError without the model that it needs."""
+        ...
+
+
 class Sender(Protocol):
-    """The edge's half, made for one question."""
+    """The edge's half, made for one question. When state was lost in the cloud, it is asked for all of it again."""
 
     bf16_bytes: int | None
     """What the uncompressed cache (every prompt token, BF16) would take, where a cache is sent."""
@@ -31,7 +78,7 @@ class Sender(Protocol):
         """What the cloud must know before the first byte. Raises InputError for what can be seen to be wrong."""
 
     def prepare(self) -> None:
-        """The work before the first byte; runs while the cloud looks at the start."""
+        """The work before the first byte; runs while the cloud looks at the start. Nothing is done twice."""
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes, at most ``CHUNK_BYTES`` at a time, made as they are asked for."""
@@ -52,8 +99,32 @@ class Receiver(Protocol):
         """Run the model. What ``on_token`` raises ends it."""
 
 
+class Shelf(Protocol):
+    """What one session of a cloud holds, as a receiver sees it."""
+
+    def take(self, handle: int, kind: type[T]) -> T:
+        """What ``handle`` names. Raises NotHeldError if it is not there, ProtocolError if it is something else."""
+        ...
+
+    def put(self, digest: bytes, item: object, nbytes: int) -> None:
+        """Keep ``item`` for later requests, if the edge wants that and there is room."""
+        ...
+
+
 def cut(pieces: Iterable[bytes], limit: int = CHUNK_BYTES) -> Iterator[bytes]:
     """The same bytes in pieces of at most ``limit``; small pieces are left as they are, so that none waits."""
     for piece in pieces:
         for begin in range(0, len(piece), limit):
             yield piece[begin : begin + limit]
+
+
+def check_question(text: str) -> None:
+    """Refuse an empty question, on either end."""
+    if not text.strip():
+        raise InputError("the question is empty; ask something")
+
+
+def check_count(pictures: int) -> None:
+    """Refuse more pictures than one question takes."""
+    if pictures > MAX_ITEMS:
+        raise InputError(f"{pictures} pictures at once; at most {MAX_ITEMS} are taken")

@@ -27,6 +27,10 @@ class BusyError(LinkError):
     """The cloud has as much to do as it is willing to queue."""
 
 
+class NotHeldError(LinkError):
+    """The cloud no longer holds what a session's handle stands for; :class:`kvferry.Edge` then sends it again."""
+
+
 KINDS: dict[type[KVFerryError], pb.ErrorKind] = {
     KVFerryError: pb.ERROR_KIND_INTERNAL,
     ProtocolError: pb.ERROR_KIND_PROTOCOL,
@@ -41,6 +45,7 @@ KINDS: dict[type[KVFerryError], pb.ErrorKind] = {
     TruncatedError: pb.ERROR_KIND_TRUNCATED,
     CorruptError: pb.ERROR_KIND_CORRUPT,
     VersionError: pb.ERROR_KIND_VERSION,
+    NotHeldError: pb.ERROR_KIND_NOT_HELD,
 }
 _CLASSES = {kind: error for error, kind in KINDS.items()}
 

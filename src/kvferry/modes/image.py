@@ -1,52 +1,101 @@
-"""``image``: the picture's file is sent, and the cloud does all the work. What everything else is held against."""
+"""``image``: the picture is sent, and the cloud does all the work. What everything else is held against."""
 
 from __future__ import annotations
 
-import io
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from PIL import Image
-
-from kvferry.errors import InputError, TruncatedError
-from kvferry.modes.base import OnToken, cut
-from kvferry.modes.faults import ProtocolError
+from kvferry.codecs.grammar import number_text, with_options
+from kvferry.errors import InputError
+from kvferry.modes.base import OnToken, Question, Shelf, check_question, cut
+from kvferry.modes.files import JPEG_QUALITY, FilesIn, FilesOut, as_jpeg, file_bytes
+from kvferry.modes.holdings import Holdings
+from kvferry.modes.masked import flatten
+from kvferry.modes.ranking import DEFAULT_SCORER, kept_visual
+from kvferry.recipe import Recipe
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
     from kvferry.models import VLM, Continuation
     from kvferry.summary import Summary
 
-JPEG_QUALITY = 90
-FORMATS = ("JPEG", "PNG")
-MAX_PICTURES = 16
-MAX_PIXELS = 64 * 1024 * 1024
+
+@dataclass(frozen=True)
+class ImageMode:
+    """``image``, ``image:60``, ``image:60,mask=0.25``.
+
+    Parameters
+    ----------
+    quality : int
+        JPEG quality to encode pictures to, 1 to 95. With 0 a JPEG or PNG file travels as it is, anything else as JPEG
+        of quality 90.
+    mask : float
+        Keep the patches of this fraction of the visual tokens, which the edge's own model finds most important to the
+        question; the others are flattened to the picture's mean colour before it is encoded. The edge's model may be
+        any that says where its visual tokens stand.
+    """
+
+    NAME: ClassVar[str] = "image"
+    quality: int = 0
+    mask: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.quality <= 95:
+            raise InputError(f"a JPEG quality is 1 to 95, not {self.quality}; 0 sends files as they are")
+        if not 0.0 < self.mask <= 1.0:
+            raise InputError(f"mask is the fraction of visual tokens to keep, in (0, 1], not {self.mask:g}")
+
+    @classmethod
+    def parse(cls, options: str) -> ImageMode:
+        """The mode of ``image:options``."""
+        first, *others = options.split(",")
+        given = [f"quality={first}" if first and "=" not in first else first, *others]
+        return with_options(cls(), "image", [x for x in given if x])
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the edge must hold a model."""
+        return self.mask < 1
+
+    def __str__(self) -> str:
+        options = [str(self.quality)] if self.quality else []
+        options += [f"mask={number_text(self.mask)}"] if self.mask < 1 else []
+        return ":".join(filter(None, ["image", ",".join(options)]))
+
+    def sender(self, vlm: VLM | None, question: Question, holdings: Holdings) -> ImageSender | MaskedSender:
+        """The edge's half."""
+        if self.mask == 1:
+            return ImageSender(self, question, holdings)
+        if vlm is None:
+            raise InputError("a mask needs a model on this side to find what matters; load one, or use mode image")
+        return MaskedSender(self, vlm, question)
 
 
 class ImageSender:
-    """The edge's half. JPEG and PNG files travel as they are; anything else as JPEG of quality 90."""
+    """The edge's half."""
 
     bf16_bytes: int | None = None
     kept: Summary | None = None
     prefill_seconds = 0.0
 
-    def __init__(self, images: Sequence[Any], question: str) -> None:
+    def __init__(self, mode: ImageMode, question: Question, holdings: Holdings) -> None:
         began = time.perf_counter()
-        self._files = [file_bytes(image) for image in images]
+        self._files = FilesOut([file_bytes(image, mode.quality) for image in question.images], holdings)
         self._question = question
+        self._holdings = holdings
         self.encode_seconds = time.perf_counter() - began
 
     def start(self) -> pb.AskRequest.Start:
-        if not self._question.strip():
-            raise InputError("the question is empty; ask something")
-        if len(self._files) > MAX_PICTURES:
-            raise InputError(f"{len(self._files)} pictures at once; at most {MAX_PICTURES} are taken")
-        sizes = [len(file) for file in self._files]
-        return pb.AskRequest.Start(mode=pb.MODE_IMAGE, question=self._question, pictures=sizes)
+        check_question(self._question.text)
+        return pb.AskRequest.Start(
+            mode=pb.MODE_IMAGE,
+            question=self._question.text,
+            items=self._files.items(),
+            session=self._holdings.session,
+            hold=self._holdings.hold,
+        )
 
     def prepare(self) -> None:
         """Nothing is left to do."""
@@ -55,90 +104,71 @@ class ImageSender:
         return cut(self._files)
 
 
-class ImageReceiver:
-    """The cloud's half. Sizes are announced, and bounded, before the first byte."""
+class MaskedSender:
+    """The edge's half where patches are flattened. Such a picture is of use for one question, so none is held."""
 
-    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, max_bytes: int) -> None:
-        if not start.question.strip():
-            raise InputError("the question is empty; ask something")
-        if len(start.pictures) > MAX_PICTURES or sum(start.pictures) > max_bytes:
-            raise InputError(
-                f"{len(start.pictures)} pictures of {sum(start.pictures)} bytes are too much; "
-                f"at most {MAX_PICTURES} and {max_bytes} bytes are taken"
-            )
-        if start.pictures and not vlm.has_vision:
+    bf16_bytes: int | None = None
+    kept: Summary | None = None
+
+    def __init__(self, mode: ImageMode, vlm: VLM, question: Question) -> None:
+        self.prefill_seconds = self.encode_seconds = 0.0
+        self._mode = mode
+        self._vlm = vlm
+        self._question = question
+        self._files: FilesOut | None = None
+
+    def start(self) -> pb.AskRequest.Start:
+        """Announces the files' sizes, so all the work is done here."""
+        check_question(self._question.text)
+        if self._files is None:
+            self._files = FilesOut(self._masked(), Holdings(hold=False))
+        return pb.AskRequest.Start(mode=pb.MODE_IMAGE, question=self._question.text, items=self._files.items())
+
+    def prepare(self) -> None:
+        """Nothing is left to do."""
+
+    def chunks(self) -> Iterator[bytes]:
+        return cut(self._files or ())
+
+    def _masked(self) -> list[bytes]:
+        from kvferry.models.pictures import open_picture
+
+        if not self._question.images:
+            return []
+        began = time.perf_counter()
+        recipe = Recipe(DEFAULT_SCORER, self._mode.mask)
+        pictures = [open_picture(image) for image in self._question.images]
+        prefilled = self._vlm.prefill(pictures, self._question.text, recipe=recipe)
+        ranked = time.perf_counter()
+        mask = kept_visual(prefilled, recipe)
+        flat = flatten(pictures, mask, prefilled.cache.layout.grids)
+        files = [as_jpeg(picture, self._mode.quality or JPEG_QUALITY) for picture in flat]
+        self.prefill_seconds, self.encode_seconds = ranked - began, time.perf_counter() - ranked
+        return files
+
+
+class ImageReceiver:
+    """The cloud's half."""
+
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
+        check_question(start.question)
+        if start.items and not vlm.has_vision:
             raise InputError(f"{vlm.name} reads text only; ask without a picture")
         self.prefill_seconds = 0.0
         self._vlm = vlm
         self._question = start.question
-        self._sizes = tuple(start.pictures)
+        self._files = FilesIn(start.items, shelf, max_bytes)
         self._data = bytearray()
-        self._images: list[Image.Image] = []
 
     def feed(self, data: bytes) -> None:
         self._data += data
-        if len(self._data) > sum(self._sizes):
-            raise ProtocolError("more picture bytes than were announced")
+        self._files.check_size(len(self._data))
 
     def finish(self) -> None:
-        if len(self._data) < sum(self._sizes):
-            raise TruncatedError(f"{len(self._data)} of {sum(self._sizes)} picture bytes arrived; send them again")
-        begin = 0
-        for size in self._sizes:
-            self._images.append(open_picture(bytes(self._data[begin : begin + size])))
-            begin += size
+        self._pictures = self._files.open(bytes(self._data))
 
     def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
         began = time.perf_counter()
-        prefilled = self._vlm.prefill(self._images, self._question)
+        prefilled = self._vlm.prefill(self._pictures, self._question)
         self.prefill_seconds = time.perf_counter() - began
         return self._vlm.resume(prefilled.cache, max_new_tokens=max_new_tokens, on_token=on_token)
-
-
-def file_bytes(image: Image.Image | str | PathLike[str]) -> bytes:
-    """What travels: a JPEG or PNG file as it is, any other picture as JPEG of quality 90.
-
-    Raises
-    ------
-    InputError
-        If it is not a picture, or there is none.
-    """
-    if isinstance(image, Image.Image):
-        return _as_jpeg(image)
-    if not isinstance(image, str | PathLike):
-        raise InputError(f"a {type(image).__name__} is not a picture; pass a path or a PIL image")
-    try:
-        data = Path(image).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the picture {image} ({error.strerror}); check the path") from None
-    picture = _identify(data, str(image))
-    return data if picture.format in FORMATS else _as_jpeg(open_picture(data, str(image)))
-
-
-def open_picture(data: bytes, name: str = "the picture") -> Image.Image:
-    """Decode a picture file, refusing what is not one and what would unfold to too many pixels."""
-    picture = _identify(data, name)
-    try:
-        picture.load()
-    except (OSError, SyntaxError, ValueError):
-        raise InputError(f"{name} cannot be decoded; it may be cut off, send a whole JPEG or PNG file") from None
-    return picture
-
-
-def _identify(data: bytes, name: str) -> Image.Image:
-    """Read a picture's format and size, no pixel yet."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise InputError(f"{name} is not a picture that can be read; send a JPEG or PNG file") from None
-    if picture.width * picture.height > MAX_PIXELS:
-        raise InputError(f"{name} has {picture.width} x {picture.height} pixels; make it smaller")
-    return picture
-
-
-def _as_jpeg(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.convert("RGB").save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.bitstream import MAX_TIERS, Reader
+from kvferry.cache import KVCache
 from kvferry.errors import FingerprintError, InputError
-from kvferry.modes.base import OnToken, cut
+from kvferry.modes.base import OnToken, Question, Shelf, check_question, cut
+from kvferry.modes.digests import made_digest, pixel_digest
+from kvferry.modes.faults import ProtocolError
+from kvferry.modes.holdings import Holdings
 from kvferry.recipe import Recipe, write_frames
 from kvferry.summary import Summary, summarise_cache
 from kvferry.wire import service_pb2 as pb
@@ -19,60 +23,88 @@ if TYPE_CHECKING:
     from kvferry.models import VLM, Continuation
 
 
-class KVSender:
-    """The edge's half.
+@dataclass(frozen=True)
+class KVMode:
+    """``kv``, ``kv:snapkv@0.25|int4``.
 
     Parameters
     ----------
-    ship_first : bool
-        Protocol B: the scene is prefilled and selected without looking at the question, which the cloud then asks.
-        Otherwise (protocol A) the question is part of the prompt and may guide the selection.
-    tiers : int
-        See :func:`kvferry.compress`.
+    recipe : Recipe
+        Which tokens, in how few bits.
     """
 
-    def __init__(
-        self,
-        vlm: VLM,
-        images: Sequence[Any],
-        question: str,
-        recipe: str | Recipe,
-        ship_first: bool = False,
-        tiers: int = 1,
-    ) -> None:
+    NAME: ClassVar[str] = "kv"
+    recipe: Recipe
+
+    @classmethod
+    def parse(cls, options: str) -> KVMode:
+        """The mode of ``kv:options``."""
+        return cls(Recipe.parse(options))
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the edge must hold a model."""
+        return True
+
+    def __str__(self) -> str:
+        return f"kv:{self.recipe}"
+
+    def sender(self, vlm: VLM | None, question: Question, holdings: Holdings) -> KVSender:
+        """The edge's half."""
+        if vlm is None:
+            raise InputError("mode kv needs the cloud's model on this side too; load it, or use mode image")
+        return KVSender(self.recipe, vlm, question, holdings)
+
+
+class KVSender:
+    """The edge's half.
+
+    With the question (protocol A) it is part of the prompt and may guide the selection. Shipped first (protocol B), the
+    scene is prefilled and selected without looking at the question, which the cloud then asks; a session holds it for
+    further questions.
+    """
+
+    def __init__(self, recipe: Recipe, vlm: VLM, question: Question, holdings: Holdings) -> None:
         self.bf16_bytes: int | None = None
         self.kept: Summary | None = None
         self.prefill_seconds = self.encode_seconds = 0.0
+        self._recipe = recipe
         self._vlm = vlm
-        self._images = images
         self._question = question
-        self._recipe = Recipe.parse(recipe) if isinstance(recipe, str) else recipe
-        self._ship_first = ship_first
-        self._tiers = tiers
+        self._holdings = holdings
+        self._scene = self._scene_digest() if question.ship_first else b""
+        self._item: pb.AskRequest.Item | None = None
         self._prefilled: Prefilled | None = None
 
     def start(self) -> pb.AskRequest.Start:
-        if not self._question.strip():
-            raise InputError("the question is empty; ask something")
-        if not 1 <= self._tiers <= MAX_TIERS:
-            raise InputError(f"a cache travels in 1 to {MAX_TIERS} tiers, not {self._tiers}")
-        return pb.AskRequest.Start(
-            mode=pb.MODE_KV,
-            fingerprint=self._vlm.fingerprint,
-            recipe=str(self._recipe),
-            question=self._question if self._ship_first else "",
-        )
+        check_question(self._question.text)
+        if not 1 <= self._question.tiers <= MAX_TIERS:
+            raise InputError(f"a cache travels in 1 to {MAX_TIERS} tiers, not {self._question.tiers}")
+        start = pb.AskRequest.Start(mode=pb.MODE_KV, fingerprint=self._vlm.fingerprint, recipe=str(self._recipe))
+        if self._question.ship_first:
+            self._item = self._holdings.item(self._scene)
+            start.question = self._question.text
+            start.items.append(self._item)
+            start.session, start.hold = self._holdings.session, self._holdings.hold
+        return start
 
     def prepare(self) -> None:
+        if self._prefilled is not None:
+            return
+        if self._held:
+            self.bf16_bytes, self.kept = self._holdings.noted(self._scene) or (None, None)
+            return
         began = time.perf_counter()
-        question = None if self._ship_first else self._question
-        prefilled = self._vlm.prefill(self._images, question, recipe=self._recipe)
+        question = None if self._question.ship_first else self._question.text
+        prefilled = self._vlm.prefill(self._question.images, question, recipe=self._recipe)
         # the cloud knows its model by the fingerprint
         self._prefilled = replace(prefilled, cache=replace(prefilled.cache, model_name=""))
         self.bf16_bytes = self._prefilled.cache.full_bf16_bytes
         self.prefill_seconds = time.perf_counter() - began
 
     def chunks(self) -> Iterator[bytes]:
+        if self._held:
+            return
         if self._prefilled is None:
             raise InputError("nothing to send yet; call prepare() first")
         pieces = cut(self._pieces(self._prefilled))
@@ -81,13 +113,27 @@ class KVSender:
             piece = next(pieces, None)
             self.encode_seconds += time.perf_counter() - began
             if piece is None:
-                return
+                break
             yield piece
+        if self._question.ship_first:
+            self._holdings.note(self._scene, (self.bf16_bytes, self.kept))
+
+    @property
+    def _held(self) -> bool:
+        """Whether the cloud holds the scene, as far as is known."""
+        return self._item is not None and bool(self._item.handle)
+
+    def _scene_digest(self) -> bytes:
+        from kvferry.models.pictures import open_picture
+
+        how = f"{self._recipe} {self._vlm.fingerprint}"
+        return made_digest("scene", how, [pixel_digest(open_picture(image)) for image in self._question.images])
 
     def _pieces(self, prefilled: Prefilled) -> Iterator[bytes]:
-        kept, importance = self._recipe.rank(prefilled, self._tiers)
+        tiers = self._question.tiers
+        kept, importance = self._recipe.rank(prefilled, tiers)
         self.kept = summarise_cache(kept)
-        yield from write_frames(kept, self._recipe, importance, self._tiers)
+        yield from write_frames(kept, self._recipe, importance, tiers)
 
 
 class KVReceiver:
@@ -103,24 +149,36 @@ class KVReceiver:
 
     prefill_seconds = 0.0
 
-    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, max_bytes: int) -> None:
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
         del max_bytes  # a bitstream's unfolded size is bounded by its reader
         _check_fingerprint(start.fingerprint, vlm)
         Recipe.parse(start.recipe)
+        if len(start.items) > 1 or (start.items and not start.question):
+            raise ProtocolError("mode kv brings one scene, and with it a question; update the edge")
         self._vlm = vlm
         self._question = start.question or None
+        self._item = start.items[0] if start.items else None
+        self._shelf = shelf
         self._reader = Reader()
+        self._cache = shelf.take(self._item.handle, KVCache) if self._item and self._item.handle else None
 
     def feed(self, data: bytes) -> None:
+        if self._cache is not None:
+            raise ProtocolError("bytes for a scene that the session holds already; update the edge")
         self._reader.feed(data)
         if self._reader.header is not None:
             _check_fingerprint(self._reader.header.fingerprint, self._vlm)
 
     def finish(self) -> None:
-        self._reader.cache()
+        if self._cache is None:
+            self._cache = self._reader.cache()
+            if self._item is not None and not len(self._cache.pending):
+                self._shelf.put(self._item.digest, self._cache, self._cache.nbytes)
 
     def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
-        return self._vlm.resume(self._reader.cache(), self._question, max_new_tokens=max_new_tokens, on_token=on_token)
+        if self._cache is None:
+            raise ProtocolError("no cache has arrived; update the edge")
+        return self._vlm.resume(self._cache, self._question, max_new_tokens=max_new_tokens, on_token=on_token)
 
 
 def _check_fingerprint(fingerprint: str, vlm: VLM) -> None:

@@ -12,6 +12,9 @@ class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODE_UNSPECIFIED: _ClassVar[Mode]
     MODE_KV: _ClassVar[Mode]
     MODE_IMAGE: _ClassVar[Mode]
+    MODE_EMBEDS: _ClassVar[Mode]
+    MODE_SCOUT: _ClassVar[Mode]
+    MODE_PROMPT: _ClassVar[Mode]
 
 class ErrorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -29,9 +32,13 @@ class ErrorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_KIND_TRUNCATED: _ClassVar[ErrorKind]
     ERROR_KIND_CORRUPT: _ClassVar[ErrorKind]
     ERROR_KIND_VERSION: _ClassVar[ErrorKind]
+    ERROR_KIND_NOT_HELD: _ClassVar[ErrorKind]
 MODE_UNSPECIFIED: Mode
 MODE_KV: Mode
 MODE_IMAGE: Mode
+MODE_EMBEDS: Mode
+MODE_SCOUT: Mode
+MODE_PROMPT: Mode
 ERROR_KIND_UNSPECIFIED: ErrorKind
 ERROR_KIND_INTERNAL: ErrorKind
 ERROR_KIND_PROTOCOL: ErrorKind
@@ -46,26 +53,40 @@ ERROR_KIND_BITSTREAM: ErrorKind
 ERROR_KIND_TRUNCATED: ErrorKind
 ERROR_KIND_CORRUPT: ErrorKind
 ERROR_KIND_VERSION: ErrorKind
+ERROR_KIND_NOT_HELD: ErrorKind
 
 class AskRequest(_message.Message):
     __slots__ = ("start", "chunk", "end")
+    class Item(_message.Message):
+        __slots__ = ("digest", "size", "handle")
+        DIGEST_FIELD_NUMBER: _ClassVar[int]
+        SIZE_FIELD_NUMBER: _ClassVar[int]
+        HANDLE_FIELD_NUMBER: _ClassVar[int]
+        digest: bytes
+        size: int
+        handle: int
+        def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
     class Start(_message.Message):
-        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "pictures")
+        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold")
         REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
         MODE_FIELD_NUMBER: _ClassVar[int]
         MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
         QUESTION_FIELD_NUMBER: _ClassVar[int]
         FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
         RECIPE_FIELD_NUMBER: _ClassVar[int]
-        PICTURES_FIELD_NUMBER: _ClassVar[int]
+        ITEMS_FIELD_NUMBER: _ClassVar[int]
+        SESSION_FIELD_NUMBER: _ClassVar[int]
+        HOLD_FIELD_NUMBER: _ClassVar[int]
         request_id: str
         mode: Mode
         max_new_tokens: int
         question: str
         fingerprint: str
         recipe: str
-        pictures: _containers.RepeatedScalarFieldContainer[int]
-        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., pictures: _Optional[_Iterable[int]] = ...) -> None: ...
+        items: _containers.RepeatedCompositeFieldContainer[AskRequest.Item]
+        session: bytes
+        hold: bool
+        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ...) -> None: ...
     class Chunk(_message.Message):
         __slots__ = ("data",)
         DATA_FIELD_NUMBER: _ClassVar[int]
@@ -105,17 +126,28 @@ class AskReply(_message.Message):
         id: int
         text: str
         def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+    class Holding(_message.Message):
+        __slots__ = ("digest", "handle")
+        DIGEST_FIELD_NUMBER: _ClassVar[int]
+        HANDLE_FIELD_NUMBER: _ClassVar[int]
+        digest: bytes
+        handle: int
+        def __init__(self, digest: _Optional[bytes] = ..., handle: _Optional[int] = ...) -> None: ...
     class Done(_message.Message):
-        __slots__ = ("text", "tokens", "bytes_received", "timings")
+        __slots__ = ("text", "tokens", "bytes_received", "timings", "session", "holdings")
         TEXT_FIELD_NUMBER: _ClassVar[int]
         TOKENS_FIELD_NUMBER: _ClassVar[int]
         BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
         TIMINGS_FIELD_NUMBER: _ClassVar[int]
+        SESSION_FIELD_NUMBER: _ClassVar[int]
+        HOLDINGS_FIELD_NUMBER: _ClassVar[int]
         text: str
         tokens: int
         bytes_received: int
         timings: AskReply.Timings
-        def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes_received: _Optional[int] = ..., timings: _Optional[_Union[AskReply.Timings, _Mapping]] = ...) -> None: ...
+        session: bytes
+        holdings: _containers.RepeatedCompositeFieldContainer[AskReply.Holding]
+        def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes_received: _Optional[int] = ..., timings: _Optional[_Union[AskReply.Timings, _Mapping]] = ..., session: _Optional[bytes] = ..., holdings: _Optional[_Iterable[_Union[AskReply.Holding, _Mapping]]] = ...) -> None: ...
     class Timings(_message.Message):
         __slots__ = ("decode", "queue", "prefill", "first_token", "total")
         DECODE_FIELD_NUMBER: _ClassVar[int]

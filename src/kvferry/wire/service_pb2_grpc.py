@@ -26,8 +26,14 @@ if _version_not_supported:
 
 
 class FerryStub:
-    """The conversation between an edge and a cloud. What a chunk holds is defined by the mode: the frames of a
-    bitstream (bitstream.proto) or the bytes of picture files.
+    """The conversation between an edge and a cloud. What the chunks hold is defined by the mode: the frames of a
+    bitstream (bitstream.proto), the bytes of picture files, or messages of modes.proto.
+
+    Sessions. An edge that will ask again sets Start.hold. What the cloud then keeps of this request it names in
+    Done.holdings, by the digest that the edge gave it (or computed alike) and by a handle, a small number that means
+    something in that session only and is never used twice in it. Later requests refer to what is held by its handle
+    instead of sending it again. The cloud forgets when it likes: what is not there any more it answers with
+    ERROR_KIND_NOT_HELD before it answers anything else, and the edge sends the request anew with everything in it.
     """
 
     def __init__(self, channel):
@@ -49,8 +55,14 @@ class FerryStub:
 
 
 class FerryServicer:
-    """The conversation between an edge and a cloud. What a chunk holds is defined by the mode: the frames of a
-    bitstream (bitstream.proto) or the bytes of picture files.
+    """The conversation between an edge and a cloud. What the chunks hold is defined by the mode: the frames of a
+    bitstream (bitstream.proto), the bytes of picture files, or messages of modes.proto.
+
+    Sessions. An edge that will ask again sets Start.hold. What the cloud then keeps of this request it names in
+    Done.holdings, by the digest that the edge gave it (or computed alike) and by a handle, a small number that means
+    something in that session only and is never used twice in it. Later requests refer to what is held by its handle
+    instead of sending it again. The cloud forgets when it likes: what is not there any more it answers with
+    ERROR_KIND_NOT_HELD before it answers anything else, and the edge sends the request anew with everything in it.
     """
 
     def Ask(self, request_iterator, context):
@@ -90,8 +102,14 @@ def add_FerryServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Ferry:
-    """The conversation between an edge and a cloud. What a chunk holds is defined by the mode: the frames of a
-    bitstream (bitstream.proto) or the bytes of picture files.
+    """The conversation between an edge and a cloud. What the chunks hold is defined by the mode: the frames of a
+    bitstream (bitstream.proto), the bytes of picture files, or messages of modes.proto.
+
+    Sessions. An edge that will ask again sets Start.hold. What the cloud then keeps of this request it names in
+    Done.holdings, by the digest that the edge gave it (or computed alike) and by a handle, a small number that means
+    something in that session only and is never used twice in it. Later requests refer to what is held by its handle
+    instead of sending it again. The cloud forgets when it likes: what is not there any more it answers with
+    ERROR_KIND_NOT_HELD before it answers anything else, and the edge sends the request anew with everything in it.
     """
 
     @staticmethod

@@ -1,0 +1,175 @@
+"""What a cloud keeps for edges that ask again: bounded in bytes, in time, and by session."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from kvferry.cloud.limits import Limits
+from kvferry.modes import NotHeldError, ProtocolError
+from kvferry.wire import service_pb2 as pb
+
+T = TypeVar("T")
+ID_BYTES = 16
+OVERHEAD = 1024
+"""Bytes that anything held counts beside its own, so that many small things are bounded too."""
+
+
+@dataclass
+class _Held:
+    item: object
+    digest: bytes
+    nbytes: int
+
+
+@dataclass
+class _Session:
+    """What one edge is kept; handles count up and are never used again."""
+
+    used_at: float
+    items: OrderedDict[int, _Held] = field(default_factory=OrderedDict)
+    nbytes: int = 0
+    next_handle: int = 1
+
+
+class Sessions:
+    """All sessions of a cloud. Safe to use from several threads.
+
+    A session's id is 16 random bytes that only the edge it was made for is told; whoever does not know it can neither
+    read nor guess that the session exists, and nothing is shared between sessions, not even equal pictures.
+
+    Where there is no room, the least recently used goes first: of the session itself where it has reached its own
+    limit, else whole sessions, the one unused for longest first.
+
+    Parameters
+    ----------
+    limits : Limits
+        ``held_bytes``, ``session_bytes`` and ``session_seconds``.
+    clock : callable
+        Seconds that only go forward.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
+        self._nbytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held for all sessions together."""
+        return self._nbytes
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def shelf(self, session: bytes, hold: bool) -> SessionShelf:
+        """What one request sees of the session it names; an unknown name is that of a session that holds nothing."""
+        return SessionShelf(self, session, hold)
+
+    def expire(self) -> None:
+        """Forget sessions that nobody has used for ``session_seconds``."""
+        with self._lock:
+            self._expire()
+
+    def take(self, session: bytes, handle: int, kind: type[T]) -> T:
+        """See :meth:`kvferry.modes.base.Shelf.take`."""
+        with self._lock:
+            self._expire()
+            found = self._touched(session)
+            held = found.items.get(handle) if found is not None else None
+            if found is None or held is None:
+                raise NotHeldError(
+                    "the cloud does not hold that any more (it restarted, or the session was idle or too large); send "
+                    "it again"
+                )
+            if not isinstance(held.item, kind):
+                raise ProtocolError(f"handle {handle} names no {kind.__name__} in this session; update the edge")
+            found.items.move_to_end(handle)
+            return held.item
+
+    def put(self, session: bytes, digest: bytes, item: object, nbytes: int) -> tuple[bytes, int]:
+        """Keep ``item``; the session (a new one if the named one is unknown) and the handle, 0 if there is no room."""
+        nbytes += OVERHEAD
+        with self._lock:
+            self._expire()
+            if nbytes > min(self._limits.session_bytes, self._limits.held_bytes):
+                return session if session in self._sessions else b"", 0
+            found = self._touched(session)
+            if found is None:
+                session, found = secrets.token_bytes(ID_BYTES), _Session(self._clock())
+                self._sessions[session] = found
+            for handle, held in found.items.items():
+                if held.digest == digest:
+                    found.items.move_to_end(handle)
+                    return session, handle
+            return session, self._add(session, found, _Held(item, digest, nbytes))
+
+    def _add(self, session: bytes, found: _Session, held: _Held) -> int:
+        """Give it a handle, and make room for it."""
+        handle = found.next_handle
+        found.next_handle += 1
+        found.items[handle] = held
+        found.nbytes += held.nbytes
+        self._nbytes += held.nbytes
+        while found.nbytes > self._limits.session_bytes:
+            self._drop_oldest(found)
+        while self._nbytes > self._limits.held_bytes:
+            self._make_room(session)
+        return handle
+
+    def _touched(self, session: bytes) -> _Session | None:
+        found = self._sessions.get(session)
+        if found is not None:
+            found.used_at = self._clock()
+            self._sessions.move_to_end(session)
+        return found
+
+    def _expire(self) -> None:
+        oldest = self._clock() - self._limits.session_seconds
+        while self._sessions and next(iter(self._sessions.values())).used_at < oldest:
+            self._forget(next(iter(self._sessions)))
+
+    def _make_room(self, keep: bytes) -> None:
+        """Forget the session unused for longest, or of the only one the item unused for longest."""
+        first = next(iter(self._sessions))
+        if first != keep:
+            self._forget(first)
+        else:
+            self._drop_oldest(self._sessions[keep])
+
+    def _forget(self, session: bytes) -> None:
+        self._nbytes -= self._sessions.pop(session).nbytes
+
+    def _drop_oldest(self, session: _Session) -> None:
+        _, held = session.items.popitem(last=False)
+        session.nbytes -= held.nbytes
+        self._nbytes -= held.nbytes
+
+
+class SessionShelf:
+    """One request's view of its session; notes what it brought."""
+
+    def __init__(self, sessions: Sessions, session: bytes, hold: bool) -> None:
+        self._sessions = sessions
+        self._hold = hold
+        self.session = session
+        self.holdings: list[pb.AskReply.Holding] = []
+
+    def take(self, handle: int, kind: type[T]) -> T:
+        """See :meth:`kvferry.modes.base.Shelf.take`."""
+        return self._sessions.take(self.session, handle, kind)
+
+    def put(self, digest: bytes, item: object, nbytes: int) -> None:
+        """See :meth:`kvferry.modes.base.Shelf.put`."""
+        if not self._hold or not digest:
+            return
+        self.session, handle = self._sessions.put(self.session, digest, item, nbytes)
+        if handle:
+            self.holdings.append(pb.AskReply.Holding(digest=digest, handle=handle))

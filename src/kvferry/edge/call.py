@@ -1,0 +1,189 @@
+"""The two directions of one call."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+
+from kvferry.edge.answer import Answer, CloudSeconds, Seconds
+from kvferry.errors import LinkError
+from kvferry.modes import Mode, OnToken, Sender
+from kvferry.modes.faults import from_wire
+from kvferry.wire import service_pb2 as pb
+
+OnSent = Callable[[int, int | None], None]
+
+
+class Crossing:
+    """One question under way: a call, or two where the cloud had lost what the first referred to."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        max_new_tokens: int,
+        on_token: OnToken | None,
+        on_sent: OnSent | None,
+        began: float,
+        seconds: float,
+        keep: bool,
+    ) -> None:
+        self.sender = sender
+        self.seconds = seconds
+        self._max_new_tokens = max_new_tokens
+        self._on_token = on_token
+        self._on_sent = on_sent
+        self._began = began
+        self._keep = keep
+        self._calls: list[tuple[Outgoing, Replies]] = []
+        self.start = pb.AskRequest.Start()
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline."""
+        return self.seconds - (time.perf_counter() - self._began)
+
+    @property
+    def first_token_at(self) -> float:
+        """When the cloud said its first token; 0 if it has not."""
+        return max((replies.first_token_at for _, replies in self._calls), default=0.0)
+
+    @property
+    def sent(self) -> bytes:
+        """What the last call sent, where it was to be kept."""
+        return bytes(self._calls[-1][0].copy)
+
+    def outgoing(self) -> Outgoing:
+        """The messages of a new call."""
+        self.start = self.sender.start()
+        self.start.request_id = uuid.uuid4().hex
+        self.start.max_new_tokens = self._max_new_tokens
+        self._outgoing = Outgoing(self.start, self._keep)
+        return self._outgoing
+
+    def replies(self, call: Iterator[pb.AskReply]) -> Replies:
+        """What comes back."""
+        replies = Replies(call)
+        self._calls.append((self._outgoing, replies))
+        return replies
+
+    def follow(self) -> pb.AskReply.Done:
+        """The conversation to its end."""
+        outgoing, replies = self._calls[-1]
+        return replies.until_done(outgoing, self._on_token, self._on_sent)
+
+    def answer(self, done: pb.AskReply.Done, mode: Mode) -> Answer:
+        """What the question came to."""
+        ended = time.perf_counter()
+        outgoing, replies = self._calls[-1]
+        sender, name_and_options = self.sender, str(mode).partition(":")
+        began_sending = outgoing.first_byte_at or replies.received_at
+        return Answer(
+            text=done.text,
+            mode=name_and_options[0],
+            recipe=name_and_options[2],
+            tokens=done.tokens,
+            bitstream_bytes=sum(out.sent_bytes for out, _ in self._calls),
+            bf16_bytes=sender.bf16_bytes,
+            kept=sender.kept,
+            payload_bytes_up=sum(out.message_bytes for out, _ in self._calls),
+            payload_bytes_down=sum(back.message_bytes for _, back in self._calls),
+            seconds=Seconds(
+                prefill=sender.prefill_seconds,
+                encode=sender.encode_seconds,
+                send=replies.received_at - began_sending,
+                first_token=(replies.first_token_at or ended) - self._began,
+                total=ended - self._began,
+            ),
+            cloud=CloudSeconds(
+                decode=done.timings.decode,
+                queue=done.timings.queue,
+                prefill=done.timings.prefill,
+                first_token=done.timings.first_token,
+                total=done.timings.total,
+            ),
+        )
+
+
+class Outgoing:
+    """The edge's messages, made in gRPC's sending thread; flow control decides when the next one is made."""
+
+    def __init__(self, start: pb.AskRequest.Start, keep: bool) -> None:
+        self.payload: Future[Iterator[bytes]] = Future()
+        self.failure: BaseException | None = None
+        self.sent_bytes = 0
+        self.copy = bytearray()
+        self.message_bytes = 0
+        self.first_byte_at = 0.0
+        self.complete = False
+        self._start = start
+        self._keep = keep
+        self._cancel: Callable[[], object] = lambda: None
+
+    def on_failure(self, cancel: Callable[[], object]) -> None:
+        """What ends the call when making the bytes fails."""
+        self._cancel = cancel
+
+    def __iter__(self) -> Iterator[pb.AskRequest]:
+        try:
+            for message in self._messages():
+                self.message_bytes += message.ByteSize()
+                yield message
+        except CancelledError:
+            return
+        except Exception as error:
+            self.failure = error
+            self._cancel()
+
+    def _messages(self) -> Iterator[pb.AskRequest]:
+        yield pb.AskRequest(start=self._start)
+        for data in self.payload.result():
+            self.first_byte_at = self.first_byte_at or time.perf_counter()
+            self.sent_bytes += len(data)
+            if self._keep:
+                self.copy += data
+            yield pb.AskRequest(chunk=pb.AskRequest.Chunk(data=data))
+        self.complete = True
+        yield pb.AskRequest(end=pb.AskRequest.End(bytes=self.sent_bytes))
+
+
+class Replies:
+    """The cloud's messages, in order; an error among them is raised."""
+
+    def __init__(self, call: Iterator[pb.AskReply]) -> None:
+        self.message_bytes = 0
+        self.received_at = 0.0
+        self.first_token_at = 0.0
+        self._replies = self._checked(call)
+
+    def expect_accepted(self) -> None:
+        """Wait until the cloud agrees to take the bytes."""
+        if next(self._replies).WhichOneof("part") != "accepted":
+            raise LinkError("the cloud did not accept the question; update the older end")
+
+    def until_done(self, outgoing: Outgoing, on_token: OnToken | None, on_sent: OnSent | None) -> pb.AskReply.Done:
+        """Follow the conversation to its end."""
+        done: pb.AskReply.Done | None = None
+        for reply in self._replies:
+            part = reply.WhichOneof("part")
+            if part == "received":
+                self.received_at = time.perf_counter()
+                if on_sent is not None:
+                    on_sent(reply.received.bytes, outgoing.sent_bytes if outgoing.complete else None)
+            elif part == "token":
+                self.first_token_at = self.first_token_at or time.perf_counter()
+                if on_token is not None:
+                    on_token(reply.token.id, reply.token.text)
+            elif part == "done":
+                done = reply.done
+        if done is None:
+            raise LinkError("the cloud ended the call without an answer; ask again")
+        return done
+
+    def _checked(self, call: Iterator[pb.AskReply]) -> Iterator[pb.AskReply]:
+        for reply in call:
+            self.message_bytes += reply.ByteSize()
+            if reply.WhichOneof("part") == "error":
+                raise from_wire(reply.error)
+            yield reply

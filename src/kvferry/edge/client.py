@@ -1,0 +1,274 @@
+"""The device that asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import grpc
+
+from kvferry.edge.answer import Answer, Seconds
+from kvferry.edge.call import Crossing, OnSent
+from kvferry.errors import DeadlineError, InputError, KVFerryError, LinkError
+from kvferry.link import Rate, ShapedLink, parse_address
+from kvferry.modes import (
+    DEFAULT_RECIPE,
+    BusyError,
+    Holdings,
+    LocalMode,
+    NotHeldError,
+    OnToken,
+    ProtocolError,
+    Question,
+    answer_here,
+    mode_name,
+    parse_mode,
+)
+from kvferry.wire import service_pb2 as pb
+from kvferry.wire import service_pb2_grpc
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM
+    from kvferry.recipe import Recipe
+
+OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.min_reconnect_backoff_ms", 3_000),  # how long one attempt to connect may take
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 20_000),  # a ping may stand behind a queue of our own bytes
+)
+
+
+class Edge:
+    """A device that holds a model and asks a cloud, one question at a time.
+
+    Parameters
+    ----------
+    vlm : VLM or None
+        What the device holds, as :func:`kvferry.load` gives it: the cloud's own model for modes ``kv`` and ``embeds``,
+        a smaller one of its family for ``scout``, any for ``local`` and masked pictures, none for ``image`` and
+        ``prompt``.
+    cloud : str
+        ``host:port`` of a running ``kvferry serve``.
+    uplink, downlink : str, Rate or None
+        Emulate a link of this rate; None leaves the real one alone.
+    delay_ms : float
+        One-way delay of the emulated link, in milliseconds.
+    deadline : float
+        Seconds a question may take, all included.
+    hold : bool
+        Let the cloud keep pictures, embeddings, scenes and positions for further questions, in a session that only
+        this object knows; what it holds does not cross again. What it has lost is sent again without further ado.
+
+    Examples
+    --------
+    >>> with Edge(kvferry.load("testbed/cloud"), uplink="10mbit") as edge:  # doctest: +SKIP
+    ...     print(edge.ask(["scene.png"], "what colour is the circle?").text)
+    """
+
+    def __init__(
+        self,
+        vlm: VLM | None,
+        cloud: str = "127.0.0.1:7421",
+        *,
+        uplink: str | Rate | None = None,
+        downlink: str | Rate | None = None,
+        delay_ms: float = 0.0,
+        deadline: float = 30.0,
+        hold: bool = True,
+    ) -> None:
+        parse_address(cloud)
+        self._vlm = vlm
+        self._cloud = cloud
+        self._deadline = _checked_deadline(deadline)
+        self._link: ShapedLink | None = None
+        if uplink is not None or downlink is not None or delay_ms:
+            self._link = ShapedLink(cloud, uplink, downlink, delay_ms)
+        self._channel = grpc.insecure_channel(self._link.address if self._link else cloud, options=OPTIONS)
+        self._stub = service_pb2_grpc.FerryStub(self._channel)
+        self._greeted = False
+        self._holdings = Holdings(hold)
+
+    def close(self) -> None:
+        """Close the connection, and the emulated link with it."""
+        self._channel.close()
+        if self._link is not None:
+            self._link.close()
+
+    def __enter__(self) -> Edge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What the cloud serves: its model's name and fingerprint, modes and limits."""
+        try:
+            reply = self._stub.Describe(pb.DescribeRequest(), timeout=self._deadline)
+        except grpc.RpcError as error:
+            raise self._translated(error, self._deadline) from None
+        return {
+            "kvferry_version": reply.kvferry_version,
+            "model": reply.model,
+            "fingerprint": reply.fingerprint,
+            "has_vision": reply.has_vision,
+            "modes": [mode_name(mode) for mode in reply.modes if mode in pb.Mode.values()],
+            "max_request_bytes": reply.max_request_bytes,
+            "max_request_seconds": reply.max_request_seconds,
+        }
+
+    def ask(
+        self,
+        images: Sequence[Any] | Any,
+        question: str,
+        *,
+        recipe: str | Recipe = DEFAULT_RECIPE,
+        mode: str = "kv",
+        ship_first: bool = False,
+        tiers: int = 1,
+        fallback: Literal["local"] | None = None,
+        max_new_tokens: int = 16,
+        deadline: float | None = None,
+        on_token: OnToken | None = None,
+        on_sent: OnSent | None = None,
+        keep: BinaryIO | None = None,
+    ) -> Answer:
+        """Ask one question.
+
+        Parameters
+        ----------
+        images : path, PIL image or array, or a list of them
+            May be empty. Modes that send picture files take no arrays.
+        recipe : str or Recipe
+            How to compress the cache, where ``mode`` is ``kv`` and does not say it.
+        mode : str
+            What crosses the wire, with options: ``kv:q2c@0.25|int4``, ``image``, ``image:60,mask=0.25``,
+            ``embeds:int8``, ``scout:vlcache@0.25``, ``prompt`` or ``local``; see :data:`kvferry.modes.MODES`.
+        ship_first : bool
+            Protocol B, only for mode ``kv``: compress the scene without looking at the question, and ask it in the
+            cloud. Further questions about the same pictures then cross alone.
+        tiers : int
+            In how many parts a cache travels, the most important tokens first; see :func:`kvferry.compress`.
+        fallback : {"local"}, optional
+            What to do where the cloud cannot be reached, goes away before it says a word, or is too busy: answer with
+            the edge's own model. A deadline that has passed stays an error, since no time is left.
+        deadline : float, optional
+            Instead of the edge's own.
+        on_token : callable, optional
+            ``(token_id, text)`` of every token as it comes.
+        on_sent : callable, optional
+            ``(acknowledged, total)`` bytes as the cloud confirms them; the total is None while it is encoded.
+        keep : binary file, optional
+            Gets a copy of the sent bytes, once they have all been sent: in mode ``kv`` a bitstream that ``kvferry
+            inspect`` reads.
+
+        Raises
+        ------
+        InputError, RecipeError, FingerprintError, BitstreamError
+            This question cannot be answered; found here or by the cloud.
+        LinkError, DeadlineError
+            The cloud is away, went away, is too busy, or was too slow.
+        """
+        began = time.perf_counter()
+        seconds = self._deadline if deadline is None else _checked_deadline(deadline)
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
+        chosen = parse_mode(mode, recipe)
+        if ship_first and chosen.NAME != "kv":
+            raise InputError(f"only a cache ships before its question; mode {chosen.NAME} takes no ship_first")
+        if fallback is not None and self._vlm is None:
+            raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
+        asked = Question(images if isinstance(images, list | tuple) else [images], question, ship_first, tiers)
+        if isinstance(chosen, LocalMode):
+            return self._answer_here(asked, max_new_tokens, on_token, began)
+        sender = chosen.sender(self._vlm, asked, self._holdings)
+        crossing = Crossing(sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None)
+        before = (self._link.uplink_bytes, self._link.downlink_bytes) if self._link else None
+        try:
+            done = self._cross(crossing)
+        except (DeadlineError, ProtocolError):
+            raise
+        except LinkError as error:
+            if fallback is None or crossing.first_token_at:
+                raise
+            return self._answer_here(asked, max_new_tokens, on_token, began, str(error))
+        if keep is not None:
+            keep.write(crossing.sent)
+        answer = crossing.answer(done, chosen)
+        if self._link is None or before is None:
+            return answer
+        up, down = self._link.uplink_bytes - before[0], self._link.downlink_bytes - before[1]
+        return replace(answer, wire_bytes_up=up, wire_bytes_down=down)
+
+    def _cross(self, crossing: Crossing) -> pb.AskReply.Done:
+        """One call; a second one with everything in it where the cloud has lost what the first referred to."""
+        try:
+            done = self._call(crossing)
+        except NotHeldError:
+            self._holdings.forget()
+            done = self._call(crossing)
+        if crossing.start.hold:
+            self._holdings.learn(done)
+        return done
+
+    def _call(self, crossing: Crossing) -> pb.AskReply.Done:
+        outgoing = crossing.outgoing()
+        call = self._stub.Ask(iter(outgoing), timeout=max(crossing.seconds_left, 0.0))
+        outgoing.on_failure(call.cancel)
+        replies = crossing.replies(call)
+        try:
+            if not self._greeted:  # do no work for a cloud that may not be there
+                replies.expect_accepted()
+            crossing.sender.prepare()
+            if not self._greeted:
+                self._greeted = True
+            else:
+                replies.expect_accepted()
+            outgoing.payload.set_result(crossing.sender.chunks())
+            return crossing.follow()
+        except grpc.RpcError as error:
+            self._greeted = False
+            raise outgoing.failure or self._translated(error, crossing.seconds) from None
+        finally:
+            outgoing.payload.cancel()
+            call.cancel()
+
+    def _answer_here(
+        self, asked: Question, max_new_tokens: int, on_token: OnToken | None, began: float, why: str = ""
+    ) -> Answer:
+        """The edge's own model answers."""
+        late = time.perf_counter() - began
+        done, prefill = answer_here(self._vlm, asked, max_new_tokens, on_token)
+        first = late + prefill + done.first_token_seconds
+        total = time.perf_counter() - began
+        seconds = Seconds(prefill=prefill, first_token=first, total=total)
+        return Answer(done.text, "local", "", len(done.token_ids), seconds=seconds, why_local=why)
+
+    def _translated(self, error: grpc.RpcError, seconds: float) -> KVFerryError:
+        """What gRPC reports, in our words."""
+        code, details = error.code(), error.details() or "no details"
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineError(f"no answer within {seconds:g} s; allow more time, or send less (a smaller recipe)")
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return BusyError(f"the cloud at {self._cloud} takes no more calls now ({details}); try again in a while")
+        if code == grpc.StatusCode.UNIMPLEMENTED:
+            return LinkError(f"what answers at {self._cloud} is no kvferry cloud, or an older one; check the address")
+        if code == grpc.StatusCode.UNAVAILABLE:
+            return LinkError(
+                f"the cloud at {self._cloud} cannot be reached or went away ({details}); "
+                "see that `kvferry serve` runs there"
+            )
+        return LinkError(f"the call to {self._cloud} failed ({code.name}: {details}); try again")
+
+
+def _checked_deadline(seconds: float) -> float:
+    if not 0 < seconds <= 86_400:
+        raise InputError(f"a deadline is a positive number of seconds, at most a day, not {seconds}")
+    return seconds

@@ -1,0 +1,236 @@
+"""``embeds``: the edge runs its vision tower only; the cloud prefills its language model with what came out."""
+
+from __future__ import annotations
+
+import math
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from kvferry.bitstream.records import CHECKSUM, compress, crc32c, decompress, parse
+from kvferry.cache import Modality, PromptLayout, Role
+from kvferry.codecs import BF16, Codec, Integer, codec_text, parse_codec
+from kvferry.errors import CorruptError, FingerprintError, InputError, RecipeError, TruncatedError
+from kvferry.modes.base import OnToken, Question, Shelf, check_count, check_question, cut
+from kvferry.modes.digests import made_digest, pixel_digest
+from kvferry.modes.holdings import Holdings
+from kvferry.wire import modes_pb2
+from kvferry.wire import service_pb2 as pb
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM, Continuation, VisualEmbeds
+    from kvferry.summary import Summary
+
+SIZE = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class EmbedsMode:
+    """``embeds``, ``embeds:int8``.
+
+    Parameters
+    ----------
+    codec
+        ``bf16`` or ``int1`` to ``int8``: one scale per token and half of its channels. A zstd stage follows where it
+        saves anything.
+    """
+
+    NAME: ClassVar[str] = "embeds"
+    codec: Codec = field(default_factory=BF16)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.codec, BF16 | Integer):
+            raise RecipeError(f"visual embeddings travel as bf16 or int1 to int8, not {self.codec.name}")
+
+    @classmethod
+    def parse(cls, options: str) -> EmbedsMode:
+        """The mode of ``embeds:options``."""
+        return cls(parse_codec(options)) if options else cls()  # type: ignore[arg-type]
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the edge must hold a model."""
+        return True
+
+    def __str__(self) -> str:
+        return f"embeds:{codec_text(self.codec)}"
+
+    def sender(self, vlm: VLM | None, question: Question, holdings: Holdings) -> EmbedsSender:
+        """The edge's half."""
+        if vlm is None:
+            raise InputError("mode embeds needs the cloud's vision tower on this side; load its model, or use image")
+        return EmbedsSender(self.codec, vlm, question, holdings)
+
+
+class EmbedsSender:
+    """The edge's half. Pictures whose embeddings the cloud holds are not looked at again."""
+
+    bf16_bytes: int | None = None
+    kept: Summary | None = None
+
+    def __init__(self, codec: Codec, vlm: VLM, question: Question, holdings: Holdings) -> None:
+        from kvferry.models.embeds import check_embeds
+        from kvferry.models.pictures import open_picture
+
+        check_count(len(question.images))
+        if question.images:
+            check_embeds(vlm.model, vlm.image_processor)
+        self.prefill_seconds = self.encode_seconds = 0.0
+        self._codec = codec
+        self._vlm = vlm
+        self._question = question.text
+        self._holdings = holdings
+        self._pictures = [open_picture(image) for image in question.images]
+        how = f"{codec_text(codec)} {vlm.vision_fingerprint}"
+        self._digests = [made_digest("embeddings", how, [pixel_digest(picture)]) for picture in self._pictures]
+        self._items: list[pb.AskRequest.Item] = []
+        self._seen: dict[int, VisualEmbeds] = {}
+
+    def start(self) -> pb.AskRequest.Start:
+        check_question(self._question)
+        self._items = [self._holdings.item(digest) for digest in self._digests]
+        return pb.AskRequest.Start(
+            mode=pb.MODE_EMBEDS,
+            question=self._question,
+            fingerprint=self._vlm.vision_fingerprint,
+            recipe=codec_text(self._codec),
+            items=self._items,
+            session=self._holdings.session,
+            hold=self._holdings.hold,
+        )
+
+    def prepare(self) -> None:
+        began = time.perf_counter()
+        wanted = [i for i, item in enumerate(self._items) if not item.handle and i not in self._seen]
+        self._seen |= dict(zip(wanted, self._vlm.look([self._pictures[i] for i in wanted]), strict=True))
+        self.prefill_seconds += time.perf_counter() - began
+
+    def chunks(self) -> Iterator[bytes]:
+        return cut(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        for index, item in enumerate(self._items):
+            if not item.handle:
+                began = time.perf_counter()
+                piece = pack_embeds(self._seen[index], self._codec)
+                self.encode_seconds += time.perf_counter() - began
+                yield piece
+
+
+class EmbedsReceiver:
+    """The cloud's half.
+
+    Raises
+    ------
+    FingerprintError
+        The edge has another vision tower.
+    """
+
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
+        del max_bytes  # the service bounds what arrives, and the grid what it unfolds to
+        from kvferry.models.embeds import VisualEmbeds, check_embeds
+
+        check_question(start.question)
+        check_count(len(start.items))
+        if start.fingerprint != vlm.vision_fingerprint:
+            raise FingerprintError(
+                f"the embeddings come from the vision tower {start.fingerprint[:12] or '(none named)'}, the cloud has "
+                f"{vlm.name} ({vlm.vision_fingerprint[:12]}); load a model with the same vision tower and "
+                "projector on the edge, or send the picture (mode image)"
+            )
+        if start.items:
+            check_embeds(vlm.model, vlm.image_processor)
+        self.prefill_seconds = 0.0
+        self._vlm = vlm
+        self._question = start.question
+        self._codec = EmbedsMode.parse(start.recipe).codec
+        self._items = start.items
+        self._shelf = shelf
+        self._held = [shelf.take(item.handle, VisualEmbeds) if item.handle else None for item in start.items]
+        self._data = bytearray()
+        self._pictures: list[VisualEmbeds] = []
+
+    def feed(self, data: bytes) -> None:
+        self._data += data
+
+    def finish(self) -> None:
+        from kvferry.models.embeds import check_total
+
+        hidden = int(self._vlm.model.config.get_text_config(decoder=True).hidden_size)
+        merge = int(getattr(self._vlm.image_processor, "merge_size", 1))
+        rest = bytes(self._data)
+        for item, held in zip(self._items, self._held, strict=True):
+            if held is not None:
+                self._pictures.append(held)
+                continue
+            picture, rest = unpack_embeds(rest, self._codec, hidden, merge)
+            self._pictures.append(picture)
+            check_total(self._pictures)
+            self._shelf.put(item.digest, picture, picture.nbytes)
+        if rest:
+            raise CorruptError(f"{len(rest)} bytes after the last picture's embeddings; send them again")
+
+    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
+        began = time.perf_counter()
+        prefilled = self._vlm.prefill(self._pictures, self._question)
+        self.prefill_seconds = time.perf_counter() - began
+        return self._vlm.resume(prefilled.cache, max_new_tokens=max_new_tokens, on_token=on_token)
+
+
+def pack_embeds(picture: VisualEmbeds, codec: Codec) -> bytes:
+    """One picture's embeddings with size and checksum.
+
+    The codec sees halves of the channels where it expects keys and values.
+    """
+    tokens, hidden = picture.embeds.shape
+    keys, values = picture.embeds.view(tokens, 2, hidden // 2).transpose(0, 1).unsqueeze(1)
+    payload = codec.encode(0, keys, values, *_stand_in(tokens))
+    squeezed = compress(payload)
+    smaller = len(squeezed) < len(payload)
+    body = modes_pb2.Embeddings(grid=picture.grid, payload=squeezed if smaller else payload, zstd=smaller)
+    data = body.SerializeToString()
+    return SIZE.pack(len(data)) + data + CHECKSUM.pack(crc32c(data))
+
+
+def unpack_embeds(data: bytes, codec: Codec, hidden: int, merge_size: int) -> tuple[VisualEmbeds, bytes]:
+    """The first picture in ``data``, in bfloat16, and the bytes behind it.
+
+    Raises
+    ------
+    TruncatedError, CorruptError, InputError
+        The bytes end too early, are not what was sent, or do not fit the model.
+    """
+    from kvferry.models.embeds import VisualEmbeds, check_shape, visual_tokens
+
+    size = SIZE.unpack_from(data)[0] if len(data) >= SIZE.size else 0
+    end = SIZE.size + size
+    if len(data) < end + CHECKSUM.size:
+        raise TruncatedError(f"visual embeddings end after {len(data)} bytes; send them again")
+    body = data[SIZE.size : end]
+    if CHECKSUM.unpack_from(data, end)[0] != crc32c(body):
+        raise CorruptError("visual embeddings arrived damaged (checksum); send them again")
+    message = parse(modes_pb2.Embeddings, body)
+    if len(message.grid) != 3:
+        raise CorruptError(f"a patch grid of {len(message.grid)} numbers, where 3 were expected")
+    grid = (message.grid[0], message.grid[1], message.grid[2])
+    tokens = visual_tokens(grid, merge_size)
+    most = math.ceil(tokens * hidden * 2) + 16 * tokens
+    payload = decompress(message.payload, most) if message.zstd else message.payload
+    shape = (1, tokens, hidden // 2)
+    halves = codec.decode(0, payload, shape, shape, *_stand_in(tokens))
+    picture = VisualEmbeds(torch.cat(halves, dim=-1)[0], grid)
+    check_shape(picture, hidden, merge_size)
+    return picture, data[end + CHECKSUM.size :]
+
+
+def _stand_in(tokens: int) -> tuple[torch.Tensor, PromptLayout]:
+    """Positions and layout for a codec that looks at neither."""
+    index = np.arange(tokens, dtype=np.int32)
+    kind = np.full(tokens, Modality.IMAGE, dtype=np.uint8)
+    layout = PromptLayout(index, kind, np.full_like(kind, Role.CONTEXT), index[None])
+    return torch.arange(tokens)[None], layout

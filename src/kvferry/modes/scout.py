@@ -1,0 +1,186 @@
+"""``scout``: the edge's small model finds out which pieces of the pictures matter; the cloud's model reads those.
+
+W.-L. Cheng and W. Liao, "Scout: Bandwidth-Adaptive KV-Cache Transport for Heterogeneous Edge-Cloud LLM Inference"
+(2026). There, positions are a list of 16-bit numbers; here they are one set in the smallest of three forms, and in
+later questions about the same pictures the difference to the last set where that is smaller.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from kvferry.bitstream.records import CHECKSUM, crc32c, parse
+from kvferry.bitstream.sets import Grids, Mask, decode_set, encode_set
+from kvferry.errors import CorruptError, FingerprintError, InputError, TruncatedError
+from kvferry.modes.base import OnToken, Question, Shelf, check_question, cut
+from kvferry.modes.digests import made_digest, set_digest
+from kvferry.modes.files import FilesIn, FilesOut, file_bytes
+from kvferry.modes.holdings import Holdings
+from kvferry.modes.ranking import DEFAULT_SCORER, checked_ranking, kept_visual, selection_of
+from kvferry.recipe import Recipe
+from kvferry.selection import evict
+from kvferry.wire import modes_pb2
+from kvferry.wire import service_pb2 as pb
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM, Continuation
+    from kvferry.summary import Summary
+
+DEFAULT_FRACTION = 0.25
+
+
+@dataclass(frozen=True)
+class ScoutMode:
+    """``scout``, ``scout:keydiff@0.5``.
+
+    Parameters
+    ----------
+    ranking : Recipe
+        A scorer and the fraction of the visual tokens that stay, exact to a token. All text stays. How many rankings
+        become one: :func:`kvferry.modes.ranking.kept_visual`.
+    """
+
+    NAME: ClassVar[str] = "scout"
+    ranking: Recipe = field(default_factory=lambda: Recipe(DEFAULT_SCORER, DEFAULT_FRACTION))
+
+    def __post_init__(self) -> None:
+        checked_ranking(self.ranking, "mode scout")
+
+    @classmethod
+    def parse(cls, options: str) -> ScoutMode:
+        """The mode of ``scout:options``."""
+        return cls(Recipe.parse(options)) if options else cls()
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the edge must hold a model."""
+        return True
+
+    def __str__(self) -> str:
+        return f"scout:{str(self.ranking).partition('|')[0]}"
+
+    def sender(self, vlm: VLM | None, question: Question, holdings: Holdings) -> ScoutSender:
+        """The edge's half."""
+        if vlm is None:
+            raise InputError("mode scout needs a model of the cloud's family on this side; load one, or use mode image")
+        return ScoutSender(self.ranking, vlm, question, holdings)
+
+
+class ScoutSender:
+    """The edge's half. The picture travels as a file, and only while the session does not hold it."""
+
+    bf16_bytes: int | None = None
+    kept: Summary | None = None
+
+    def __init__(self, ranking: Recipe, vlm: VLM, question: Question, holdings: Holdings) -> None:
+        self.prefill_seconds = self.encode_seconds = 0.0
+        self._ranking = ranking
+        self._vlm = vlm
+        self._question = question
+        self._holdings = holdings
+        self._files = FilesOut([file_bytes(image) for image in question.images], holdings)
+        self._scene = made_digest("scene", "scout", self._files.digests)
+        self._found: tuple[Mask, Grids] | None = None
+
+    def start(self) -> pb.AskRequest.Start:
+        check_question(self._question.text)
+        return pb.AskRequest.Start(
+            mode=pb.MODE_SCOUT,
+            question=self._question.text,
+            fingerprint=self._vlm.prompt_fingerprint,
+            items=self._files.items(),
+            session=self._holdings.session,
+            hold=self._holdings.hold,
+        )
+
+    def prepare(self) -> None:
+        if self._found is not None:
+            return
+        began = time.perf_counter()
+        recipe = self._ranking if self._question.images else None
+        prefilled = self._vlm.prefill(self._question.images, self._question.text, recipe=recipe)
+        self._found = kept_visual(prefilled, self._ranking), prefilled.cache.layout.grids
+        self.prefill_seconds = time.perf_counter() - began
+
+    def chunks(self) -> Iterator[bytes]:
+        return cut(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        if self._found is None:
+            raise InputError("nothing to send yet; call prepare() first")
+        yield from self._files
+        began = time.perf_counter()
+        mask, grids = self._found
+        data = self._smallest(mask, grids).SerializeToString()
+        self._holdings.note(self._scene, mask)
+        self.encode_seconds = time.perf_counter() - began
+        yield data + CHECKSUM.pack(crc32c(data))
+
+    def _smallest(self, mask: Mask, grids: Grids) -> modes_pb2.PositionSet:
+        """The whole set, or what changed since the last one that the cloud holds."""
+        whole = encode_set(mask, grids)
+        base = self._holdings.noted(self._scene)
+        if base is None or len(base) != len(mask):
+            return whole
+        handle = self._holdings.handle(set_digest(base, self._files.digests))
+        if not handle:
+            return whole
+        return min(whole, encode_set(mask, grids, base, handle), key=lambda message: message.ByteSize())
+
+
+class ScoutReceiver:
+    """The cloud's half.
+
+    Raises
+    ------
+    FingerprintError
+        The edge splits words or pictures differently, so that its positions would name other tokens here.
+    """
+
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
+        check_question(start.question)
+        if start.fingerprint != vlm.prompt_fingerprint:
+            raise FingerprintError(
+                f"the positions come from the tokenizer and patch grid {start.fingerprint[:12] or '(none named)'}, "
+                f"{vlm.name} has {vlm.prompt_fingerprint[:12]}; load a model of the same family on the edge, or send "
+                "the picture (mode image)"
+            )
+        if start.items and not vlm.has_vision:
+            raise InputError(f"{vlm.name} reads text only; ask without a picture")
+        self.prefill_seconds = 0.0
+        self._vlm = vlm
+        self._question = start.question
+        self._files = FilesIn(start.items, shelf, max_bytes)
+        self._shelf = shelf
+        self._data = bytearray()
+        self._base: Mask | None = None
+
+    def feed(self, data: bytes) -> None:
+        self._data += data
+
+    def finish(self) -> None:
+        end = self._files.announced
+        self._pictures = self._files.open(bytes(self._data[:end]))
+        body, checksum = bytes(self._data[end : -CHECKSUM.size]), bytes(self._data[max(end, len(self._data) - 4) :])
+        if len(checksum) < CHECKSUM.size:
+            raise TruncatedError("the positions did not arrive; send them again")
+        if CHECKSUM.unpack(checksum)[0] != crc32c(body):
+            raise CorruptError("the positions arrived damaged (checksum); send them again")
+        self._message = parse(modes_pb2.PositionSet, body)
+        if self._message.base:
+            self._base = self._shelf.take(self._message.base, np.ndarray)
+
+    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
+        began = time.perf_counter()
+        prefilled = self._vlm.prefill(self._pictures, self._question)
+        layout = prefilled.cache.layout
+        mask = decode_set(self._message, int(layout.visual.sum()), layout.grids, self._base)
+        self._shelf.put(set_digest(mask, self._files.digests), mask, mask.nbytes)
+        kept = evict(prefilled.cache, selection_of(prefilled, mask))
+        self.prefill_seconds = time.perf_counter() - began
+        return self._vlm.resume(kept, max_new_tokens=max_new_tokens, on_token=on_token)
