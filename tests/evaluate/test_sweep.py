@@ -58,7 +58,7 @@ def test_a_forced_answer_is_judged_like_a_generated_one() -> None:
         for sample in samples("validation", 8):
             for protocol in ("A", "B"):
                 outcomes = run_sample(cloud, sample, plan, protocol).outcomes
-                rows.append([right for right, _ in outcomes.values()])
+                rows.append([x.correct for x in outcomes.values()])
     assert judged["forced"] == judged["generate"]
     flat = [x for row in judged["forced"] for x in row]
     assert 0 < sum(flat) < len(flat)
@@ -90,6 +90,18 @@ def test_protocol_b_runs_every_kind_of_scorer(folder: Path, vlm: VLM) -> None:
     rows = set(run_sample(vlm, sample, Sweep(str(folder), recipes), "B").outcomes)
     aware = {f"{r} {label}" for r in recipes if not r.startswith(("full", "h2o")) for label in ("proxy", "oracle")}
     assert rows == aware | {"full|bf16", "snapkv@0.5|bf16", "h2o@0.5|bf16"}
+
+
+def test_pictures_cross_as_jpeg_too(vlm: VLM, folder: Path) -> None:
+    (sample,) = samples("validation", 1)
+    plan = Sweep(str(folder), ("full|bf16", "full|int8", "full|int1"), check="forced", jpeg=(90, 10))
+    line = run_sample(vlm, sample, plan, "A")
+    assert [*line.outcomes] == [*plan.recipes, "image:90", "image:10"]
+    assert line.outcomes["image:90"].bytes == line.image_bytes > line.outcomes["image:10"].bytes
+    far = [x.kl for x in line.outcomes.values()]
+    assert far[0] == 0
+    assert far[2] > far[1] > 0
+    assert "image:90" not in run_sample(vlm, sample, plan, "B").outcomes
 
 
 def test_construction_drops_the_same_tokens_but_earlier(vlm: VLM, folder: Path) -> None:

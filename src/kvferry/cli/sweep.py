@@ -60,6 +60,7 @@ def sweep(
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
     start: Annotated[int, typer.Option(help="First question.", min=0)] = 0,
     check: Annotated[str, typer.Option(help="'generate', or 'forced': the same for the testbed, faster.")] = "generate",
+    jpeg: Annotated[str, typer.Option(help="Also send the pictures, at these JPEG qualities, such as 90,30,10.")] = "",
     kinds: Annotated[str, typer.Option(help="Of question, such as colour,shape; all by default.")] = "",
     apply: Annotated[
         str, typer.Option(help="'post_hoc' evicts from the finished cache; 'construction' hides while it is built.")
@@ -100,6 +101,7 @@ def sweep(
         check=check,  # type: ignore[arg-type]
         kinds=tuple(k for k in kinds.split(",") if k),
         apply=apply,  # type: ignore[arg-type]
+        jpeg=tuple(int(q) for q in _numbers(jpeg)),
     )
     console = Console(stderr=True, quiet=json)
     columns = (

@@ -13,6 +13,7 @@ import torch
 from kvferry.cache import KVCache, LayerCache
 from kvferry.codecs.mixed import PARTS, ByPart, Widths
 from kvferry.errors import InputError
+from kvferry.evaluate.divergence import divergence
 from kvferry.recipe import compress, decompress
 
 if TYPE_CHECKING:
@@ -99,21 +100,19 @@ class Probe:
             self._answer = list(vlm.resume(self.full, max_new_tokens=LONGEST).token_ids)
         else:
             self._answer = list(vlm.tokenizer(asked.answer, add_special_tokens=False)["input_ids"])
-        self._logs = self._ask(self.full)
-        said = self._logs.argmax(-1).tolist()
+        self._logits = self._ask(self.full)
+        said = self._logits.argmax(-1).tolist()
         self._wanted = said if asked.answer is None else [*self._answer, None]
 
     def ask(self, cache: KVCache) -> tuple[bool, float]:
         """Whether greedy decoding gives the answer, and the KL in nats from the full cache's distributions."""
-        logs = self._ask(cache)
-        likely = self._logs > -torch.inf
-        terms = torch.where(likely, self._logs.exp() * (self._logs - logs), 0.0)
-        return self._says_it(logs), float(terms.sum(-1).mean().clamp(min=0))
+        logits = self._ask(cache)
+        return self._says_it(logits), divergence(self._logits, logits)
 
     @property
     def right(self) -> bool:
         """Whether the full cache gives the answer."""
-        return self._says_it(self._logs)
+        return self._says_it(self._logits)
 
     def mixture(self, plan: Plan) -> tuple[KVCache, int]:
         """The cache by way of its encoded layers, and the bytes of their payloads."""
@@ -142,12 +141,12 @@ class Probe:
         return self._layers[index, widths]
 
     def _ask(self, cache: KVCache) -> torch.Tensor:
-        return self._vlm.score(cache, self._answer).double().log_softmax(-1)
+        return self._vlm.score(cache, self._answer)
 
-    def _says_it(self, logs: torch.Tensor) -> bool:
+    def _says_it(self, logits: torch.Tensor) -> bool:
         from kvferry.models.resume import stop_ids
 
-        *said, end = logs.argmax(-1).tolist()
+        *said, end = logits.argmax(-1).tolist()
         *wanted, stop = self._wanted
         return said == wanted and (end in stop_ids(self._vlm.model) if stop is None else end == stop)
 

@@ -6,6 +6,7 @@ and answers. A file can be continued: questions it already holds are skipped.
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing as mp
 import os
@@ -18,13 +19,16 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from kvferry.errors import BudgetError, InputError, KVFerryError
+from kvferry.evaluate.divergence import divergence
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.selection.full import Full
 
 if TYPE_CHECKING:
+    import torch
+
     from kvferry.cache import KVCache
     from kvferry.evidence import EvidenceRequest, Prefilled
     from kvferry.models import VLM
@@ -72,6 +76,9 @@ class Sweep:
     apply : {"post_hoc", "construction"}
         Evict from the finished cache, or prefill a second time with the dropped tokens hidden from the first row on.
         One sweep does one of the two, so that no table mixes them.
+    jpeg : tuple of int
+        Qualities at which the pictures are also sent as they are, and the cloud prefills what it decodes. Bytes are
+        those of the files alone. Not in protocol B, which would be the same.
     """
 
     model: str
@@ -84,6 +91,7 @@ class Sweep:
     check: Check = "generate"
     kinds: tuple[str, ...] = ()
     apply: Apply = "post_hoc"
+    jpeg: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -93,12 +101,20 @@ class Sweep:
             raise InputError("construction-time selection needs the question before the cache is built: --protocols A")
 
 
+class Outcome(NamedTuple):
+    """How one row did on one question; ``kl`` (nats a token, to the full cache) is only known of forced answers."""
+
+    correct: int
+    bytes: int
+    kl: float | None = None
+
+
 @dataclass(frozen=True)
 class Line:
     """The outcome of one question under one protocol.
 
-    ``outcomes`` maps a row name (a canonical recipe; in protocol B a query-aware one is followed by ``proxy`` or
-    ``oracle``) to ``[correct, bytes]``.
+    ``outcomes`` maps a row name to its :class:`Outcome`: a canonical recipe (in protocol B a query-aware one is
+    followed by ``proxy`` or ``oracle``), or ``image:Q`` for pictures that were sent as JPEG of quality ``Q``.
     """
 
     index: int
@@ -107,7 +123,7 @@ class Line:
     bf16_bytes: int
     image_bytes: int
     tokens: int
-    outcomes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
 
 
 def grid(
@@ -163,6 +179,8 @@ def _git(*words: str) -> str:
 
 def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Line:
     """Prefill one question, then compress, decompress and answer once per recipe."""
+    from PIL import Image
+
     from kvferry.evaluate.pictures import jpeg_bytes
 
     full: Prefilled | None = None
@@ -179,7 +197,12 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         caches[row], sizes[row] = decompress(blob), len(blob)
     if full is None:
         raise InputError("a sweep needs at least one recipe")
-    right = _right(vlm, caches, None if protocol == "A" else sample.question, sample.answer, sweep)
+    if protocol == "A":
+        for quality in sweep.jpeg:
+            files = [jpeg_bytes(image, quality) for image in sample.images]
+            sizes[f"image:{quality}"] = sum(map(len, files))
+            caches[f"image:{quality}"] = vlm.prefill([Image.open(io.BytesIO(x)) for x in files], sample.question).cache
+    judged = _judge(vlm, caches, None if protocol == "A" else sample.question, sample.answer, sweep)
     return Line(
         index=sample.index,
         kind=sample.kind,
@@ -187,7 +210,7 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         bf16_bytes=full.cache.full_bf16_bytes,
         image_bytes=sum(len(jpeg_bytes(image)) for image in sample.images),
         tokens=len(full.cache.layout),
-        outcomes={row: (int(right[row]), sizes[row]) for row in caches},
+        outcomes={row: Outcome(int(right), sizes[row], kl) for row, (right, kl) in judged.items()},
     )
 
 
@@ -205,22 +228,29 @@ def _with_room(work: Callable[[Recipe], T], recipe: Recipe) -> T:
         return work(replace(recipe, fraction=error.smallest))
 
 
-def _right(vlm: VLM, caches: dict[str, KVCache], question: str | None, truth: str, sweep: Sweep) -> dict[str, bool]:
-    """Whether the model says ``truth`` on top of each cache."""
+def _judge(
+    vlm: VLM, caches: dict[str, KVCache], question: str | None, truth: str, sweep: Sweep
+) -> dict[str, tuple[bool, float | None]]:
+    """Whether the model says ``truth`` on top of each cache, and how far it is from what it says on the full one."""
     from kvferry.models.resume import stop_ids
     from kvferry.testbed import exact_match
 
     if sweep.check == "generate":
         most = sweep.max_new_tokens
-        return {r: exact_match(vlm.answer(c, question, max_new_tokens=most), truth) for r, c in caches.items()}
+        said = {r: vlm.answer(c, question, max_new_tokens=most) for r, c in caches.items()}
+        return {r: (exact_match(text, truth), None) for r, text in said.items()}
     wanted = vlm.tokenizer(truth, add_special_tokens=False)["input_ids"]
-    right = {}
+    logits: dict[str, torch.Tensor] = {}
     by_size = sorted(caches, key=lambda row: caches[row].nbytes)
     for batch in (by_size[i : i + BATCH] for i in range(0, len(by_size), BATCH)):
-        logits = vlm.score_many([caches[row] for row in batch], wanted, question)
-        for row, said in zip(batch, logits.argmax(-1).tolist(), strict=True):
-            right[row] = said[:-1] == wanted and said[-1] in stop_ids(vlm.model)
-    return right
+        logits.update(zip(batch, vlm.score_many([caches[row] for row in batch], wanted, question), strict=True))
+    full = next((x for row, x in logits.items() if row.startswith("full|bf16")), None)
+    judged = {}
+    for row in caches:
+        best = logits[row].argmax(-1).tolist()
+        right = best[:-1] == wanted and best[-1] in stop_ids(vlm.model)
+        judged[row] = right, None if full is None else round(divergence(full, logits[row]), 6)
+    return judged
 
 
 def _prefills(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Iterator[tuple[str, Prefilled]]:
@@ -259,7 +289,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
         if "sweep" in record:
             head = record
         else:
-            record["outcomes"] = {k: tuple(v) for k, v in record["outcomes"].items()}
+            record["outcomes"] = {k: Outcome(*v) for k, v in record["outcomes"].items()}
             lines.append(Line(**record))
     if not head:
         raise InputError(f"{path} is not a results file of `kvferry sweep`")
@@ -282,8 +312,8 @@ def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Itera
     done: set[tuple[int, str]] = set()
     if out.exists() and out.stat().st_size:
         before, lines = read(out)
-        fixed = ("model", "recipes", "split", "max_new_tokens", "check", "kinds", "apply")
-        asked = {"kinds": [], "apply": "post_hoc"} | before["sweep"]
+        fixed = ("model", "recipes", "split", "max_new_tokens", "check", "kinds", "apply", "jpeg")
+        asked = {"kinds": [], "apply": "post_hoc", "jpeg": []} | before["sweep"]
         if any(asked[k] != head["sweep"][k] for k in fixed) or before["fingerprint"] != head["fingerprint"]:
             raise InputError(f"{out} holds another sweep's results; choose another --out or remove it")
         done = {(line.index, line.protocol) for line in lines}
