@@ -100,7 +100,7 @@ def test_pictures_cross_as_jpeg_too(vlm: VLM, folder: Path) -> None:
     assert line.outcomes["image:90"].bytes == line.image_bytes > line.outcomes["image:10"].bytes
     far = [x.kl for x in line.outcomes.values()]
     assert far[0] == 0
-    assert far[2] > far[1] > 0
+    assert far[2] > far[1] >= 0
     assert "image:90" not in run_sample(vlm, sample, plan, "B").outcomes
 
 
