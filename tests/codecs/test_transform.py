@@ -73,7 +73,7 @@ def drawn(profile: Profile, n: int, seed: int = 1, dtype: torch.dtype = torch.fl
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("profiles") / "made.safetensors"
+    path = tmp_path_factory.mktemp("profiles") / "made.profile"
     path.write_bytes(make().to_bytes())
     return path
 
@@ -183,12 +183,12 @@ def test_a_stream_opens_no_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("damage", [b"", b"nothing", None])
 def test_damaged_profiles_are_refused(file: Path, tmp_path: Path, damage: bytes | None) -> None:
-    path = tmp_path / "p.safetensors"
+    path = tmp_path / "p.profile"
     path.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
     with pytest.raises(InputError, match="no profile"):
         profiles.read(path)
     with pytest.raises(InputError, match="no profile"):
-        profiles.read(tmp_path / "missing.safetensors")
+        profiles.read(tmp_path / "missing.profile")
 
 
 @given(st.data())
@@ -219,7 +219,7 @@ def test_bad_options(text: str) -> None:
 
 
 def test_canonical_text() -> None:
-    for text in ("full|transform:64", "full|transform:20@a/b.safetensors", "q2c@0.1|transform:64|zstd"):
+    for text in ("full|transform:64", "full|transform:20@a/b.profile", "q2c@0.1|transform:64|zstd"):
         assert str(Recipe.parse(text)) == text
     assert str(Recipe.parse("full|transform")) == "full|transform:64"
     assert issubclass(FingerprintError, KVFerryError)

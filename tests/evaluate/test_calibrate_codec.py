@@ -63,7 +63,7 @@ def test_a_profile_describes_what_it_saw(vlm: VLM, tmp_path: Path, monkeypatch: 
     asked = list(drawn_questions("calibration", 6).each())
     for one in asked:
         calibration.add(one)
-    path = tmp_path / "p.safetensors"
+    path = tmp_path / "p.profile"
     path.write_bytes(calibration.profile({"n": 6}).to_bytes())
     profile, _ = profiles.read(path)
     assert profile.fingerprint == vlm.fingerprint
@@ -97,7 +97,7 @@ def test_text_alone_is_not_enough(vlm: VLM) -> None:
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "p.safetensors"
+    out = tmp_path / "p.profile"
     done = CliRunner().invoke(app, ["calibrate", str(folder), "--n", "2", "--probes", "1", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert profiles.read(out)[0].facts["n"] == 2

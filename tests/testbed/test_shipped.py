@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from kvferry.codecs.mixed import read_bits
+from kvferry.codecs.profile import has_profile
 from kvferry.models import load
-from kvferry.recipe import compress
+from kvferry.recipe import compress, decompress
 from kvferry.testbed.data import samples
 from kvferry.testbed.evaluate import Testbed, exact_match
 
@@ -56,3 +57,14 @@ def test_card_states_the_measured_figures(name: str) -> None:
     assert report["overall"]["n"] >= 1000
     for row in [report["overall"], *report["kinds"].values()]:
         assert f"{row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}] ({row['n']})" in card
+
+
+@pytest.mark.parametrize("name", ["cloud", "edge", "control"])
+def test_a_profile_of_the_transform_codec_ships_with_each_model(name: str) -> None:
+    vlm = load(f"testbed/{name}")
+    assert has_profile(vlm.fingerprint)
+    (sample,) = samples("validation", 1)
+    prefilled = vlm.prefill(sample.images, sample.question, recipe="leaveout@0.1,budget=shared")
+    blob = compress(prefilled, "leaveout@0.1,budget=shared|transform")
+    assert len(blob) < prefilled.cache.full_bf16_bytes / 100
+    assert vlm.answer(decompress(blob), max_new_tokens=4) == vlm.answer(prefilled.cache, max_new_tokens=4)

@@ -26,7 +26,7 @@ def calibrate(
     rank: Annotated[int, typer.Option(help="Numbers that a token becomes, at most.", min=1)] = 256,
     probes: Annotated[int, typer.Option(help="Random directions of the logits per question.", min=1)] = 4,
     out: Annotated[Path, typer.Option(help="Where the profile goes, for transform@FILE.")] = Path(
-        "transform.safetensors"
+        "transform.profile"
     ),
     json: Annotated[bool, typer.Option("--json", help="Print what was made as one JSON object.")] = False,
 ) -> None:

@@ -21,7 +21,8 @@ from kvferry.rope import Rotary
 
 FOLDERS = "KVFERRY_PROFILES"
 """Environment variable: folders with profiles, separated like those of ``PATH``."""
-SUFFIX = ".safetensors"
+SUFFIX = ".profile"
+"""Not .safetensors, though it is one: a profile may lie beside the weights, whose digest is the model's fingerprint."""
 DIGEST = 4
 OCTAVE = 8
 """Standard deviations are counted in eighths of an octave: ``2 ** (octaves / 8)``."""
