@@ -58,6 +58,11 @@ class Standing:
         return self.margin >= self.error
 
     @property
+    def sure(self) -> bool:
+        """Two standard errors above the target."""
+        return self.margin >= 2 * self.error
+
+    @property
     def hopeless(self) -> bool:
         """Two standard errors below it."""
         return self.margin < -2 * self.error
@@ -88,8 +93,8 @@ def _column(lines: Sequence[Line], name: str, which: int) -> npt.NDArray[np.floa
 
 
 def still_in(found: Sequence[Standing]) -> list[Standing]:
-    """Those that may yet be the smallest that passes: not hopeless, and no larger than one that does."""
-    smallest = min((x.bytes for x in found if x.passes), default=float("inf"))
+    """Those that may yet be the smallest that passes: not hopeless, and no larger than one that surely does."""
+    smallest = min((x.bytes for x in found if x.sure), default=float("inf"))
     return [x for x in found if not x.hopeless and x.bytes <= smallest]
 
 
