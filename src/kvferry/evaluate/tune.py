@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ ROUNDS = (60, 180, 540)
 FULL = "full|bf16"
 SHARED = tuple(f"leaveout@{f:g},budget=shared" for f in (0.05, 0.06, 0.08, 0.1, 0.15))
 ALONE = tuple(f"{name}@{f:g}" for name in ("leaveout", "vlcache") for f in (0.05, 0.1, 0.2))
-TRANSFORMS = tuple(f"transform:{ratio}" for ratio in (32, 48, 64, 96, 128))
+TRANSFORMS = tuple(f"transform:{ratio}" for ratio in (32, 48, 64, 80, 96, 128))
 INTEGERS = ("int2|zstd", "int3|zstd", "int4|zstd", "int8|zstd")
 
 
@@ -131,7 +132,8 @@ class Tuning:
         alive = tuple(r for r in self.recipes if r != FULL)
         for number, n in enumerate(self.rounds, start=1):
             plan = Sweep(self.model, (FULL, *alive), (self.protocol,), self.split, n, check="forced")
-            out = self.folder / f"round-{number}.jsonl"
+            asked = crc32("\n".join(plan.recipes).encode())
+            out = self.folder / f"round-{number}-{asked:08x}.jsonl"
             for _ in run(plan, out, processes):
                 pass
             found = standings(read(out)[1], self.target)
