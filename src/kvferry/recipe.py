@@ -43,6 +43,12 @@ from kvferry.selection import (
 )
 
 LOSSLESS = ("zstd",)
+PRESETS = {
+    "tiny": "leaveout@0.1|int4|zstd",
+    "balanced": "leaveout@0.25|int8|zstd",
+    "lossless": "full|bf16|zstd",
+}
+"""Names that stand for a recipe, for models nobody has tuned; ``kvferry tune`` finds better ones for a given model."""
 _PARTS: dict[str, dict[str, type[Any]]] = {"budget": BUDGETS, "modality": POLICIES, "merge": MERGES}
 _DEFAULTS = {"budget": BUDGETS["uniform"](), "modality": POLICIES["uniform"](), "merge": None}
 
@@ -110,9 +116,13 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str | Recipe) -> Recipe:
-        """The recipe in ``text``; a :class:`~kvferry.errors.RecipeError` says what is wrong and what exists."""
+        """The recipe in ``text``, or that of one of the :data:`PRESETS`.
+
+        A :class:`~kvferry.errors.RecipeError` says what is wrong and what exists.
+        """
         if isinstance(text, Recipe):
             return text
+        text = PRESETS.get(text.strip(), text)
         parts = [part.strip() for part in text.split("|")]
         if len(parts) > 3 or not all(parts):
             raise RecipeError(

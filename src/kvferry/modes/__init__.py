@@ -15,7 +15,7 @@ from kvferry.modes.prompt import PromptMode, PromptReceiver
 from kvferry.modes.scout import ScoutMode, ScoutReceiver
 from kvferry.wire import service_pb2 as pb
 
-DEFAULT_RECIPE = "q2c@0.25|int4"
+DEFAULT_RECIPE = "balanced"
 
 MODES: dict[str, type[Mode] | type[LocalMode]] = {
     mode.NAME: mode for mode in (KVMode, ImageMode, EmbedsMode, ScoutMode, PromptMode, LocalMode)
