@@ -23,7 +23,9 @@ def ask(
     model: Annotated[
         str, typer.Option(help="The model on this side: the cloud's for kv and embeds, one of its family for scout.")
     ] = "testbed/cloud",
-    recipe: Annotated[str, typer.Option(help="How to compress, for mode kv: a recipe or tiny, balanced, lossless.")] = "balanced",
+    recipe: Annotated[
+        str, typer.Option(help="How to compress, for mode kv: a recipe, or tiny, balanced or lossless.")
+    ] = "balanced",
     mode: Annotated[
         str,
         typer.Option(
