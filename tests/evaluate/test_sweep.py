@@ -92,15 +92,18 @@ def test_protocol_b_runs_every_kind_of_scorer(folder: Path, vlm: VLM) -> None:
     assert rows == aware | {"full|bf16", "snapkv@0.5|bf16", "h2o@0.5|bf16"}
 
 
-def test_pictures_cross_as_jpeg_too(vlm: VLM, folder: Path) -> None:
+def test_pictures_and_embeddings_cross_too(vlm: VLM, folder: Path) -> None:
     (sample,) = samples("validation", 1)
-    plan = Sweep(str(folder), ("full|bf16", "full|int8", "full|int1"), check="forced", jpeg=(90, 10))
+    recipes = ("full|bf16", "full|int8", "full|int1")
+    plan = Sweep(str(folder), recipes, check="forced", jpeg=(90, 10), embeds=("bf16", "int2"))
     line = run_sample(vlm, sample, plan, "A")
-    assert [*line.outcomes] == [*plan.recipes, "image:90", "image:10"]
+    assert [*line.outcomes] == [*plan.recipes, "image:90", "image:10", "embeds:bf16", "embeds:int2"]
     assert line.outcomes["image:90"].bytes == line.image_bytes > line.outcomes["image:10"].bytes
     far = [x.kl for x in line.outcomes.values()]
     assert far[0] == 0
     assert far[2] > far[1] >= 0
+    assert line.outcomes["embeds:bf16"].kl == pytest.approx(0, abs=1e-6)
+    assert line.outcomes["embeds:bf16"].bytes > 2 * line.outcomes["embeds:int2"].bytes
     assert "image:90" not in run_sample(vlm, sample, plan, "B").outcomes
 
 

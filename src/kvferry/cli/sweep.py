@@ -61,6 +61,7 @@ def sweep(
     start: Annotated[int, typer.Option(help="First question.", min=0)] = 0,
     check: Annotated[str, typer.Option(help="'generate', or 'forced': the same for the testbed, faster.")] = "generate",
     jpeg: Annotated[str, typer.Option(help="Also send the pictures, at these JPEG qualities, such as 90,30,10.")] = "",
+    embeds: Annotated[str, typer.Option(help="Also send the visual embeddings, in codecs such as int4,int2.")] = "",
     kinds: Annotated[str, typer.Option(help="Of question, such as colour,shape; all by default.")] = "",
     apply: Annotated[
         str, typer.Option(help="'post_hoc' evicts from the finished cache; 'construction' hides while it is built.")
@@ -102,6 +103,7 @@ def sweep(
         kinds=tuple(k for k in kinds.split(",") if k),
         apply=apply,  # type: ignore[arg-type]
         jpeg=tuple(int(q) for q in _numbers(jpeg)),
+        embeds=tuple(x for x in embeds.split(",") if x),
     )
     console = Console(stderr=True, quiet=json)
     columns = (

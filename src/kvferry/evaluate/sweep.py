@@ -79,6 +79,9 @@ class Sweep:
     jpeg : tuple of int
         Qualities at which the pictures are also sent as they are, and the cloud prefills what it decodes. Bytes are
         those of the files alone. Not in protocol B, which would be the same.
+    embeds : tuple of str
+        Codecs in which the projector's visual embeddings are also sent (mode ``embeds``), and the cloud prefills the
+        language model. Bytes are those of the embeddings alone.
     """
 
     model: str
@@ -92,6 +95,7 @@ class Sweep:
     kinds: tuple[str, ...] = ()
     apply: Apply = "post_hoc"
     jpeg: tuple[int, ...] = ()
+    embeds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -114,7 +118,8 @@ class Line:
     """The outcome of one question under one protocol.
 
     ``outcomes`` maps a row name to its :class:`Outcome`: a canonical recipe (in protocol B a query-aware one is
-    followed by ``proxy`` or ``oracle``), or ``image:Q`` for pictures that were sent as JPEG of quality ``Q``.
+    followed by ``proxy`` or ``oracle``), or ``image:Q`` for pictures that were sent as JPEG of quality ``Q``, or
+    ``embeds:CODEC`` for their embeddings.
     """
 
     index: int
@@ -179,8 +184,6 @@ def _git(*words: str) -> str:
 
 def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Line:
     """Prefill one question, then compress, decompress and answer once per recipe."""
-    from PIL import Image
-
     from kvferry.evaluate.pictures import jpeg_bytes
 
     full: Prefilled | None = None
@@ -198,10 +201,8 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
     if full is None:
         raise InputError("a sweep needs at least one recipe")
     if protocol == "A":
-        for quality in sweep.jpeg:
-            files = [jpeg_bytes(image, quality) for image in sample.images]
-            sizes[f"image:{quality}"] = sum(map(len, files))
-            caches[f"image:{quality}"] = vlm.prefill([Image.open(io.BytesIO(x)) for x in files], sample.question).cache
+        for row, blob_size, pictures in _pictures(vlm, sample, sweep):
+            caches[row], sizes[row] = vlm.prefill(pictures, sample.question).cache, blob_size
     judged = _judge(vlm, caches, None if protocol == "A" else sample.question, sample.answer, sweep)
     return Line(
         index=sample.index,
@@ -212,6 +213,25 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         tokens=len(full.cache.layout),
         outcomes={row: Outcome(int(right), sizes[row], kl) for row, (right, kl) in judged.items()},
     )
+
+
+def _pictures(vlm: VLM, sample: Sample, sweep: Sweep) -> Iterator[tuple[str, int, list[Any]]]:
+    """Of every way of sending the pictures themselves: its row, its bytes, and what the cloud then prefills."""
+    from PIL import Image
+
+    from kvferry.evaluate.pictures import jpeg_bytes
+    from kvferry.modes.embeds import EmbedsMode, pack_embeds, unpack_embeds
+
+    for quality in sweep.jpeg:
+        files = [jpeg_bytes(image, quality) for image in sample.images]
+        yield f"image:{quality}", sum(map(len, files)), [Image.open(io.BytesIO(x)) for x in files]
+    seen = vlm.look(list(sample.images)) if sweep.embeds else []
+    for name in sweep.embeds:
+        codec = EmbedsMode.parse(name).codec
+        packed = [pack_embeds(picture, codec) for picture in seen]
+        hidden = vlm.model.config.get_text_config(decoder=True).hidden_size
+        merge = int(getattr(vlm.image_processor, "merge_size", 1))
+        yield f"embeds:{name}", sum(map(len, packed)), [unpack_embeds(x, codec, hidden, merge)[0] for x in packed]
 
 
 def _select(source: Prefilled, recipe: Recipe) -> Selection:
@@ -312,8 +332,8 @@ def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Itera
     done: set[tuple[int, str]] = set()
     if out.exists() and out.stat().st_size:
         before, lines = read(out)
-        fixed = ("model", "recipes", "split", "max_new_tokens", "check", "kinds", "apply", "jpeg")
-        asked = {"kinds": [], "apply": "post_hoc", "jpeg": []} | before["sweep"]
+        fixed = ("model", "recipes", "split", "max_new_tokens", "check", "kinds", "apply", "jpeg", "embeds")
+        asked = {"kinds": [], "apply": "post_hoc", "jpeg": [], "embeds": []} | before["sweep"]
         if any(asked[k] != head["sweep"][k] for k in fixed) or before["fingerprint"] != head["fingerprint"]:
             raise InputError(f"{out} holds another sweep's results; choose another --out or remove it")
         done = {(line.index, line.protocol) for line in lines}
