@@ -38,10 +38,11 @@ class Standing:
     ----------
     share : float
         Of the full cache's right answers.
-    error : float
-        Standard error of ``accuracy - target * full accuracy``, paired.
     margin : float
-        That difference.
+        ``accuracy - target * full accuracy``.
+    error : float
+        Its standard error, paired: ``sqrt(d + 1) / n`` where the recipe and the full cache differ on ``d`` answers. The
+        one more is there because no difference on 60 questions does not mean none on the next.
     bytes : float
         Mean of whole bitstreams.
     """
@@ -82,7 +83,7 @@ def standings(lines: Sequence[Line], target: float) -> list[Standing]:
     found = []
     for name, mine in correct.items():
         difference = mine - target * full
-        error = float(difference.std() / len(lines) ** 0.5)
+        error = float((np.abs(mine - full).sum() + 1) ** 0.5 / len(lines))
         size = float(_column(lines, name, 1).mean())
         share = float(mine.mean() / full.mean())
         found.append(Standing(name, share, float(difference.mean()), error, size, len(lines)))
