@@ -30,14 +30,15 @@ SIX     := colour,shape,glyph,word,exist,compare
 GRID    := $(BIN)/kvferry sweep --check forced --n 1000 --codecs bf16 --lossless '' --fractions 0.5,0.25,0.1,0.05,0.02
 POLICY  := --selections vlcache,q2c,leaveout --modalities uniform,visual_heavy,text_preserving,adaptive,skip_visual@
 
-sweep: venv  ## the raw results behind RESULTS.md (about two hours of one core, resumable)
+sweep: venv  ## the raw results behind RESULTS.md (about three hours of one core, resumable)
 	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out results/selection-cloud.jsonl
 	$(GRID) --model testbed/cloud --out results/scorers-cloud.jsonl --selections $(SCORERS) --budgets uniform,sparsity
-	$(GRID) --model testbed/cloud --out results/policies-cloud.jsonl $(POLICY)testbed/cloud/skip_visual.json
 	$(GRID) --model testbed/edge --out results/scorers-edge.jsonl --selections $(SCORERS) --budgets uniform,sparsity
 	$(GRID) --model testbed/control --out results/scorers-control.jsonl --selections $(SCORERS) --budgets uniform,sparsity --kinds $(SIX)
-	$(GRID) --model testbed/cloud --out results/construction-cloud.jsonl --selections $(SCORERS) --protocols A --apply construction
-	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json
+	$(GRID) --model testbed/cloud --out results/policies-cloud.jsonl $(POLICY)testbed/cloud/skip_visual.json
+	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json --protocols A
+	$(GRID) --model testbed/cloud --out results/construction-cloud.jsonl --selections q2c,snapkv,vlcache,leaveout --protocols A --apply construction
+	PATH=$(CURDIR)/$(BIN):$$PATH bash results/codecs.sh
 
 results: venv  ## RESULTS.md and its figures from the stored raw results
 	$(BIN)/kvferry results
