@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvferry.bitstream.binary import BitReader, encode_bits
+from kvferry.bitstream.binary import BitReader, Weights, encode_bits
 from kvferry.bitstream.sets import Mask, decode_set, encode_set
 from kvferry.errors import CorruptError
 from kvferry.wire.modes_pb2 import PositionSet
@@ -46,7 +46,7 @@ def test_comes_back_in_at_most_a_bit_a_token(given: tuple[Mask, Mask, Grids]) ->
 def test_arithmetic_coder(decisions: list[tuple[int, int]], all_ones: bool) -> None:
     bits = [1 if all_ones else bit for bit, _ in decisions]
     contexts = [context for _, context in decisions]
-    reader = BitReader(encode_bits(bits, contexts, 4), 4)
+    reader = BitReader(encode_bits(bits, contexts, Weights(4)), Weights(4))
     assert [reader.read(context) for context in contexts] == bits
 
 
@@ -55,7 +55,7 @@ def test_arithmetic_coder_comes_near_the_entropy() -> None:
     contexts = rng.integers(0, 2, 4000).tolist()
     bits = (rng.random(4000) < np.where(contexts, 0.02, 0.3)).astype(int).tolist()
     entropy = sum(-p * math.log2(p) - (1 - p) * math.log2(1 - p) for p in np.where(contexts, 0.02, 0.3))
-    assert 0.9 * entropy < 8 * len(encode_bits(bits, contexts, 2)) < 1.05 * entropy + 40
+    assert 0.9 * entropy < 8 * len(encode_bits(bits, contexts, Weights(2))) < 1.05 * entropy + 40
 
 
 def test_what_is_kept_together_takes_less() -> None:

@@ -1,108 +1,94 @@
-"""Adaptive binary arithmetic coding of a few hundred to a few thousand decisions, exact on every machine."""
+"""Adaptive binary range coding of a few thousand decisions, in whole numbers: exact on every machine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-_TOP = 1 << 24
-_WIDE = (1 << 32) - 1
-_UNIT = 1 << 12
-_MOST = 250
+from kvferry.errors import CorruptError
+
+_START = 1
+_STEP = 2
+_HALVE = 1 << 10
+_FULL = 1 << 32
+_LOW = 1 << 24
 
 
-class _Model:
-    """How often a decision fell out as one, per context: the estimator of Krichevsky and Trofimov (1981).
+class Weights:
+    """What a coder expects of each context: two weights, of ones and of zeros.
 
-    Counts are halved when they reach ``_MOST``, so that probabilities stay whole numbers of 12 bits.
+    Both start at 1; a decision adds 2 to its side, which is the estimator of Krichevsky and Trofimov (1981). They are
+    halved when they get heavy.
     """
 
     def __init__(self, contexts: int) -> None:
-        self._ones = [1] * contexts
-        self._both = [2] * contexts
+        self.ones = [_START] * contexts
+        self.zeros = [_START] * contexts
 
-    def share(self, context: int) -> int:
-        """Probability of a one in units of ``1 / _UNIT``, never 0 and never 1."""
-        return min(max(_UNIT * self._ones[context] // self._both[context], 1), _UNIT - 1)
+    def copy(self) -> Weights:
+        """For a trial that may be given up."""
+        other = Weights(0)
+        other.ones, other.zeros = list(self.ones), list(self.zeros)
+        return other
+
+    def part(self, context: int, span: int) -> int:
+        """The share of ``span`` that stands for a one."""
+        ones = self.ones[context]
+        return span // (ones + self.zeros[context]) * ones
 
     def learn(self, context: int, bit: int) -> None:
-        """The decision was ``bit``; it counts twice, what is assumed before the first counts once for each side."""
-        self._ones[context] += 2 * bit
-        self._both[context] += 2
-        if self._both[context] > _MOST:
-            self._ones[context] = (self._ones[context] + 1) >> 1
-            self._both[context] = max((self._both[context] + 1) >> 1, self._ones[context] + 1)
+        """The decision was ``bit``."""
+        weights = self.ones if bit else self.zeros
+        weights[context] += _STEP
+        if self.ones[context] + self.zeros[context] > _HALVE:
+            self.ones[context] = (self.ones[context] + 1) // 2
+            self.zeros[context] = (self.zeros[context] + 1) // 2
 
 
-def encode_bits(bits: Sequence[int], contexts: Iterable[int], count: int) -> bytes:
-    """``bits`` (0 or 1 each) as bytes; ``contexts`` gives for each the context, below ``count``, it is expected in.
+def encode_bits(bits: Iterable[int], contexts: Iterable[int], weights: Weights) -> bytes:
+    """``bits`` (0 or 1 each), each in its context, as bytes; ``weights`` learn.
 
-    A range coder with carry propagation (G. N. N. Martin, "Range encoding", 1979, in the byte-wise form of I. Pavlov's
-    LZMA). Zero bytes at the end are left out: the decoder reads zeros beyond the end.
+    A range coder (G. N. N. Martin, "Range encoding", 1979). Zero bytes at the end are left out: the reader reads zeros
+    beyond the end.
     """
-    model, out = _Model(count), bytearray()
-    low, width = 0, _WIDE
+    low, span, octets = 0, _FULL, 4
     for bit, context in zip(bits, contexts, strict=True):
-        bound = (width >> 12) * model.share(context)
+        part = weights.part(context, span)
+        weights.learn(context, bit)
         if bit:
-            width = bound
+            span = part
         else:
-            low += bound
-            width -= bound
-        model.learn(context, bit)
-        while width < _TOP:
-            low = _shift(low, out)
-            width <<= 8
-    low = _shortest(low, width)
-    for _ in range(4):
-        low = _shift(low, out)
-    return bytes(out).rstrip(b"\0")
-
-
-def _shortest(low: int, width: int) -> int:
-    """Of the numbers in ``[low, low + width)`` one with as many zero bytes at its end as possible."""
-    for zeros in (24, 16, 8):
-        rounded = -(-low >> zeros) << zeros
-        if rounded < low + width:
-            return rounded
-    return low
-
-
-def _shift(low: int, out: bytearray) -> int:
-    """Move the highest byte of ``low`` to ``out``, and a carry into what is there already."""
-    if low > _WIDE:
-        where = len(out) - 1
-        while out[where] == 0xFF:
-            out[where] = 0
-            where -= 1
-        out[where] += 1
-        low &= _WIDE
-    out.append(low >> 24)
-    return (low << 8) & _WIDE
+            low, span = low + part, span - part
+        while span < _LOW:
+            low, span, octets = low << 8, span << 8, octets + 1
+    cut = next(cut for cut in range(octets, -1, -1) if -(-low >> 8 * cut) << 8 * cut < low + span)
+    return (-(-low >> 8 * cut)).to_bytes(octets - cut)
 
 
 class BitReader:
-    """Gives back what :func:`encode_bits` was given, one decision at a time."""
+    """Gives back what :func:`encode_bits` was given, one decision at a time; any bytes decode to something."""
 
-    def __init__(self, data: bytes, count: int) -> None:
-        self._model = _Model(count)
-        self._data = data
-        self._where = 4
-        self._code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
-        self._width = _WIDE
+    def __init__(self, data: bytes, weights: Weights) -> None:
+        self._weights = weights
+        self._length = len(data)
+        self._stream = iter(data)
+        self._code = int.from_bytes(bytes(next(self._stream, 0) for _ in range(4)))
+        self._span, self._octets = _FULL, 4
 
     def read(self, context: int) -> int:
         """The next decision, in its context."""
-        bound = (self._width >> 12) * self._model.share(context)
-        bit = int(self._code < bound)
+        part = self._weights.part(context, self._span)
+        bit = int(self._code < part)
+        self._weights.learn(context, bit)
         if bit:
-            self._width = bound
+            self._span = part
         else:
-            self._code -= bound
-            self._width -= bound
-        self._model.learn(context, bit)
-        while self._width < _TOP:
-            byte = self._data[self._where] if self._where < len(self._data) else 0
-            self._code = ((self._code << 8) | byte) & _WIDE
-            self._where += 1
-            self._width <<= 8
+            self._code, self._span = self._code - part, self._span - part
+        while self._span < _LOW:
+            self._code = self._code << 8 | next(self._stream, 0)
+            self._span, self._octets = self._span << 8, self._octets + 1
         return bit
+
+    def finish(self) -> None:
+        """:class:`~kvferry.errors.CorruptError` where bytes are left over."""
+        if self._length > self._octets:
+            raise CorruptError("more bytes than the coded positions take")

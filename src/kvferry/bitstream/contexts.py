@@ -5,17 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kvferry.errors import CorruptError
+from kvferry.bitstream.binary import BitReader, Weights, encode_bits
 
 Mask = npt.NDArray[np.bool_]
 MOST = 1 << 12
 """Rows times tokens that one frame may code so: a decision takes about a microsecond."""
 
-_START = 1
-_STEP = 2
-_HALVE = 1 << 10
-_FULL = 1 << 32
-_LOW = 1 << 24
 _UNGUIDED = 2
 
 
@@ -28,60 +23,32 @@ class Contexts:
     decisions.
     """
 
-    def __init__(self, visual: Mask) -> None:
-        self.kept = [_START] * 24
-        self.dropped = [_START] * 24
+    def __init__(self, visual: Mask, weights: Weights | None = None) -> None:
         self._visual = visual
+        self._weights = weights or Weights(24)
 
     def copy(self) -> Contexts:
         """For a trial that may be given up."""
-        other = Contexts(self._visual)
-        other.kept, other.dropped = list(self.kept), list(self.dropped)
-        return other
+        return Contexts(self._visual, self._weights.copy())
 
     def encode(self, mask: Mask, held: Mask, guide: Mask | None) -> bytes:
         """The bits of ``mask`` (``[rows, length]``) outside ``held`` (of the same shape, disjoint)."""
-        low, span, octets = 0, _FULL, 4
-        for row, bits in enumerate(mask):
-            before = np.concatenate([[False], bits[:-1]])
-            contexts = self._fixed(row, mask, guide) + 2 * before
-            open_ = ~held[row]
-            for context, bit in zip(contexts[open_].tolist(), bits[open_].tolist(), strict=True):
-                part = self._part(context, span)
-                self._learn(context, bit)
-                if bit:
-                    span = part
-                else:
-                    low, span = low + part, span - part
-                while span < _LOW:
-                    low, span, octets = low << 8, span << 8, octets + 1
-        return _shortest(low, span, octets)
+        before = np.pad(mask[:, :-1], ((0, 0), (1, 0)))
+        fixed = [self._fixed(row, mask, guide) for row in range(len(mask))]
+        contexts = np.array(fixed, np.int64).reshape(mask.shape) + 2 * before
+        open_ = ~held
+        return encode_bits(mask[open_].tolist(), contexts[open_].tolist(), self._weights)
 
     def decode(self, data: bytes, held: Mask, guide: Mask | None) -> Mask:
         """What :meth:`encode` was given; any bytes decode to something, but none may be left over."""
         mask = np.zeros_like(held)
-        stream = iter(data)
-        code, span, octets = int.from_bytes(bytes(next(stream, 0) for _ in range(4))), _FULL, 4
+        reader = BitReader(data, self._weights)
         for row, closed in enumerate(held.tolist()):
-            bit = False
-            bits = mask[row]
+            bit = 0
             for place, fixed in enumerate(self._fixed(row, mask, guide).tolist()):
-                if closed[place]:
-                    bit = False
-                    continue
-                context = fixed + 2 * bit
-                part = self._part(context, span)
-                bit = code < part
-                self._learn(context, bit)
-                if bit:
-                    span = part
-                    bits[place] = True
-                else:
-                    code, span = code - part, span - part
-                while span < _LOW:
-                    code, span, octets = code << 8 | next(stream, 0), span << 8, octets + 1
-        if len(data) > octets:
-            raise CorruptError("more bytes than the coded positions take")
+                bit = 0 if closed[place] else reader.read(fixed + 2 * bit)
+                mask[row, place] = bit
+        reader.finish()
         return mask
 
     def _fixed(self, row: int, mask: Mask, guide: Mask | None) -> npt.NDArray[np.int64]:
@@ -92,21 +59,3 @@ class Contexts:
             guided = guide[min(row, len(guide) - 1)].astype(np.int64)
         fixed: npt.NDArray[np.int64] = 8 * guided + 4 * mask[:row].any(0) + self._visual
         return fixed
-
-    def _part(self, context: int, span: int) -> int:
-        """The share of ``span`` that stands for a kept token."""
-        kept = self.kept[context]
-        return span // (kept + self.dropped[context]) * kept
-
-    def _learn(self, context: int, bit: bool) -> None:
-        weights = self.kept if bit else self.dropped
-        weights[context] += _STEP
-        if self.kept[context] + self.dropped[context] > _HALVE:
-            self.kept[context] = (self.kept[context] + 1) // 2
-            self.dropped[context] = (self.dropped[context] + 1) // 2
-
-
-def _shortest(low: int, span: int, octets: int) -> bytes:
-    """The shortest bytes that, with zeros behind, are a number in ``[low, low + span)`` of ``octets`` bytes."""
-    cut = next(cut for cut in range(octets, -1, -1) if -(-low >> 8 * cut) << 8 * cut < low + span)
-    return (-(-low >> 8 * cut)).to_bytes(octets - cut)

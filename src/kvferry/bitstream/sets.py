@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kvferry.bitstream.binary import BitReader, encode_bits
+from kvferry.bitstream.binary import BitReader, Weights, encode_bits
 from kvferry.bitstream.varints import read_varints, write_varints
 from kvferry.errors import CorruptError
 from kvferry.wire.modes_pb2 import PositionSet
@@ -32,7 +32,7 @@ def encode_set(mask: Mask, grids: Grids, base: Mask | None = None, handle: int =
     forms = {
         "bitmap": np.packbits(changed, bitorder="little").tobytes(),
         "runs": write_varints(np.diff(edges, prepend=0)),
-        "coded": encode_bits(bits, _contexts(bits, known, grids), CONTEXTS),
+        "coded": encode_bits(bits, _contexts(bits, known, grids), Weights(CONTEXTS)),
     }
     smallest = min(forms, key=lambda form: len(forms[form]))
     message = PositionSet(tokens=len(mask), base=handle if base is not None else 0)
@@ -87,10 +87,11 @@ def _from_runs(runs: npt.NDArray[np.int64], tokens: int) -> Mask:
 def _from_coded(data: bytes, known: Mask, grids: Grids) -> Mask:
     if len(data) > len(known):
         raise CorruptError(f"{len(data)} bytes for a set of {len(known)} tokens")
-    reader = BitReader(data, CONTEXTS)
+    reader = BitReader(data, Weights(CONTEXTS))
     bits = [0] * len(known)
     for index, context in enumerate(_contexts(bits, known, grids)):
         bits[index] = reader.read(context)
+    reader.finish()
     return np.array(bits, dtype=np.bool_)
 
 
