@@ -18,3 +18,11 @@ base=(
 sweep cloud "${base[@]}" 'full|apart,text=int8,visual='{int2,turbo:2} 'full|svd:'{64,32,16,8,4,2} 'full|delta:'{10,0} \
     'full|mixed@testbed/cloud/mixed.json'
 sweep edge "${base[@]}" 'full|mixed@testbed/edge/mixed.json'
+
+# The recipes that `kvferry tune` chose on validation questions, once on the test split.
+for model in cloud edge; do
+    kvferry sweep --model "testbed/$model" --check forced --n 1000 --protocols AB --jpeg 90,60,40,30,25,20,15,10,5 \
+        --embeds int4,int3,int2 --out "results/headline-$model.jsonl" --recipe 'full|bf16' --recipe 'none|bf16' \
+        --recipe 'leaveout@0.08,budget=shared|transform:80' --recipe 'full|transform:80' --recipe 'full|int4|zstd' \
+        --recipe 'leaveout@0.05|int4|zstd'
+done
