@@ -23,7 +23,7 @@ demo: venv  ## draw scenes, cross an emulated 10 Mbit/s uplink in several recipe
 test: venv  ## lint, types and tests
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 SCORERS := q2c,snapkv,h2o,streaming,random,vlcache,leaveout,knorm,keydiff,value_norm,expected_attention
 SIX     := colour,shape,glyph,word,exist,compare
