@@ -65,14 +65,15 @@ def references(measured: Measured) -> list[tuple[str, Point]]:
 
 
 def headline(measured: Measured, point: Point, beforehand: bool) -> list[str]:
-    """The sentences that everything else is there for."""
+    """The sentences that everything else is there for; only what was chosen beforehand is set in bold."""
     row = point.name
     share, shrink = measured.of_full(row), measured.shrink(row)
     against = measured.compare(row, measured.full)
     how = "chosen on validation" if beforehand else "chosen on these very questions, so it flatters itself"
+    bold = "**" if beforehand else ""
     lines = [
-        f"* **`{row}` ({how}): {interval(measured.size(row), 0)} bytes a question, {_times(shrink)} smaller than the "
-        f"BF16 cache ({measured.bf16:,.0f} bytes), at {percent(share)} % of the full cache's accuracy** (difference "
+        f"* {bold}`{row}` ({how}): {interval(measured.size(row), 0)} bytes a question, {_times(shrink)} smaller than the "
+        f"BF16 cache ({measured.bf16:,.0f} bytes), at {percent(share)} % of the full cache's accuracy{bold} (difference "
         f"{percent(against.difference)} points, p {p_text(against.p)}: {against.words}). {_reach(share)}"
     ]
     for name, other in references(measured):
