@@ -72,9 +72,9 @@ def headline(measured: Measured, point: Point, beforehand: bool) -> list[str]:
     how = "chosen on validation" if beforehand else "chosen on these very questions, so it flatters itself"
     bold = "**" if beforehand else ""
     lines = [
-        f"* {bold}`{row}` ({how}): {interval(measured.size(row), 0)} bytes a question, {_times(shrink)} smaller than the "
-        f"BF16 cache ({measured.bf16:,.0f} bytes), at {percent(share)} % of the full cache's accuracy{bold} (difference "
-        f"{percent(against.difference)} points, p {p_text(against.p)}: {against.words}). {_reach(share)}"
+        f"* {bold}`{row}` ({how}): {interval(measured.size(row), 0)} bytes a question, {_times(shrink)} smaller than "
+        f"the BF16 cache ({measured.bf16:,.0f} bytes), at {percent(share)} % of the full cache's accuracy{bold} "
+        f"(difference {percent(against.difference)} points, p {p_text(against.p)}: {against.words}). {_reach(share)}"
     ]
     for name, other in references(measured):
         against, ratio = measured.compare(row, other.name), measured.size_ratio(other.name, row)
