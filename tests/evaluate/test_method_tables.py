@@ -29,6 +29,8 @@ from kvferry.evaluate.stats import Estimate
 from kvferry.evaluate.sweep import Line, Protocol, grid
 from kvferry.evaluate.tables import PALETTE, Places
 from kvferry.selection import SCORERS
+from tests.evaluate.test_codec_tables import lines as codec_lines
+from tests.evaluate.test_codec_tables import report
 from tests.evaluate.test_tables import write
 
 ROWS = {
@@ -202,6 +204,9 @@ def test_the_page_comes_out_the_same_twice(tmp_path: Path) -> None:
     told = json.loads(head)
     told["sweep"]["apply"] = "construction"
     built.write_text("\n".join([json.dumps(told), *others]) + "\n")
+    for kind in ("codecs", "headline"):
+        write(raw / f"{kind}-x.jsonl", codec_lines("A") + codec_lines("B"))
+    (raw / "tune-x-A.json").write_text(json.dumps(report("full|int4")))
     out = tmp_path / "RESULTS.md"
     words = [
         "results", "--raw", str(raw), "--out", str(out), "--figures", str(tmp_path / "docs" / "figures"), "--details",
@@ -214,9 +219,11 @@ def test_the_page_comes_out_the_same_twice(tmp_path: Path) -> None:
         made.append({p: p.read_bytes() for p in tmp_path.rglob("*") if p.suffix in (".md", ".png")})
     assert made[0] == made[1]
     assert {p.name for p in made[0]} == {
-        "RESULTS.md", "scorers-x.png", "scorers-x.md", "construction-x.png", "construction-x.md",
+        "RESULTS.md", "scorers-x.png", "scorers-x.md", "construction-x.png", "construction-x.md", "codecs-x.png",
+        "codecs-x.md", "headline-x.md",
     }  # fmt: skip
     page = out.read_text()
+    assert page.index("The headline") < page.index("every codec") < page.index("every scorer")
     assert page.index("every scorer") < page.index("hidden while the cache is built")
     assert page.count("Dropped tokens were hidden while the cache was built") == 1
     for link in re.findall(r"\]\(([^)]+)\)", page):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from kvferry.errors import InputError
-from kvferry.evaluate.stats import difference_interval, mean_interval, ratio_interval
+from kvferry.evaluate.stats import difference_interval, mcnemar, mean_interval, ratio_interval
 
 
 def test_interval_of_a_share_agrees_with_the_normal_approximation() -> None:
@@ -49,3 +50,19 @@ def test_nothing_to_average_is_said() -> None:
     with pytest.raises(InputError, match="sweep"):
         mean_interval([])
     assert np.isnan(ratio_interval([0, 1], [0, 0]).mean)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80))
+def test_mcnemar_is_the_binomial_test_of_what_only_one_answers(pairs: list[tuple[bool, bool]]) -> None:
+    one, other = zip(*pairs, strict=True)
+    only = sum(a and not b for a, b in pairs)
+    either = sum(a != b for a, b in pairs)
+    expected = binomtest(only, either).pvalue if either else 1.0
+    assert mcnemar(one, other) == pytest.approx(expected)
+    assert mcnemar(one, other) == mcnemar(other, one)
+
+
+def test_mcnemar_of_many_questions() -> None:
+    better = np.arange(3000) < 2900
+    assert mcnemar(better, ~better) == 0.0
+    assert mcnemar(better, np.roll(better, 1500)) == 1.0

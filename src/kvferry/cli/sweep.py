@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kvferry.evaluate.tables import Row
 
 SECTIONS = {
+    "headline": "The headline: fewest bytes at 98 % of the full cache's accuracy",
+    "codecs": "How few bits: every codec",
     "selection": "Which tokens, how few bits: a first look",
     "scorers": "Which tokens: every scorer",
     "policies": "Which tokens: modality policies at equal numbers of tokens",
@@ -29,7 +31,7 @@ SECTIONS = {
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
 METHODS = ("scorers", "policies", "construction")
-"""Sections that compare methods at one codec; the others hold several codecs."""
+"""Sections that compare methods at one codec; those of unknown kinds hold several of both."""
 
 
 def _numbers(text: str) -> list[float]:
@@ -168,16 +170,18 @@ def results(
     details: Annotated[Path, typer.Option(help="Where the pages with every row go.")] = Path("docs/results"),
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
-    from kvferry.evaluate import method_tables, tables
+    from kvferry.evaluate import codec_tables, headline, method_tables, tables
 
     files = sorted(raw.glob("*.jsonl"), key=_section)
     if not files:
         raise InputError(f"no raw results in {raw}; `kvferry sweep` makes them")
     places = tables.Places(out, figures, details)
+    renders = dict.fromkeys(METHODS, method_tables.render)
+    renders |= {"headline": headline.render, "codecs": codec_tables.render}
     sections = [f"# Results\n\nMade by `make results` from the raw files in `results/`.\n\n{tables.CAVEAT}\n"]
     for file in files:
         kind, _, model = file.stem.partition("-")
-        render = method_tables.render if kind in METHODS else tables.render
+        render = renders.get(kind, tables.render)
         title = f"{SECTIONS[kind]}, on the {model} model" if kind in SECTIONS else file.stem
         sections.append(render(file, places, title))
     out.write_text("\n".join(sections))

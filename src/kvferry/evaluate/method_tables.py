@@ -13,7 +13,7 @@ from kvferry.evaluate.method_figures import draw_methods
 from kvferry.evaluate.methods import SHARES, Answers, Method
 from kvferry.evaluate.stats import Estimate
 from kvferry.evaluate.sweep import Protocol, read
-from kvferry.evaluate.tables import PROTOCOLS, Places, markdown, provenance_note, proxy_note
+from kvferry.evaluate.tables import PROTOCOLS, Places, interval, markdown, provenance_note, proxy_note
 from kvferry.selection.modality import Uniform
 
 KIND_FRACTION = 0.1
@@ -48,7 +48,7 @@ def deciding_table(answers: Answers) -> str:
         ratio = answers.estimate(aware[1] / agnostic[1])
         cells = [x for method, draws in (aware, agnostic) for x in (f"`{method.name}`", _bytes(answers, draws))]
         among = ", published scorers" if published else ""
-        rows.append([f"{share:.0%}{among}", *cells, _ratio(ratio), f"aware: {verdict(ratio)}"])
+        rows.append([f"{share:.0%}{among}", *cells, interval(ratio, 2), f"aware: {verdict(ratio)}"])
     head = ["of full", "best modality-aware", "bytes", "best modality-agnostic", "bytes", "aware / agnostic", ""]
     return markdown(head, rows, left=(1, 3, 6))
 
@@ -81,7 +81,7 @@ def additions_note(answers: Answers) -> list[str]:
 def additions_table(answers: Answers) -> str:
     """A budget or policy against the same scorer without: the ratio of bytes needed, paired."""
     rows = [
-        [f"`{method.name}`", f"`{plain.name}`", *(x for r in ratios for x in (_ratio(r), verdict(r)))]
+        [f"`{method.name}`", f"`{plain.name}`", *(x for r in ratios for x in (interval(r, 2), verdict(r)))]
         for method, plain, ratios in additions(answers)
     ]
     heads = [x for share in SHARES for x in (f"bytes for {share:.0%}", "")]
@@ -97,7 +97,7 @@ def needed_table(answers: Answers) -> str:
         for share, reference in zip(SHARES, references, strict=True):
             draws = answers.needed(method, share)
             cells.append(_bytes(answers, draws))
-            cells.append("" if reference is None else _ratio(answers.estimate(draws / reference[1])))
+            cells.append("" if reference is None else interval(answers.estimate(draws / reference[1]), 2))
         rows.append(cells)
     heads = [x for s in SHARES for x in (f"bytes for {s:.0%} of full", "to the best agnostic")]
     return markdown(["method", "modality", *heads], rows, left=(1,))
@@ -106,13 +106,13 @@ def needed_table(answers: Answers) -> str:
 def fraction_table(answers: Answers, methods: Sequence[Method]) -> str:
     """Methods down, fractions across: accuracy with its interval, between ceiling and floor."""
     fractions = sorted({f for m in answers.methods for f in m.fractions}, reverse=True)
-    rows = [["**full** (ceiling)", "", _interval(answers.accuracy(answers.full)), *[""] * (len(fractions) - 1)]]
+    rows = [["**full** (ceiling)", "", interval(answers.accuracy(answers.full)), *[""] * (len(fractions) - 1)]]
     for method in methods:
         points = dict(zip(method.fractions, method.rows, strict=True))
-        cells = [_interval(answers.accuracy(points[f])) if f in points else "" for f in fractions]
+        cells = [interval(answers.accuracy(points[f])) if f in points else "" for f in fractions]
         rows.append([f"`{method.name}`", "aware" if method.aware else "agnostic", *cells])
     if answers.floor is not None:
-        floor = _interval(answers.accuracy(answers.floor))
+        floor = interval(answers.accuracy(answers.floor))
         rows.append(["**none** (floor: no visual token)", "", floor, *[""] * (len(fractions) - 1)])
     return markdown(["method", "modality", *(f"{f:.0%}" for f in fractions)], rows, left=(1,))
 
@@ -146,14 +146,6 @@ class _Kind:
         if KIND_FRACTION not in method.fractions:
             return ""
         return f"{self._means[method.rows[method.fractions.index(KIND_FRACTION)]][0]:.2f}"
-
-
-def _interval(a: Estimate) -> str:
-    return f"{a.mean:.3f} [{a.low:.3f}, {a.high:.3f}]"
-
-
-def _ratio(a: Estimate) -> str:
-    return f"{a.mean:.2f} [{a.low:.2f}, {a.high:.2f}]"
 
 
 def _bytes(answers: Answers, draws: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import comb
 
 import numpy as np
 import numpy.typing as npt
@@ -76,3 +77,15 @@ def ratio_interval(values: npt.ArrayLike, reference: npt.ArrayLike, resamples: i
 def difference_interval(values: npt.ArrayLike, reference: npt.ArrayLike, resamples: int = RESAMPLES) -> Estimate:
     """Mean paired difference ``values - reference`` and its interval."""
     return mean_interval(np.asarray(values, np.float64) - np.asarray(reference, np.float64), resamples)
+
+
+def mcnemar(values: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+    """Exact two-sided p of McNemar's test: right and wrong answers ``[n]`` of two rows to the same questions.
+
+    Under the null hypothesis each question that only one of the two answers rightly is a toss of a fair coin
+    (Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages", 1947).
+    """
+    one, other = np.asarray(values, bool), np.asarray(reference, bool)
+    only = (int((one & ~other).sum()), int((other & ~one).sum()))
+    tail = sum(comb(sum(only), k) for k in range(min(only) + 1))
+    return min(1.0, tail / (1 << sum(only)) * 2)

@@ -65,6 +65,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[
     return "\n".join([first, f"|{'|'.join(sides)}|", *others])
 
 
+def interval(a: Estimate, digits: int = 3) -> str:
+    """A figure and its 95 % interval."""
+    return f"{a.mean:,.{digits}f} [{a.low:,.{digits}f}, {a.high:,.{digits}f}]"
+
+
 @dataclass(frozen=True)
 class Row:
     """One row name (recipe, perhaps with ``proxy`` or ``oracle``) over all questions of one protocol."""
@@ -143,9 +148,8 @@ def markdown_table(rows: Sequence[Row]) -> str:
             if row is None:
                 parts += ["", "", ""]
                 continue
-            a = row.accuracy
             parts += [
-                f"{a.mean:.3f} [{a.low:.3f}, {a.high:.3f}]",
+                interval(row.accuracy),
                 f"{100 * row.of_full.mean:.1f}",
                 f"{row.bytes:,.0f} ({row.ratio:.1f}x)",
             ]
