@@ -69,6 +69,9 @@ def interval(a: Estimate, digits: int = 3) -> str:
     """A figure and its 95 % interval."""
     return f"{a.mean:,.{digits}f} [{a.low:,.{digits}f}, {a.high:,.{digits}f}]"
 
+PICTURES = ("image:", "embeds:")
+"""What the names of rows begin with that are no recipes."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -126,7 +129,9 @@ def by_kind(lines: Sequence[Line], protocol: Protocol, names: Sequence[str]) -> 
 
 
 def _order(row: Row) -> tuple[int, str, float]:
-    """Ceiling first, floor last, methods by name and falling fraction between."""
+    """Ceiling first, floor last, methods by name and falling fraction between; then pictures and embeddings."""
+    if row.name.startswith(PICTURES):
+        return 3, row.name.partition(":")[0], -row.bytes
     recipe = Recipe.parse(row.name.split(" ")[0])
     method, _, label = row.selection.partition(" ")
     rank = 0 if method == "full" else 2 if method == "none" else 1
