@@ -27,7 +27,7 @@ from kvferry.evaluate.codec_tables import (
 )
 from kvferry.evaluate.headline import chosen, first_of, profile_note, references, tuned
 from kvferry.evaluate.headline import render as render_headline
-from kvferry.evaluate.sweep import Line, Outcome, Protocol
+from kvferry.evaluate.raw import Line, Outcome, Protocol
 from kvferry.evaluate.tables import Places, provenance_note
 from tests.evaluate.test_tables import write
 

@@ -25,8 +25,9 @@ from kvferry.evaluate.method_tables import (
 )
 from kvferry.evaluate.methods import Answers, methods_of
 from kvferry.evaluate.needed import bytes_needed
+from kvferry.evaluate.raw import Line, Protocol
 from kvferry.evaluate.stats import Estimate
-from kvferry.evaluate.sweep import Line, Protocol, grid
+from kvferry.evaluate.sweep import grid
 from kvferry.evaluate.tables import PALETTE, Places
 from kvferry.selection import SCORERS
 from tests.evaluate.test_codec_tables import lines as codec_lines

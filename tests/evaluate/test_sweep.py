@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from kvferry.cli.app import app
 from kvferry.errors import BudgetError, InputError
-from kvferry.evaluate.sweep import Sweep, read, run, run_sample
+from kvferry.evaluate.raw import read
+from kvferry.evaluate.sweep import Sweep, run, run_sample
 from kvferry.models import VLM, load
 from kvferry.recipe import compress, decompress
 from kvferry.testbed import samples
@@ -178,3 +179,11 @@ def test_the_command_prints_a_table_and_json(folder: Path, tmp_path: Path) -> No
     words += ["--details", str(tmp_path / "details")]
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     assert "Protocol B" in page.read_text()
+
+
+def test_names_of_rows_are_written_once(plan: Sweep, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    wanted = list(run(plan, out))
+    kinds = [type(json.loads(text)["outcomes"]) for text in out.read_text().splitlines()[1:]]
+    assert kinds == [dict, dict, list, list]
+    assert read(out)[1] == wanted

@@ -13,7 +13,8 @@ from PIL import Image
 
 from kvferry.errors import InputError
 from kvferry.evaluate.pictures import draw_crossing, jpeg_bytes, kept_share
-from kvferry.evaluate.sweep import Line, Protocol, Sweep, grid, read
+from kvferry.evaluate.raw import Line, Protocol, read
+from kvferry.evaluate.sweep import Sweep, grid
 from kvferry.evaluate.tables import Places, by_kind, markdown_table, render, summarise
 from kvferry.selection import Selection, evict
 from tests.helpers import cache as random_cache

@@ -8,7 +8,7 @@ import pytest
 
 from kvferry.errors import InputError
 from kvferry.evaluate import tune
-from kvferry.evaluate.sweep import Line
+from kvferry.evaluate.raw import Line
 from kvferry.evaluate.tune import Tuning, candidates, standings, still_in
 from kvferry.recipe import Recipe
 

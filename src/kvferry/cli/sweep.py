@@ -72,6 +72,7 @@ def sweep(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run recipes over test questions, paired, under protocols A and B, and print the table."""
+    from kvferry.evaluate import raw
     from kvferry.evaluate import sweep as engine
     from kvferry.evaluate.tables import summarise
 
@@ -115,13 +116,13 @@ def sweep(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    before = len(engine.read(out)[1]) if out.exists() and out.stat().st_size else 0
+    before = len(raw.read(out)[1]) if out.exists() and out.stat().st_size else 0
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{len(recipes)} recipes", total=n * len(plan.protocols), completed=before)
         command = "kvferry " + shlex.join(sys.argv[1:])
         for _ in engine.run(plan, out, processes or os.cpu_count() or 1, command):
             progress.advance(task)
-    _, lines = engine.read(out)
+    _, lines = raw.read(out)
     tables = {p: summarise(lines, p) for p in plan.protocols}
     if json:
         print(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvferry.evaluate.codec_rows import KEPT, MODES, Measured, Point
+from kvferry.evaluate.raw import Protocol
 from kvferry.evaluate.stats import Estimate
-from kvferry.evaluate.sweep import Protocol
 from kvferry.evaluate.tables import FAINT, MARKERS, PALETTE
 
 if TYPE_CHECKING:

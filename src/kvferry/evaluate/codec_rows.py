@@ -11,8 +11,8 @@ import numpy as np
 
 from kvferry.codecs import BF16, SVD, AnyCodec, Delta, Integer, Transform, codec_text
 from kvferry.evaluate.methods import Answers
+from kvferry.evaluate.raw import Line, Outcome, Protocol
 from kvferry.evaluate.stats import Estimate, estimate_of, mcnemar, means_with_draws
-from kvferry.evaluate.sweep import Line, Outcome, Protocol
 from kvferry.recipe import Recipe
 
 KEPT = 0.98

@@ -13,8 +13,8 @@ from typing import Any
 from kvferry.codecs import Delta, Integer, Mixed, codec_text
 from kvferry.evaluate.codec_figures import draw_codecs
 from kvferry.evaluate.codec_rows import KEPT, SAME, Measured, Point
+from kvferry.evaluate.raw import Line, Outcome, Protocol, read
 from kvferry.evaluate.stats import Estimate
-from kvferry.evaluate.sweep import Line, Outcome, Protocol, read
 from kvferry.evaluate.tables import PROTOCOLS, Places, interval, kind_table, markdown, provenance_note, proxy_note
 
 BYTES = (

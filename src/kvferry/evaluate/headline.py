@@ -12,8 +12,8 @@ from kvferry.codecs.profile import for_encoding
 from kvferry.errors import FingerprintError, InputError
 from kvferry.evaluate.codec_rows import KEPT, PICTURES, SAME, Measured, Point
 from kvferry.evaluate.codec_tables import BYTES, TESTS, command_note, kl_text, p_text, percent, rows_table, times
+from kvferry.evaluate.raw import read
 from kvferry.evaluate.stats import Estimate
-from kvferry.evaluate.sweep import read
 from kvferry.evaluate.tables import PROTOCOLS, Places, interval, markdown, proxy_note
 
 QUALITY = 90

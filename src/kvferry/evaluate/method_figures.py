@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvferry.evaluate.methods import SHARES, Answers, Method
-from kvferry.evaluate.sweep import Protocol
+from kvferry.evaluate.raw import Protocol
 from kvferry.evaluate.tables import FAINT, MARKERS, PALETTE
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 
 from kvferry.evaluate.method_figures import draw_methods
 from kvferry.evaluate.methods import SHARES, Answers, Method
+from kvferry.evaluate.raw import Protocol, read
 from kvferry.evaluate.stats import Estimate
-from kvferry.evaluate.sweep import Protocol, read
 from kvferry.evaluate.tables import PROTOCOLS, Places, interval, markdown, provenance_note, proxy_note
 from kvferry.selection.modality import Uniform
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from kvferry.errors import InputError
 from kvferry.evaluate.needed import needed_by_draw
+from kvferry.evaluate.raw import Line, Protocol
 from kvferry.evaluate.stats import Estimate, estimate_of, means_with_draws
-from kvferry.evaluate.sweep import Line, Protocol
 from kvferry.recipe import Recipe
 from kvferry.selection.budgets import Uniform as UniformBudget
 from kvferry.selection.leaveout import LeaveOut

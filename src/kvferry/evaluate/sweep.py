@@ -15,14 +15,15 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kvferry.errors import BudgetError, InputError, KVFerryError
 from kvferry.evaluate.divergence import divergence
+from kvferry.evaluate.raw import Line, Outcome, Protocol, Scribe, drop_half_line, read
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.selection.full import Full
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from kvferry.testbed import Sample
 
 T = TypeVar("T")
-Protocol = Literal["A", "B"]
 Check = Literal["generate", "forced"]
 Apply = Literal["post_hoc", "construction"]
 
@@ -103,32 +103,6 @@ class Sweep:
         object.__setattr__(self, "recipes", tuple(str(Recipe.parse(r)) for r in self.recipes))
         if self.apply == "construction" and "B" in self.protocols:
             raise InputError("construction-time selection needs the question before the cache is built: --protocols A")
-
-
-class Outcome(NamedTuple):
-    """How one row did on one question; ``kl`` (nats a token, to the full cache) is only known of forced answers."""
-
-    correct: int
-    bytes: int
-    kl: float | None = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """The outcome of one question under one protocol.
-
-    ``outcomes`` maps a row name to its :class:`Outcome`: a canonical recipe (in protocol B a query-aware one is
-    followed by ``proxy`` or ``oracle``), or ``image:Q`` for pictures that were sent as JPEG of quality ``Q``, or
-    ``embeds:CODEC`` for their embeddings.
-    """
-
-    index: int
-    kind: str
-    protocol: Protocol
-    bf16_bytes: int
-    image_bytes: int
-    tokens: int
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
 
 
 def grid(
@@ -295,27 +269,6 @@ def _union(requests: Iterable[Sequence[EvidenceRequest]]) -> tuple[EvidenceReque
     return tuple(dict.fromkeys(request for each in requests for request in each))
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
-    """Provenance and lines of a results file; a half-written last line is dropped."""
-    if not path.is_file():
-        raise InputError(f"no results at {path}; `kvferry sweep --out {path}` makes them")
-    head: dict[str, Any] = {}
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            record = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if "sweep" in record:
-            head = record
-        else:
-            record["outcomes"] = {k: Outcome(*v) for k, v in record["outcomes"].items()}
-            lines.append(Line(**record))
-    if not head:
-        raise InputError(f"{path} is not a results file of `kvferry sweep`")
-    return head, lines
-
-
 def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Iterator[Line]:
     """Run what ``out`` does not hold yet, append it line by line, yield each line as it comes.
 
@@ -337,22 +290,15 @@ def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Itera
         if any(asked[k] != head["sweep"][k] for k in fixed) or before["fingerprint"] != head["fingerprint"]:
             raise InputError(f"{out} holds another sweep's results; choose another --out or remove it")
         done = {(line.index, line.protocol) for line in lines}
-        _drop_half_line(out)
+        drop_half_line(out)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(head) + "\n")
     jobs = [(i, p) for i in range(sweep.start, sweep.start + sweep.n) for p in sweep.protocols if (i, p) not in done]
-    with out.open("a") as file:
+    with Scribe(out) as scribe:
         for line in _work(sweep, jobs, processes):
-            file.write(json.dumps(asdict(line)) + "\n")
-            file.flush()
+            scribe.write(line)
             yield line
-
-
-def _drop_half_line(path: Path) -> None:
-    """Cut off what an interrupted run left of its last line."""
-    whole = path.read_bytes()
-    path.write_bytes(whole[: whole.rfind(b"\n") + 1])
 
 
 def _work(sweep: Sweep, jobs: list[tuple[int, Protocol]], processes: int) -> Iterator[Line]:

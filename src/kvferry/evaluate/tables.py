@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.errors import InputError
+from kvferry.evaluate.raw import Line, Protocol, read
 from kvferry.evaluate.stats import Estimate, mean_interval, ratio_interval
-from kvferry.evaluate.sweep import PROXY_QUESTION, Line, Protocol, read
+from kvferry.evaluate.sweep import PROXY_QUESTION
 from kvferry.recipe import Recipe
 
 PROTOCOLS: dict[Protocol, str] = {

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.errors import InputError
-from kvferry.evaluate.sweep import Line, Protocol, Sweep, read, run
+from kvferry.evaluate.raw import Line, Protocol, read
+from kvferry.evaluate.sweep import Sweep, run
 
 ROUNDS = (60, 180, 540)
 """Questions per round: what falls behind early is not asked them all."""
