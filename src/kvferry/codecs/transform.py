@@ -13,9 +13,10 @@ import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs import densities, entropy
-from kvferry.codecs.base import LIMIT, not_finite
+from kvferry.codecs.base import check_tokens
 from kvferry.codecs.frequencies import TOTAL
-from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, for_decoding, for_encoding, words
+from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, from_rows, to_rows, words
+from kvferry.codecs.shelf import for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
 
 _HEAD = struct.Struct(f"<{DIGEST}sh")
@@ -72,7 +73,7 @@ class Transform:
 
     def encoder(self, fingerprint: str) -> TransformCoder:
         """Encodes streams of the model with this fingerprint."""
-        profile, digest = for_encoding(self.profile, fingerprint)
+        profile, digest = for_encoding(Profile, self.profile, fingerprint)
         step = _step(profile.visual, self.ratio)
         return TransformCoder(fingerprint, profile, _HEAD.pack(digest, step))
 
@@ -114,18 +115,9 @@ class TransformCoder:
         profile = self.profile
         if profile is None:
             raise InputError("a decoder does not encode; use Transform.encoder()")
-        for what, tensor in (("keys", keys), ("values", values)):
-            for layer, peak in enumerate(tensor.abs().float().flatten(1).amax(1) if tensor.numel() else ()):
-                if not bool(peak <= LIMIT):
-                    raise not_finite(layer, what)
-        if (keys.shape[0], keys.shape[1], keys.shape[3]) != profile.shape or values.shape != keys.shape:
-            raise InputError(f"a cache of {list(keys.shape)} does not fit a profile for {list(profile.shape)}")
+        check_tokens(keys, values, profile.shape)
         where, (_, step) = _Places(profile, positions, layout), _HEAD.unpack(self.head)
-        unrotated = [
-            k.float() if r is None else r.unrotate(k.float(), where.rotary)
-            for k, r in zip(keys, profile.rotary, strict=True)
-        ]
-        x = torch.stack([torch.stack(unrotated), values.float()], 2).permute(3, 0, 1, 2, 4).flatten(1)
+        x = to_rows(profile.rotary, keys, values, where.rotary)
         off = x - where.means.to(x.device)
         parts = []
         for basis, mine in where.classes:
@@ -145,7 +137,7 @@ class TransformCoder:
             if len(payload) < _HEAD.size:
                 raise CorruptError("a first frame without its head")
             self.head, payload = payload[: _HEAD.size], payload[_HEAD.size :]
-            self.profile = for_decoding(self.fingerprint, self.head[:DIGEST])
+            self.profile = for_decoding(Profile, self.fingerprint, self.head[:DIGEST])
             if abs(_HEAD.unpack(self.head)[1]) > _FARTHEST:
                 raise CorruptError("a step that no encoder takes")
             self._started = True
@@ -162,12 +154,7 @@ class TransformCoder:
             c[:, alive] = symbols[: coded * count].float().view(coded, count).T
             symbols = symbols[coded * count :]
             x[mine] += basis.inverse(c * 2 ** (step / OCTAVE))
-        layers, heads, k, dim = shape
-        keys, values = x.nan_to_num().clamp(-LIMIT, LIMIT).view(k, layers, heads, 2, dim).permute(3, 1, 2, 0, 4)
-        turned = [
-            x if r is None else r.rotate(x, where.rotary) for x, r in zip(keys, profile.rotary, strict=True)
-        ]
-        return torch.stack(turned).bfloat16(), values.bfloat16()
+        return from_rows(profile.rotary, x, profile.shape, where.rotary)
 
 
 class _Places:

@@ -10,7 +10,7 @@ import torch
 
 from kvferry.analyze.source import Asked
 from kvferry.codecs import stack
-from kvferry.codecs.profile import OCTAVE, Basis, Profile, blockwise, words
+from kvferry.codecs.profile import OCTAVE, Basis, Profile, blockwise, to_rows, words
 from kvferry.errors import InputError
 from kvferry.recipe import Recipe
 
@@ -27,7 +27,7 @@ TOKENS_OF_ANSWER = 16
 
 
 @dataclass
-class _Reservoir:
+class Reservoir:
     """A uniform sample of at most :data:`MOST` rows of a stream (Algorithm R)."""
 
     generator: np.random.Generator
@@ -83,7 +83,7 @@ class Calibration:
         self._vlm, self._recipe, self._rank, self._probes = vlm, recipe, rank, probes
         self._generator = torch.Generator().manual_seed(seed)
         numbers = np.random.default_rng(seed)
-        self._vectors = {visual: _Reservoir(numbers) for visual in (True, False)}
+        self._vectors = {visual: Reservoir(numbers) for visual in (True, False)}
         self._weights = {visual: _Weights() for visual in (True, False)}
         self._by_word: dict[int, tuple[int, torch.Tensor]] = {}
         self.n = 0
@@ -101,8 +101,8 @@ class Calibration:
         visual = kept.layout.visual[index]
         where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
         keys, values, _ = stack(kept.layers)
-        x = self._rows(keys.float().cpu(), values.float().cpu(), where)
-        slopes = torch.stack([self._rows(k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
+        x = to_rows(vlm.rotary, keys.cpu(), values.cpu(), where)
+        slopes = torch.stack([to_rows(vlm.rotary, k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
         which = words(kept.layout).numpy()[index]
         for kind in (True, False):
             mine = torch.from_numpy(visual == kind)
@@ -112,11 +112,6 @@ class Calibration:
             count, total = self._by_word.get(word, (0, torch.zeros_like(row, dtype=torch.float64)))
             self._by_word[word] = (count + 1, total + row)
         self.n += 1
-
-    def _rows(self, keys: torch.Tensor, values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """``[kept, p]`` in the order of :class:`kvferry.codecs.profile.Basis`, keys (or gradients) turned back."""
-        turned = [k if r is None else r.unrotate(k, where) for k, r in zip(keys, self._vlm.rotary, strict=True)]
-        return torch.stack([torch.stack(turned), values], 2).permute(3, 0, 1, 2, 4).flatten(1)
 
     def profile(self, facts: dict[str, Any]) -> Profile:
         """The profile of all questions so far.
@@ -160,7 +155,11 @@ def _basis(
     x: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor, rank: int, off: torch.Tensor | None = None
 ) -> Basis:
     """Principal axes of ``off`` (by default ``x - mean``) in the weighted space."""
-    y = blockwise(weight, x - mean if off is None else off)
+    return Basis(mean, weight, *principal_axes(blockwise(weight, x - mean if off is None else off), rank))
+
+
+def principal_axes(y: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Axes ``[p, r]`` of rows ``y`` (``[n, p]``, about 0), and their standard deviations in eighths of an octave."""
     rank = min(rank, *y.shape)
     if y.shape[0] >= y.shape[1]:
         _, axes = torch.linalg.eigh(y.T.double() @ y.double())
@@ -168,5 +167,4 @@ def _basis(
     else:
         axes = torch.linalg.svd(y, full_matrices=False).Vh[:rank].T.contiguous()
     deviation = (y @ axes).pow(2).mean(0).sqrt().clamp(min=2.0**-20)
-    octaves = (OCTAVE * deviation.log2()).round().to(torch.int16)
-    return Basis(mean, weight, axes, octaves)
+    return axes, (OCTAVE * deviation.log2()).round().to(torch.int16)
