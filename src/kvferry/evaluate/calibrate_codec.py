@@ -113,6 +113,29 @@ class Calibration:
             self._by_word[word] = (count + 1, total + row)
         self.n += 1
 
+    def weight(self, visual: bool) -> torch.Tensor:
+        """Square root of the mean ``g g^T``, ``[blocks, head_dim, head_dim]``, in units of the visual tokens' mean.
+
+        Raises
+        ------
+        InputError
+            There was no such token.
+        """
+        scale = float(self._weights[True].mean.diagonal(dim1=1, dim2=2).mean())
+        return _root(self._weights[visual].mean / scale)
+
+    def rows(self, visual: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """A sample of the tokens seen, ``[n, p]``, and their words, ``[n]``."""
+        reservoir = self._vectors[visual]
+        return torch.stack(reservoir.rows), torch.tensor(reservoir.marks)
+
+    def word_means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frequent words, ascending, and their means: the fields of the profile."""
+        known = sorted(word for word, (count, _) in self._by_word.items() if count >= ENOUGH)
+        means = [(self._by_word[word][1] / self._by_word[word][0]).float() for word in known]
+        p = self._vectors[True].rows[0].shape[0]
+        return torch.tensor(known, dtype=torch.int64), torch.stack(means) if means else torch.zeros(0, p)
+
     def profile(self, facts: dict[str, Any]) -> Profile:
         """The profile of all questions so far.
 
@@ -121,24 +144,21 @@ class Calibration:
         InputError
             There was no visual token, or no text.
         """
-        scale = float(self._weights[True].mean.diagonal(dim1=1, dim2=2).mean())
-        weight = {kind: _root(w.mean / scale) for kind, w in self._weights.items()}
-        visual = torch.stack(self._vectors[True].rows)
-        text, which = torch.stack(self._vectors[False].rows), torch.tensor(self._vectors[False].marks)
-        known = sorted(word for word, (count, _) in self._by_word.items() if count >= ENOUGH)
-        means = [(self._by_word[word][1] / self._by_word[word][0]).float() for word in known]
+        weights = {visual: self.weight(visual) for visual in (True, False)}
+        (visual, _), (text, which) = self.rows(True), self.rows(False)
+        known, means = self.word_means()
         draft = Profile(
             fingerprint=self._vlm.fingerprint,
-            visual=_basis(visual, visual.mean(0), weight[True], self._rank),
-            text=_basis(text, text.mean(0), weight[False], self._rank),
-            words=torch.tensor(known, dtype=torch.int64),
-            word_means=torch.stack(means) if means else torch.zeros(0, visual.shape[1]),
+            visual=make_basis(visual.mean(0), visual - visual.mean(0), weights[True], self._rank),
+            text=make_basis(text.mean(0), text - text.mean(0), weights[False], self._rank),
+            words=known,
+            word_means=means,
             rotary=self._vlm.rotary,
             shape=(self._vlm.layers, self._vlm.kv_heads, self._vlm.head_dim),
             facts=facts,
         )
         off = text - draft.means(which, torch.zeros(len(which), dtype=torch.bool))
-        return replace(draft, text=_basis(text, text.mean(0), weight[False], self._rank, off))
+        return replace(draft, text=make_basis(text.mean(0), off, weights[False], self._rank))
 
 
 def _root(blocks: torch.Tensor) -> torch.Tensor:
@@ -151,11 +171,9 @@ def _root(blocks: torch.Tensor) -> torch.Tensor:
     return root.float()
 
 
-def _basis(
-    x: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor, rank: int, off: torch.Tensor | None = None
-) -> Basis:
-    """Principal axes of ``off`` (by default ``x - mean``) in the weighted space."""
-    return Basis(mean, weight, *principal_axes(blockwise(weight, x - mean if off is None else off), rank))
+def make_basis(mean: torch.Tensor, off: torch.Tensor, weight: torch.Tensor, rank: int) -> Basis:
+    """Principal axes of ``off`` (``[n, p]``: rows less what is expected of them) in the weighted space."""
+    return Basis(mean, weight, *principal_axes(blockwise(weight, off), rank))
 
 
 def principal_axes(y: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
