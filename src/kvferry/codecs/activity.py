@@ -1,9 +1,8 @@
 """How large a token's next coefficient will be, from those already coded; in whole numbers, the same on every machine.
 
-Some tokens are busy, most are background: where one coefficient is larger than calibration says, the next ones are too.
-The backward adaptation of image and audio coders, for example
-S. M. LoPresto et al., "Image Coding Based on Mixture Modeling of Wavelet Coefficients and a Fast Estimation-Quantization
-Framework" (DCC 1997).
+Some tokens are busy, most are background: where one coefficient is larger than calibration says, the next ones are
+too. The backward adaptation of image and audio coders, for example S. M. LoPresto et al., "Image Coding Based on
+Mixture Modeling of Wavelet Coefficients and a Fast Estimation-Quantization Framework" (DCC 1997).
 """
 
 from __future__ import annotations
