@@ -15,6 +15,7 @@ from kvferry.codecs.profile import blockwise
 from kvferry.errors import InputError
 from kvferry.evaluate import calibrate_codec
 from kvferry.evaluate.calibrate_codec import Calibration
+from kvferry.evaluate.calibrate_kvtc import PlainCalibration
 from kvferry.models import VLM, load
 from kvferry.models.sensitivity import logit_gradients
 from kvferry.recipe import Recipe, compress, decompress
@@ -96,8 +97,31 @@ def test_text_alone_is_not_enough(vlm: VLM) -> None:
         Calibration(vlm, Recipe.parse("full"), rank=8, probes=1).profile({})
 
 
-def test_the_command(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "codec"), [("transform", "transform:20"), ("kvtc", "kvtc:8")])
+def test_the_command(folder: Path, vlm: VLM, tmp_path: Path, kind: str, codec: str) -> None:
     out = tmp_path / "p.profile"
-    done = CliRunner().invoke(app, ["calibrate", str(folder), "--n", "2", "--probes", "1", "--out", str(out)])
+    command = ["calibrate", str(folder), "--kind", kind, "--n", "2", "--probes", "1", "--out", str(out)]
+    done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
-    assert profiles.read(out)[0].facts["n"] == 2
+    profile, _ = profiles.read(out)
+    assert (profile.kind, profile.facts["n"]) == (kind, 2)
+    (asked,) = drawn_questions("validation", 1).each()
+    cache = vlm.prefill(asked.images, asked.question).cache
+    decoded = decompress(compress(cache, f"full|{codec}@{out}"))
+    keys, exact = (torch.cat([x.keys[:, 4:-8].float() for x in y]) for y in (decoded, cache))
+    assert float((keys - exact).square().mean()) < 0.3 * float(exact.square().mean())
+
+
+def test_plain_axes_are_those_of_the_caches(vlm: VLM) -> None:
+    calibration = PlainCalibration(vlm, Recipe.parse("full"), rank=24)
+    with pytest.raises(InputError, match="give it some"):
+        calibration.profile({})
+    for one in drawn_questions("calibration", 3).each():
+        calibration.add(one)
+    rows = torch.stack(calibration._vectors.rows)
+    axes = calibration.profile({}).values
+    values = rows.view(len(rows), -1, 2, vlm.head_dim)[:, :, 1].flatten(1)
+    torch.testing.assert_close(axes.mean, values.mean(0))
+    spread = (values - axes.mean).square().mean(0).sum()
+    assert float((2 ** (axes.octaves.float() / 4)).sum()) == pytest.approx(float(spread), rel=0.2)
+    assert bool((axes.octaves.diff() <= 0).all())

@@ -6,7 +6,7 @@ import json as jsonlib
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from kvferry.errors import InputError
 
 def calibrate(
     model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    kind: Annotated[
+        Literal["transform", "kvtc"], typer.Option(help="For which codec; kvtc needs no --probes.")
+    ] = "transform",
     recipe: Annotated[str, typer.Option(help="Its selection comes first; all layers keep the same tokens.")] = "full",
     data: Annotated[Path | None, typer.Option(help="JSON lines with image and question, as for analyze.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures in --data.")] = None,
@@ -25,16 +28,16 @@ def calibrate(
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 600,
     rank: Annotated[int, typer.Option(help="Numbers that a token becomes, at most.", min=1)] = 256,
     probes: Annotated[int, typer.Option(help="Random directions of the logits per question.", min=1)] = 4,
-    out: Annotated[Path, typer.Option(help="Where the profile goes, for transform@FILE.")] = Path(
-        "transform.profile"
-    ),
+    out: Annotated[Path | None, typer.Option(help="Where the profile goes, for transform@FILE; KIND.profile.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print what was made as one JSON object.")] = False,
 ) -> None:
-    """Learn what a model's caches look like: the profile of the transform codec."""
+    """Learn what a model's caches look like: the profile of the transform codec, or of kvtc."""
+    out = out or Path(f"{kind}.profile")
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
     from kvferry.analyze.source import drawn_questions, questions_from
     from kvferry.evaluate.calibrate_codec import Calibration
+    from kvferry.evaluate.calibrate_kvtc import PlainCalibration
     from kvferry.recipe import Recipe
 
     questions = drawn_questions(split, n) if data is None else questions_from(data, images, n)
@@ -45,7 +48,7 @@ def calibrate(
 
         vlm = load(model)
     console = Console(stderr=True, quiet=json)
-    calibration = Calibration(vlm, plan, rank, probes)
+    calibration = PlainCalibration(vlm, plan, rank) if kind == "kvtc" else Calibration(vlm, plan, rank, probes)
     for asked in track(questions.each(), "looking at caches", total=questions.total, console=console, transient=True):
         calibration.add(asked)
     command = "kvferry " + shlex.join(sys.argv[1:])

@@ -80,7 +80,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Draw test scenes, ask real questions across an emulated uplink in several ways, show what each cost."""
-    from kvferry.codecs.profile import has_profile
+    from kvferry.codecs.shelf import has_profile
     from kvferry.edge import Edge
     from kvferry.models import load
     from kvferry.testbed import exact_match, samples

@@ -34,7 +34,7 @@ def tune(
     if protocol not in ("A", "B"):
         raise InputError(f"--protocol is A or B, not {protocol!r}")
     with waiting(f"loading {model}", json):
-        from kvferry.codecs.profile import has_profile
+        from kvferry.codecs.shelf import has_profile
         from kvferry.evaluate.sweep import provenance
         from kvferry.models import load
 

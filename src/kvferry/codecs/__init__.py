@@ -10,12 +10,13 @@ from kvferry.codecs.fp8 import FP8
 from kvferry.codecs.grammar import named_text, parse_named
 from kvferry.codecs.integer import Integer
 from kvferry.codecs.kivi import KIVI
+from kvferry.codecs.kvtc import KVTC
 from kvferry.codecs.mixed import Mixed
 from kvferry.codecs.svd import SVD
 from kvferry.codecs.transform import Transform
 from kvferry.codecs.turbo import Turbo
 
-_ALL: tuple[AnyCodec, ...] = (*SIDED, Apart(), Mixed(), Delta(), SVD(), Transform())
+_ALL: tuple[AnyCodec, ...] = (*SIDED, Apart(), Mixed(), Delta(), SVD(), Transform(), KVTC())
 
 CODECS: dict[str, AnyCodec] = {codec.name: codec for codec in _ALL}
 """What a recipe may name, with its default options."""
@@ -37,6 +38,6 @@ def codec_text(codec: AnyCodec) -> str:
 
 
 __all__ = [
-    "BF16", "CODECS", "FP8", "KIVI", "SVD", "AnyCodec", "Apart", "Codec", "Delta", "Integer", "JointCoder", "Mixed",
-    "Transform", "Turbo", "codec_text", "decoder_of", "encoder_of", "parse_codec", "stack",
+    "BF16", "CODECS", "FP8", "KIVI", "KVTC", "SVD", "AnyCodec", "Apart", "Codec", "Delta", "Integer", "JointCoder",
+    "Mixed", "Transform", "Turbo", "codec_text", "decoder_of", "encoder_of", "parse_codec", "stack",
 ]  # fmt: skip

@@ -98,6 +98,22 @@ def check_finite(layer: int, what: str, tensor: torch.Tensor) -> None:
         raise not_finite(layer, what)
 
 
+def check_tokens(keys: torch.Tensor, values: torch.Tensor, shape: Shape) -> None:
+    """Refuse what a :class:`JointCoder` with a profile for ``shape`` (layers, KV heads, channels) cannot encode.
+
+    Raises
+    ------
+    InputError
+        NaN, infinity or what bfloat16 cannot hold, or another shape.
+    """
+    for what, tensor in (("keys", keys), ("values", values)):
+        for layer, peak in enumerate(tensor.abs().float().flatten(1).amax(1) if tensor.numel() else ()):
+            if not bool(peak <= LIMIT):
+                raise not_finite(layer, what)
+    if (keys.shape[0], keys.shape[1], keys.shape[3]) != shape or values.shape != keys.shape:
+        raise InputError(f"a cache of {list(keys.shape)} does not fit a profile for {list(shape)}")
+
+
 def check_size(layer: int, payload: bytes, expected: int) -> None:
     """Refuse a payload that is not exactly as long as its shapes say."""
     if len(payload) != expected:

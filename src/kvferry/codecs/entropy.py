@@ -14,6 +14,7 @@ and decodes 10 to 15 million.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -221,15 +222,16 @@ def decode(payload: bytes, counts: Index, which: Index, models: Models) -> Symbo
 
 
 def _coders(models: Models, which: Index) -> Iterator[Any]:
-    """constriction's model of each group; each distinct one is made once."""
-    categorical = _library().stream.model.Categorical
-    made = {}
-    for row in which.tolist():
-        if row not in made:
-            made[row] = categorical((models.frequencies[row] - 1).astype(np.float64), perfect=False)
-        yield made[row]
+    """constriction's model of each group."""
+    return (_coder(models, row) for row in which.tolist())
 
 
+@lru_cache(maxsize=1024)
+def _coder(models: Models, row: int) -> Any:
+    return _library().stream.model.Categorical((models.frequencies[row] - 1).astype(np.float64), perfect=False)
+
+
+@cache
 def _gamma() -> Any:
     """The model of an excess' bit length: each bit more is half as likely."""
     counts = np.array([[1 << max(_CLASSES - 1 - i, 0) for i in range(_CLASSES)]])

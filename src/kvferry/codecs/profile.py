@@ -1,14 +1,14 @@
-"""What ``kvferry calibrate`` learns of a model's caches, and where both ends find it."""
+"""What ``kvferry calibrate`` learns of a model's caches, as files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,16 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from kvferry.cache import PromptLayout
-from kvferry.errors import FingerprintError, InputError
+from kvferry.codecs.base import LIMIT
+from kvferry.errors import InputError
 from kvferry.rope import Rotary
 
-FOLDERS = "KVFERRY_PROFILES"
-"""Environment variable: folders with profiles, separated like those of ``PATH``."""
-SUFFIX = ".profile"
-"""Not .safetensors, though it is one: a profile may lie beside the weights, whose digest is the model's fingerprint."""
 DIGEST = 4
 OCTAVE = 8
 """Standard deviations are counted in eighths of an octave: ``2 ** (octaves / 8)``."""
+_ROTARY = ("scaling", "sections", "interleaved", "neighbours")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +100,8 @@ class Profile:
         How it was made: model, split, n, command, commit.
     """
 
+    kind: ClassVar[str] = "transform"
+
     fingerprint: str
     visual: Basis
     text: Basis
@@ -129,18 +129,86 @@ class Profile:
     def to_bytes(self) -> bytes:
         """One safetensors file; basis and means in float16."""
         tensors = {"words": self.words.int(), "word_means": _half(self.word_means)}
-        for name in ("visual", "text"):
-            basis = getattr(self, name)
-            for f in fields(Basis):
-                value = getattr(basis, f.name)
-                tensors[f"{name}.{f.name}"] = value if f.name in ("octaves", "weight") else _half(value)
-        rotary = []
-        for layer, r in enumerate(self.rotary):
-            if r is not None:
-                tensors[f"inv_freq.{layer}"] = r.inv_freq
-            rotary.append(r and {"scaling": r.scaling, "sections": r.sections, "interleaved": r.interleaved})
-        about = {"fingerprint": self.fingerprint, "shape": self.shape, "rotary": rotary, "facts": self.facts}
-        return bytes(save({k: v.contiguous().clone() for k, v in tensors.items()}, {"kvferry": json.dumps(about)}))
+        return _file(self, tensors | _parts("visual", self.visual) | _parts("text", self.text))
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """Principal axes of one side, keys or values: ``c = vectors.T @ (x - mean)``.
+
+    Parameters
+    ----------
+    mean : float32 ``[p]``
+        ``p = layers * kv_heads * head_dim``, in that order.
+    vectors : float32 ``[p, r]``
+        Orthonormal columns, by falling standard deviation.
+    octaves : int16 ``[r]``
+        See :class:`Basis`.
+    """
+
+    mean: torch.Tensor
+    vectors: torch.Tensor
+    octaves: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.vectors.shape != (len(self.mean), len(self.octaves)):
+            raise InputError("the parts of a basis do not fit each other; calibrate again")
+
+
+@dataclass(frozen=True, eq=False)
+class PlainProfile:
+    """What the ``kvtc`` codec knows of one model's caches: principal axes of keys and of values, nothing else.
+
+    Parameters
+    ----------
+    keys, values : Axes
+    fingerprint, rotary, shape, facts
+        As in :class:`Profile`.
+    """
+
+    kind: ClassVar[str] = "kvtc"
+
+    fingerprint: str
+    keys: Axes
+    values: Axes
+    rotary: tuple[Rotary | None, ...]
+    shape: tuple[int, int, int]
+    facts: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        layers, heads, dim = self.shape
+        if {len(self.keys.mean), len(self.values.mean)} != {layers * heads * dim} or len(self.rotary) != layers:
+            raise InputError(f"a profile for {layers} layers of {heads} heads and {dim} channels does not hold them")
+
+    def to_bytes(self) -> bytes:
+        """One safetensors file; basis and means in float16."""
+        return _file(self, _parts("keys", self.keys) | _parts("values", self.values))
+
+
+def to_rows(
+    rotary: Sequence[Rotary | None], keys: torch.Tensor, values: torch.Tensor, where: torch.Tensor
+) -> torch.Tensor:
+    """One row per token, float32 ``[k, p]`` in the order of :class:`Basis`, keys turned back.
+
+    Parameters
+    ----------
+    keys, values : ``[layers, kv_heads, k, head_dim]``
+    where : int64 ``[axes, k]``
+        Rotary positions.
+    """
+    turned = [k.float() if r is None else r.unrotate(k.float(), where) for k, r in zip(keys, rotary, strict=True)]
+    return torch.stack([torch.stack(turned), values.float()], 2).permute(3, 0, 1, 2, 4).flatten(1)
+
+
+def from_rows(
+    rotary: Sequence[Rotary | None], rows: torch.Tensor, shape: tuple[int, int, int], where: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Undo :func:`to_rows`: keys and values in bfloat16; what is no number becomes 0. ``shape`` is the profile's."""
+    layers, heads, dim = shape
+    x = rows.nan_to_num().clamp(-LIMIT, LIMIT).view(len(rows), layers, heads, 2, dim)
+    keys, values = x.permute(3, 1, 2, 0, 4)
+    turned = [k if r is None else r.rotate(k, where) for k, r in zip(keys, rotary, strict=True)]
+    return torch.stack(turned).bfloat16(), values.bfloat16()
 
 
 def words(layout: PromptLayout) -> torch.Tensor:
@@ -153,11 +221,35 @@ def words(layout: PromptLayout) -> torch.Tensor:
     return torch.from_numpy(2 * layout.token_ids.astype(np.int64) + behind)
 
 
+AnyProfile = Profile | PlainProfile
+
+
 def _half(x: torch.Tensor) -> torch.Tensor:
     return x.clamp(-65504, 65504).half()
 
 
-def read(path: Path) -> tuple[Profile, bytes]:
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.is_floating_point() else x
+
+
+def _parts(name: str, basis: Basis | Axes) -> dict[str, torch.Tensor]:
+    """The tensors of a file that hold ``basis``."""
+    parts = {f"{name}.{f.name}": getattr(basis, f.name) for f in fields(basis)}
+    return {key: x if key.endswith(("octaves", "weight")) else _half(x) for key, x in parts.items()}
+
+
+def _file(profile: AnyProfile, tensors: dict[str, torch.Tensor]) -> bytes:
+    rotary = []
+    for layer, r in enumerate(profile.rotary):
+        if r is not None:
+            tensors[f"inv_freq.{layer}"] = r.inv_freq
+        rotary.append(r and {name: getattr(r, name) for name in _ROTARY})
+    about = {"fingerprint": profile.fingerprint, "shape": profile.shape, "rotary": rotary, "facts": profile.facts}
+    about["kind"] = profile.kind
+    return bytes(save({k: v.contiguous().clone() for k, v in tensors.items()}, {"kvferry": json.dumps(about)}))
+
+
+def read(path: Path) -> tuple[AnyProfile, bytes]:
     """The profile in a file, and the first bytes of the file's SHA-256.
 
     Raises
@@ -168,107 +260,30 @@ def read(path: Path) -> tuple[Profile, bytes]:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["kvferry"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        bases = {
-            name: Basis(**{f.name: _wide(tensors[f"{name}.{f.name}"]) for f in fields(Basis)})
-            for name in ("visual", "text")
-        }
-        rotary = tuple(
-            r and Rotary(tensors[f"inv_freq.{i}"], r["scaling"], tuple(r["sections"]), r["interleaved"])
-            for i, r in enumerate(about["rotary"])
-        )
-        layers, heads, dim = about["shape"]
-        profile = Profile(
-            fingerprint=about["fingerprint"],
-            **bases,
-            words=tensors["words"].long(),
-            word_means=_wide(tensors["word_means"]),
-            rotary=rotary,
-            shape=(layers, heads, dim),
-            facts=about["facts"],
-        )
-        return profile, hashlib.sha256(path.read_bytes()).digest()[:DIGEST]
+            tensors = {name: _wide(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        return _profile(about, tensors), hashlib.sha256(path.read_bytes()).digest()[:DIGEST]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         message = f"{path} is no profile ({error}); make one by `kvferry calibrate MODEL --out {path}`"
         raise InputError(message) from None
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.float() if x.is_floating_point() else x
+def _profile(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> AnyProfile:
+    def part(kind: type[Any], name: str) -> Any:
+        return kind(**{f.name: tensors[f"{name}.{f.name}"] for f in fields(kind)})
 
+    def turning(layer: int, scaling: float, sections: list[int], interleaved: bool, neighbours: bool = False) -> Rotary:
+        return Rotary(tensors[f"inv_freq.{layer}"], scaling, tuple(sections), interleaved, neighbours)
 
-_known: dict[tuple[str, bytes], Profile] = {}
-_seen: set[Path] = set()
-
-
-def add(path: Path) -> tuple[Profile, bytes]:
-    """Read a profile and keep it for whoever encodes or decodes in this process."""
-    profile, digest = read(path)
-    _known[profile.fingerprint, digest] = profile
-    return profile, digest
-
-
-def for_encoding(path: str, fingerprint: str) -> tuple[Profile, bytes]:
-    """The profile in a file, or without one any that is here for this model.
-
-    Raises
-    ------
-    FingerprintError
-        The file's profile was made for another model.
-    InputError
-        None is here.
-    """
-    if path:
-        profile, digest = add(Path(path))
-        if profile.fingerprint != fingerprint:
-            raise FingerprintError(
-                f"{path} was calibrated on another model than the one that made this cache; "
-                "run `kvferry calibrate` for this one"
-            )
-        return profile, digest
-    if has_profile(fingerprint):
-        return next((profile, digest) for (model, digest), profile in _known.items() if model == fingerprint)
-    raise InputError(
-        "there is no profile for the model that made this cache; run `kvferry calibrate MODEL --out FILE` and name the "
-        f"file in the recipe (transform@FILE), or put it into a folder that {FOLDERS} names"
+    rotary = tuple(r and turning(i, **r) for i, r in enumerate(about["rotary"]))
+    layers, heads, dim = about["shape"]
+    common = {"rotary": rotary, "shape": (layers, heads, dim), "facts": about["facts"]}
+    if about.get("kind", Profile.kind) == PlainProfile.kind:
+        return PlainProfile(about["fingerprint"], keys=part(Axes, "keys"), values=part(Axes, "values"), **common)
+    return Profile(
+        about["fingerprint"],
+        visual=part(Basis, "visual"),
+        text=part(Basis, "text"),
+        words=tensors["words"].long(),
+        word_means=tensors["word_means"],
+        **common,
     )
-
-
-def has_profile(fingerprint: str) -> bool:
-    """Whether a profile for this model is here."""
-    _look_around()
-    return any(model == fingerprint for model, _ in _known)
-
-
-def for_decoding(fingerprint: str, digest: bytes) -> Profile:
-    """The profile that a stream was encoded with; no path in a stream is ever opened."""
-    if (fingerprint, digest) not in _known:
-        _look_around()
-    if (fingerprint, digest) not in _known:
-        raise FingerprintError(
-            f"this stream needs the profile {digest.hex()} of its model, which is not here; put the file that the "
-            f"sender used into a folder that {FOLDERS} names"
-        )
-    return _known[fingerprint, digest]
-
-
-def _look_around() -> None:
-    """Read the profiles in the shipped models' folders and in those that the environment names."""
-    package = Path(__file__).parents[1]
-    folders = [Path(x) for x in os.environ.get(FOLDERS, "").split(os.pathsep) if x]
-    for shipped in (package.parents[1] / "testbed", package / "shipped" / "testbed"):
-        folders += [x for x in shipped.glob("*") if x.is_dir()]
-    for folder in folders:
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
-            if path in _seen or not _is_profile(path):
-                continue
-            add(path)
-            _seen.add(path)
-
-
-def _is_profile(path: Path) -> bool:
-    try:
-        with safe_open(path, "pt") as file:
-            return "kvferry" in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False

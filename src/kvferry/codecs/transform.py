@@ -12,12 +12,16 @@ import numpy.typing as npt
 import torch
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs import densities, entropy
-from kvferry.codecs.base import LIMIT, not_finite
+from kvferry.codecs import densities
+from kvferry.codecs.activity import Activity
+from kvferry.codecs.base import check_tokens
+from kvferry.codecs.entropy import Decoder, Encoder
 from kvferry.codecs.frequencies import TOTAL
-from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, for_decoding, for_encoding, words
+from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, from_rows, to_rows, words
+from kvferry.codecs.shelf import for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
 
+Numbers = npt.NDArray[np.int64]
 _HEAD = struct.Struct(f"<{DIGEST}sh")
 _DEAD = -14
 """A coefficient whose standard deviation is below ``2 ** (-14 / 8) = 0.3`` steps is not coded."""
@@ -25,7 +29,7 @@ _FINEST = 54
 """The largest standard deviation is at most ``2 ** (54 / 8) = 108`` steps, where the range coder's models end."""
 _FARTHEST = 800
 """No step lies outside ``2 ** -100`` to ``2 ** 100``."""
-_ZERO = 0.665
+_ZERO = 0.6
 """Magnitudes below so many steps become zero. Rounding's 0.5 would cost more bits than its smaller error is worth."""
 
 
@@ -44,6 +48,8 @@ class Transform:
     * No group has a width of its own. One step for all coefficients is what reverse water-filling asks for, and the
       range coder spends on each what it is worth; the models are indexed by integers in the profile, so that both ends
       agree on every bit.
+    * A token whose coefficients so far are larger than calibrated gets wider models for the next ones
+      (:class:`~kvferry.codecs.activity.Activity`), and a quiet one narrower ones.
     * No sinks or windows in 16 bit: before the first picture the means of token ids are exact, as long as the
       template is the same.
 
@@ -54,7 +60,8 @@ class Transform:
     ----------
     ratio : float
         16 bits over the bits that a visual token's numbers take on average, by the statistics of the profile; it sets
-        the step. The finest step is 1/108 of the largest standard deviation, however small the ratio.
+        the step. Real caches, of busy tokens and quiet ones, take fewer. The finest step is 1/108 of the largest
+        standard deviation, however small the ratio.
     profile : str
         File by ``kvferry calibrate``; by default the one that is here for the model. Whoever decodes finds it by the
         model's fingerprint and the file's digest, which are in the stream.
@@ -72,7 +79,7 @@ class Transform:
 
     def encoder(self, fingerprint: str) -> TransformCoder:
         """Encodes streams of the model with this fingerprint."""
-        profile, digest = for_encoding(self.profile, fingerprint)
+        profile, digest = for_encoding(Profile, self.profile, fingerprint)
         step = _step(profile.visual, self.ratio)
         return TransformCoder(fingerprint, profile, _HEAD.pack(digest, step))
 
@@ -86,7 +93,7 @@ class TransformCoder:
     """Encodes or decodes one stream.
 
     Payload of the first frame: the profile's digest (4 bytes) and the step (int16, in eighths of an octave). Of every
-    frame: range-coded symbols, coefficient by coefficient, visual tokens first.
+    frame: range-coded symbols, coefficient by coefficient, those of visual tokens first.
     """
 
     fingerprint: str
@@ -114,26 +121,17 @@ class TransformCoder:
         profile = self.profile
         if profile is None:
             raise InputError("a decoder does not encode; use Transform.encoder()")
-        for what, tensor in (("keys", keys), ("values", values)):
-            for layer, peak in enumerate(tensor.abs().float().flatten(1).amax(1) if tensor.numel() else ()):
-                if not bool(peak <= LIMIT):
-                    raise not_finite(layer, what)
-        if (keys.shape[0], keys.shape[1], keys.shape[3]) != profile.shape or values.shape != keys.shape:
-            raise InputError(f"a cache of {list(keys.shape)} does not fit a profile for {list(profile.shape)}")
+        check_tokens(keys, values, profile.shape)
         where, (_, step) = _Places(profile, positions, layout), _HEAD.unpack(self.head)
-        unrotated = [
-            k.float() if r is None else r.unrotate(k.float(), where.rotary)
-            for k, r in zip(keys, profile.rotary, strict=True)
-        ]
-        x = torch.stack([torch.stack(unrotated), values.float()], 2).permute(3, 0, 1, 2, 4).flatten(1)
+        x = to_rows(profile.rotary, keys, values, where.rotary)
         off = x - where.means.to(x.device)
-        parts = []
+        encoder = Encoder()
         for basis, mine in where.classes:
             c = basis.forward(off[mine.to(x.device)]).cpu() / 2 ** (step / OCTAVE)
             magnitude = (c.abs() + (1 - _ZERO)).floor().clamp(max=2**30)
-            parts.append((magnitude * c.sign()).int()[:, _alive(basis, step)])
-        symbols = np.concatenate([p.T.reshape(-1).numpy() for p in parts])
-        coded = entropy.encode(symbols, *_groups(where, step), densities.laplace())
+            alive = _alive(basis, step)
+            _write(encoder, (magnitude * c.sign()).int()[:, alive].T.numpy(), _octaves(basis, alive, step))
+        coded = encoder.finish()
         started, self._started = self._started, True
         return coded if started else self.head + coded
 
@@ -145,7 +143,7 @@ class TransformCoder:
             if len(payload) < _HEAD.size:
                 raise CorruptError("a first frame without its head")
             self.head, payload = payload[: _HEAD.size], payload[_HEAD.size :]
-            self.profile = for_decoding(self.fingerprint, self.head[:DIGEST])
+            self.profile = for_decoding(Profile, self.fingerprint, self.head[:DIGEST])
             if abs(_HEAD.unpack(self.head)[1]) > _FARTHEST:
                 raise CorruptError("a step that no encoder takes")
             self._started = True
@@ -153,21 +151,14 @@ class TransformCoder:
         if profile is None or (shape[0], shape[1], shape[3]) != profile.shape:
             raise CorruptError(f"a cache of {list(shape)} does not fit its profile")
         where, (_, step) = _Places(profile, positions, layout), _HEAD.unpack(self.head)
-        symbols = torch.from_numpy(entropy.decode(payload, *_groups(where, step), densities.laplace()))
-        x = where.means
+        x, decoder = where.means, Decoder(payload)
         for basis, mine in where.classes:
-            alive, count = _alive(basis, step), int(mine.sum())
-            c = torch.zeros(count, len(alive))
-            coded = int(alive.sum())
-            c[:, alive] = symbols[: coded * count].float().view(coded, count).T
-            symbols = symbols[coded * count :]
+            alive = _alive(basis, step)
+            c = torch.zeros(int(mine.sum()), len(alive))
+            c[:, alive] = torch.from_numpy(_read(decoder, len(c), _octaves(basis, alive, step))).float().T
             x[mine] += basis.inverse(c * 2 ** (step / OCTAVE))
-        layers, heads, k, dim = shape
-        keys, values = x.nan_to_num().clamp(-LIMIT, LIMIT).view(k, layers, heads, 2, dim).permute(3, 1, 2, 0, 4)
-        turned = [
-            x if r is None else r.rotate(x, where.rotary) for x, r in zip(keys, profile.rotary, strict=True)
-        ]
-        return torch.stack(turned).bfloat16(), values.bfloat16()
+        decoder.finish()
+        return from_rows(profile.rotary, x, profile.shape, where.rotary)
 
 
 class _Places:
@@ -191,14 +182,36 @@ def _alive(basis: Basis, step: int) -> torch.Tensor:
     return basis.octaves - step >= _DEAD
 
 
-def _groups(where: _Places, step: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-    """How many symbols each coefficient has, and which model codes it."""
-    counts, which = [], []
-    for basis, mine in where.classes:
-        octaves = basis.octaves[_alive(basis, step)].numpy().astype(np.int64) - step
-        counts.append(np.full(len(octaves), int(mine.sum())))
-        which.append(densities.model_of(octaves))
-    return np.concatenate(counts), np.concatenate(which)
+def _octaves(basis: Basis, alive: torch.Tensor, step: int) -> Numbers:
+    """Standard deviations in steps, in eighths of an octave, of the coefficients that are coded."""
+    return basis.octaves[alive].numpy().astype(np.int64) - step
+
+
+def _write(encoder: Encoder, symbols: npt.NDArray[np.int32], octaves: Numbers) -> None:
+    """``symbols [r, k]``, coefficient by coefficient, the tokens of each by the models that suit them."""
+    activity = Activity(symbols.shape[1])
+    for octave, line in zip(octaves, symbols, strict=True):
+        order, counts, which = _by_model(octave + activity.octaves())
+        encoder.groups(line[order], counts, which, densities.laplace())
+        activity.update(int(densities.model_of(octave)), line)
+
+
+def _read(decoder: Decoder, tokens: int, octaves: Numbers) -> npt.NDArray[np.int32]:
+    """What :func:`_write` got."""
+    activity = Activity(tokens)
+    symbols = np.empty((len(octaves), tokens), np.int32)
+    for octave, line in zip(octaves, symbols, strict=True):
+        order, counts, which = _by_model(octave + activity.octaves())
+        line[order] = decoder.groups(counts, which, densities.laplace())
+        activity.update(int(densities.model_of(octave)), line)
+    return symbols
+
+
+def _by_model(octaves: Numbers) -> tuple[Numbers, Numbers, npt.NDArray[np.uint8]]:
+    """Tokens in the order of their models, how many each model has, and which models those are."""
+    models = densities.model_of(octaves)
+    which, counts = np.unique(models, return_counts=True)
+    return np.argsort(models, kind="stable"), counts, which
 
 
 @cache

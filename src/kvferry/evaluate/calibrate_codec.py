@@ -10,7 +10,7 @@ import torch
 
 from kvferry.analyze.source import Asked
 from kvferry.codecs import stack
-from kvferry.codecs.profile import OCTAVE, Basis, Profile, blockwise, words
+from kvferry.codecs.profile import OCTAVE, Basis, Profile, blockwise, to_rows, words
 from kvferry.errors import InputError
 from kvferry.recipe import Recipe
 
@@ -27,7 +27,7 @@ TOKENS_OF_ANSWER = 16
 
 
 @dataclass
-class _Reservoir:
+class Reservoir:
     """A uniform sample of at most :data:`MOST` rows of a stream (Algorithm R)."""
 
     generator: np.random.Generator
@@ -83,7 +83,7 @@ class Calibration:
         self._vlm, self._recipe, self._rank, self._probes = vlm, recipe, rank, probes
         self._generator = torch.Generator().manual_seed(seed)
         numbers = np.random.default_rng(seed)
-        self._vectors = {visual: _Reservoir(numbers) for visual in (True, False)}
+        self._vectors = {visual: Reservoir(numbers) for visual in (True, False)}
         self._weights = {visual: _Weights() for visual in (True, False)}
         self._by_word: dict[int, tuple[int, torch.Tensor]] = {}
         self.n = 0
@@ -101,8 +101,8 @@ class Calibration:
         visual = kept.layout.visual[index]
         where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
         keys, values, _ = stack(kept.layers)
-        x = self._rows(keys.float().cpu(), values.float().cpu(), where)
-        slopes = torch.stack([self._rows(k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
+        x = to_rows(vlm.rotary, keys.cpu(), values.cpu(), where)
+        slopes = torch.stack([to_rows(vlm.rotary, k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
         which = words(kept.layout).numpy()[index]
         for kind in (True, False):
             mine = torch.from_numpy(visual == kind)
@@ -113,10 +113,28 @@ class Calibration:
             self._by_word[word] = (count + 1, total + row)
         self.n += 1
 
-    def _rows(self, keys: torch.Tensor, values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """``[kept, p]`` in the order of :class:`kvferry.codecs.profile.Basis`, keys (or gradients) turned back."""
-        turned = [k if r is None else r.unrotate(k, where) for k, r in zip(keys, self._vlm.rotary, strict=True)]
-        return torch.stack([torch.stack(turned), values], 2).permute(3, 0, 1, 2, 4).flatten(1)
+    def weight(self, visual: bool) -> torch.Tensor:
+        """Square root of the mean ``g g^T``, ``[blocks, head_dim, head_dim]``, in units of the visual tokens' mean.
+
+        Raises
+        ------
+        InputError
+            There was no such token.
+        """
+        scale = float(self._weights[True].mean.diagonal(dim1=1, dim2=2).mean())
+        return _root(self._weights[visual].mean / scale)
+
+    def rows(self, visual: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """A sample of the tokens seen, ``[n, p]``, and their words, ``[n]``."""
+        reservoir = self._vectors[visual]
+        return torch.stack(reservoir.rows), torch.tensor(reservoir.marks)
+
+    def word_means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frequent words, ascending, and their means: the fields of the profile."""
+        known = sorted(word for word, (count, _) in self._by_word.items() if count >= ENOUGH)
+        means = [(self._by_word[word][1] / self._by_word[word][0]).float() for word in known]
+        p = self._vectors[True].rows[0].shape[0]
+        return torch.tensor(known, dtype=torch.int64), torch.stack(means) if means else torch.zeros(0, p)
 
     def profile(self, facts: dict[str, Any]) -> Profile:
         """The profile of all questions so far.
@@ -126,24 +144,21 @@ class Calibration:
         InputError
             There was no visual token, or no text.
         """
-        scale = float(self._weights[True].mean.diagonal(dim1=1, dim2=2).mean())
-        weight = {kind: _root(w.mean / scale) for kind, w in self._weights.items()}
-        visual = torch.stack(self._vectors[True].rows)
-        text, which = torch.stack(self._vectors[False].rows), torch.tensor(self._vectors[False].marks)
-        known = sorted(word for word, (count, _) in self._by_word.items() if count >= ENOUGH)
-        means = [(self._by_word[word][1] / self._by_word[word][0]).float() for word in known]
+        weights = {visual: self.weight(visual) for visual in (True, False)}
+        (visual, _), (text, which) = self.rows(True), self.rows(False)
+        known, means = self.word_means()
         draft = Profile(
             fingerprint=self._vlm.fingerprint,
-            visual=_basis(visual, visual.mean(0), weight[True], self._rank),
-            text=_basis(text, text.mean(0), weight[False], self._rank),
-            words=torch.tensor(known, dtype=torch.int64),
-            word_means=torch.stack(means) if means else torch.zeros(0, visual.shape[1]),
+            visual=make_basis(visual.mean(0), visual - visual.mean(0), weights[True], self._rank),
+            text=make_basis(text.mean(0), text - text.mean(0), weights[False], self._rank),
+            words=known,
+            word_means=means,
             rotary=self._vlm.rotary,
             shape=(self._vlm.layers, self._vlm.kv_heads, self._vlm.head_dim),
             facts=facts,
         )
         off = text - draft.means(which, torch.zeros(len(which), dtype=torch.bool))
-        return replace(draft, text=_basis(text, text.mean(0), weight[False], self._rank, off))
+        return replace(draft, text=make_basis(text.mean(0), off, weights[False], self._rank))
 
 
 def _root(blocks: torch.Tensor) -> torch.Tensor:
@@ -156,11 +171,13 @@ def _root(blocks: torch.Tensor) -> torch.Tensor:
     return root.float()
 
 
-def _basis(
-    x: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor, rank: int, off: torch.Tensor | None = None
-) -> Basis:
-    """Principal axes of ``off`` (by default ``x - mean``) in the weighted space."""
-    y = blockwise(weight, x - mean if off is None else off)
+def make_basis(mean: torch.Tensor, off: torch.Tensor, weight: torch.Tensor, rank: int) -> Basis:
+    """Principal axes of ``off`` (``[n, p]``: rows less what is expected of them) in the weighted space."""
+    return Basis(mean, weight, *principal_axes(blockwise(weight, off), rank))
+
+
+def principal_axes(y: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Axes ``[p, r]`` of rows ``y`` (``[n, p]``, about 0), and their standard deviations in eighths of an octave."""
     rank = min(rank, *y.shape)
     if y.shape[0] >= y.shape[1]:
         _, axes = torch.linalg.eigh(y.T.double() @ y.double())
@@ -168,5 +185,4 @@ def _basis(
     else:
         axes = torch.linalg.svd(y, full_matrices=False).Vh[:rank].T.contiguous()
     deviation = (y @ axes).pow(2).mean(0).sqrt().clamp(min=2.0**-20)
-    octaves = (OCTAVE * deviation.log2()).round().to(torch.int16)
-    return Basis(mean, weight, axes, octaves)
+    return axes, (OCTAVE * deviation.log2()).round().to(torch.int16)
