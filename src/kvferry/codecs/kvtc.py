@@ -135,7 +135,7 @@ class KVTCCoder:
             raise CorruptError(f"a cache of {list(shape)} does not fit its profile")
         places = self._places(positions, layout)
         layers, heads, _, dim = shape
-        exact = ((BF16(), places.window), (FP8(), places.sinks))
+        exact: tuple[tuple[BF16 | FP8, torch.Tensor], ...] = ((BF16(), places.window), (FP8(), places.sinks))
         shapes = [(layers * heads, int(mine.sum()), dim) for _, mine in exact]
         both, tokens = (profile.keys, profile.values), int(places.middle.sum())
         sizes = [c.side_size(w, flat, positions) for (c, _), flat in zip(exact, shapes, strict=True) for w in _BOTH]

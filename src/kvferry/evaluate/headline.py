@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kvferry.codecs import Transform
-from kvferry.codecs.profile import for_encoding
+from kvferry.codecs.profile import Profile
+from kvferry.codecs.shelf import for_encoding
 from kvferry.errors import FingerprintError, InputError
 from kvferry.evaluate.codec_rows import KEPT, PICTURES, SAME, Measured, Point
 from kvferry.evaluate.codec_tables import BYTES, TESTS, command_note, kl_text, p_text, percent, rows_table, times
@@ -165,7 +166,7 @@ def profile_note(fingerprint: str, points: Iterable[Point]) -> str:
     notes = []
     for path in profiles:
         try:
-            size = f"{len(for_encoding(path, fingerprint)[0].to_bytes()):,} bytes"
+            size = f"{len(for_encoding(Profile, path, fingerprint)[0].to_bytes()):,} bytes"
         except (InputError, FingerprintError):
             size = "unknown size (it was not there when this page was made)"
         notes.append(f"a profile of {size} for `transform{f'@{path}' if path else ''}`")
