@@ -83,6 +83,26 @@ def test_privacy_and_what_the_session_holds() -> None:
     assert chosen(Greedy(), both, 1) == "local"
 
 
+@given(
+    st.lists(st.sampled_from(ALL), min_size=1, unique=True),
+    st.sets(st.sampled_from(["no-pixels", "no-embeds"])),
+    st.booleans(),
+    st.none() | st.floats(0.001, 1000),
+    st.floats(0.1, 10),
+    st.sampled_from([Greedy(), RiskAware()]),
+)
+def test_no_choice_breaks_a_rule(points, rules, held: bool, mbit: float | None, deadline: float, policy) -> None:
+    holds = frozenset({"held_picture"}) if held else frozenset()
+    context = Context(deadline, privacy=frozenset(rules), holds=holds)
+    link = None if mbit is None else Forecast(1e6 * mbit, (0.5, 1.0, 1.5))
+    try:
+        needs = decide(policy, points, context, link).point.needs
+    except (DeadlineError, InputError):
+        return
+    assert not {f"no-{what}" for what in needs} & rules
+    assert held or "held_picture" not in needs
+
+
 def test_queues() -> None:
     assert chosen(Greedy(), Context(1.5), 100) == "image"
     assert chosen(Greedy(), Context(1.5, prefill_queue_seconds=1.0), 100) == "kv:full|int4"

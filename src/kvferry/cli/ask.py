@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
+from rich.markup import escape
 
 from kvferry.cli.console import SendingBar, console, print_json, waiting
 from kvferry.errors import InputError
@@ -30,9 +31,16 @@ def ask(
         str,
         typer.Option(
             help="What crosses: kv[:RECIPE], image[:QUALITY][,mask=FRACTION], embeds[:CODEC], scout[:SCORER@FRACTION], "
-            "prompt, or nothing (local)."
+            "prompt, nothing (local), or what suits the link best (auto)."
         ),
     ] = "kv",
+    points: Annotated[Path | None, typer.Option(help="What `kvferry profile` measured, for mode auto.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="How mode auto chooses: risk-aware[:0.1], greedy[:0.8], static:MODE.")
+    ] = "risk-aware",
+    no_pixels: Annotated[bool, typer.Option("--no-pixels", help="Refuse modes that send the picture.")] = False,
+    no_embeds: Annotated[bool, typer.Option("--no-embeds", help="Refuse modes that send its embeddings.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print why mode auto chose what it chose.")] = False,
     fallback: Annotated[
         bool, typer.Option("--fallback", help="Answer with the model on this side if the cloud cannot.")
     ] = False,
@@ -44,6 +52,9 @@ def ask(
     downlink: Annotated[str | None, typer.Option(help="The same for the way back.")] = None,
     delay: Annotated[float, typer.Option(help="One-way delay of the emulated link, in ms.", min=0)] = 0.0,
     deadline: Annotated[float, typer.Option(help="Seconds the question may take.")] = 30.0,
+    answer_by: Annotated[
+        float | None, typer.Option(help="Seconds after which the cloud answers from the tiers that have arrived.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 16,
     save: Annotated[Path | None, typer.Option(help="Keep what was sent, for `kvferry inspect`.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
@@ -56,8 +67,14 @@ def ask(
     from kvferry.edge import Edge
     from kvferry.modes import parse_mode
 
+    auto = mode == "auto"
+    if auto == (points is None) or (explain and not auto):
+        raise InputError(
+            "--mode auto and --points go together, and --explain needs both; `kvferry profile` makes points"
+        )
+    rules = [rule for rule, wanted in (("no-pixels", no_pixels), ("no-embeds", no_embeds)) if wanted]
     vlm = None
-    if parse_mode(mode, recipe).needs_model or fallback:
+    if fallback or auto or parse_mode(mode, recipe).needs_model:
         with waiting(f"loading {model}", json):
             from kvferry.models import load
 
@@ -70,7 +87,17 @@ def ask(
             print(text, end="", flush=True)
 
     with (
-        Edge(vlm, cloud, uplink=uplink, downlink=downlink, delay_ms=delay, deadline=deadline) as edge,
+        Edge(
+            vlm,
+            cloud,
+            uplink=uplink,
+            downlink=downlink,
+            delay_ms=delay,
+            deadline=deadline,
+            points=points,
+            policy=policy,
+            privacy=rules,
+        ) as edge,
         _copy_to(save) as keep,
         SendingBar(json) as bar,
     ):
@@ -83,6 +110,7 @@ def ask(
             tiers=tiers,
             fallback="local" if fallback else None,
             max_new_tokens=max_new_tokens,
+            answer_by=answer_by,
             on_token=speak,
             on_sent=bar.show,
             keep=keep,
@@ -92,6 +120,8 @@ def ask(
         return
     print(answer.text.removeprefix("".join(said)))
     console().print(_summary(answer), style="dim", soft_wrap=True)
+    if explain:
+        console().print(escape(answer.why), soft_wrap=True)
 
 
 def _copy_to(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO | None]:
@@ -105,6 +135,7 @@ def _copy_to(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO | 
 
 def _summary(answer: Answer) -> str:
     """What it cost, in one line."""
+    part = f", from {answer.share:.0%} of the cache" if answer.partial else ""
     ratio = f", {answer.bf16_bytes / answer.bitstream_bytes:.1f}x below BF16" if answer.bf16_bytes else ""
     wire = f"{answer.wire_bytes_up:,} bytes on the wire" if answer.wire_bytes_up is not None else "link not measured"
     what = ":".join(filter(None, [answer.mode, answer.recipe]))
@@ -112,6 +143,6 @@ def _summary(answer: Answer) -> str:
         why = f" because {answer.why_local}" if answer.why_local else ""
         return f"answered here{why}; first token after {answer.seconds.first_token:.3f} s"
     return (
-        f"{what}: {answer.bitstream_bytes:,} bytes{ratio}; {wire}; sent in {answer.seconds.send:.3f} s, "
+        f"{what}: {answer.bitstream_bytes:,} bytes{ratio}{part}; {wire}; sent in {answer.seconds.send:.3f} s, "
         f"first token after {answer.seconds.first_token:.3f} s, all after {answer.seconds.total:.3f} s"
     )

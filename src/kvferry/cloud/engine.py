@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DECODERS = 2
+NEWEST = 0.3
+"""Weight of the newest answer in what answers usually take."""
 
 
 class _Abandoned(Exception):  # noqa: N818
@@ -30,11 +32,14 @@ class Answering:
     ----------
     queue_seconds, first_token_seconds : float
         From asking until the model was free, and until the first token (or the end, if there was none).
+    busy_seconds : float
+        How long the model worked on it; 0 before it ends.
     """
 
     def __init__(self, receiver: Receiver, max_new_tokens: int) -> None:
         self.queue_seconds = 0.0
         self.first_token_seconds = 0.0
+        self.busy_seconds = 0.0
         self._receiver = receiver
         self._max_new_tokens = max_new_tokens
         self._asked = time.perf_counter()
@@ -69,6 +74,7 @@ class Answering:
             raise _Abandoned
         answer = self._receiver.answer(self._max_new_tokens, self._say)
         self._note_first_token()
+        self.busy_seconds = time.perf_counter() - self._asked - self.queue_seconds
         return answer
 
     def _say(self, token_id: int, text: str) -> None:
@@ -100,6 +106,12 @@ class Engine:
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="kvferry-decode")
         self._max_waiting = max_waiting
         self._present = 0
+        self._usual_seconds = 0.0
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long a question that came now would wait: for those present, at what an answer usually takes."""
+        return self._present * self._usual_seconds
 
     async def decode(self, work: Callable[..., T], *args: object) -> T:
         """Run short work beside the model."""
@@ -118,6 +130,9 @@ class Engine:
         finally:
             self._present -= 1
             under_way.abandon()
+            if under_way.busy_seconds:
+                usual = self._usual_seconds or under_way.busy_seconds
+                self._usual_seconds = NEWEST * under_way.busy_seconds + (1 - NEWEST) * usual
 
     def close(self) -> None:
         """Wait for running work, which ends soon once its requests have been cancelled."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
@@ -24,8 +25,13 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[pb.AskRequest, pb.AskReply]
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-ACKNOWLEDGE_BYTES = 32 * 1024
+ACKNOWLEDGE_BYTES = 4 * 1024
+
+
+class _TimeToAnswer(Exception):  # noqa: N818
+    """What has arrived must do."""
 
 
 class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
@@ -50,6 +56,7 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
             modes=sorted(RECEIVERS),
             max_request_bytes=self._limits.request_bytes,
             max_request_seconds=self._limits.request_seconds,
+            queue_seconds=self._engine.queue_seconds,
         )
 
     async def Ask(  # noqa: N802
@@ -91,6 +98,7 @@ class _Conversation:
         self._began = time.perf_counter()
         self._received = 0
         self._decode_seconds = 0.0
+        self._answer_at: float | None = None
 
     async def hold(self) -> None:
         start = await self._start()
@@ -98,8 +106,8 @@ class _Conversation:
         receiver = await self._engine.decode(self._receiver, start, shelf)
         accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name)
         await self._write(pb.AskReply(accepted=accepted))
-        await self._receive(receiver)
-        await self._answer(receiver, shelf, start.max_new_tokens)
+        share = await self._receive(receiver)
+        await self._answer(receiver, shelf, start.max_new_tokens, share)
 
     def _receiver(self, start: pb.AskRequest.Start, shelf: SessionShelf) -> Receiver:
         """The first use of a mode may read weights for their fingerprint, so this runs in a thread."""
@@ -115,12 +123,34 @@ class _Conversation:
             raise ProtocolError(f"this cloud does not know mode {start.mode}; update it")
         if not 1 <= start.max_new_tokens <= self._limits.new_tokens:
             raise InputError(f"max_new_tokens is 1 to {self._limits.new_tokens} here, not {start.max_new_tokens}")
+        if not 0 <= start.answer_by < math.inf:
+            raise ProtocolError(f"answer_by is a number of seconds, not {start.answer_by}; update the edge")
+        if start.answer_by:
+            self._answer_at = asyncio.get_running_loop().time() + start.answer_by
         return start
 
-    async def _receive(self, receiver: Receiver) -> None:
+    async def _receive(self, receiver: Receiver) -> float:
+        """The share of the cache that has arrived when it is time to answer: all of it, unless that is cut short."""
+        try:
+            await self._receive_all(receiver)
+        except _TimeToAnswer:
+            share = await self._decode(receiver.settle)
+            await self._write(pb.AskReply(enough=pb.AskReply.Enough()))
+            return share
+        return 1.0
+
+    async def _next(self) -> pb.AskRequest | None:
+        """The edge's next message; None where there is no more."""
+        try:
+            async with asyncio.timeout_at(self._answer_at):
+                return await anext(self._requests, None)
+        except TimeoutError:
+            raise _TimeToAnswer from None
+
+    async def _receive_all(self, receiver: Receiver) -> None:
         """Take in chunks until the end. They are acknowledged as they arrive, so that the edge learns of the link."""
         acknowledged = 0
-        async for request in self._requests:
+        while (request := await self._next()) is not None:
             part = request.WhichOneof("part")
             if part == "end":
                 if request.end.bytes != self._received:
@@ -139,15 +169,16 @@ class _Conversation:
             await self._decode(receiver.feed, request.chunk.data)
         raise TruncatedError(f"the edge stopped after {self._received} bytes without an end; send them again")
 
-    async def _decode(self, work: Callable[..., None], *arguments: bytes) -> None:
+    async def _decode(self, work: Callable[..., T], *arguments: bytes) -> T:
         began = time.perf_counter()
-        await self._engine.decode(work, *arguments)
+        result = await self._engine.decode(work, *arguments)
         self._decode_seconds += time.perf_counter() - began
+        return result
 
     async def _acknowledge(self) -> None:
         await self._write(pb.AskReply(received=pb.AskReply.Received(bytes=self._received)))
 
-    async def _answer(self, receiver: Receiver, shelf: SessionShelf, max_new_tokens: int) -> None:
+    async def _answer(self, receiver: Receiver, shelf: SessionShelf, max_new_tokens: int, share: float) -> None:
         async with self._engine.answering(receiver, max_new_tokens) as answering:
             async for token_id, text in answering:
                 await self._write(pb.AskReply(token=pb.AskReply.Token(id=token_id, text=text)))
@@ -166,5 +197,6 @@ class _Conversation:
             timings=timings,
             session=shelf.session,
             holdings=shelf.holdings,
+            share=share,
         )
         await self._write(pb.AskReply(done=done))

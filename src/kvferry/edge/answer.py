@@ -48,18 +48,23 @@ class Answer:
         there are none; else ``mode:recipe`` is what :meth:`Edge.ask` reads.
     bitstream_bytes : int
         What the mode sent: the bitstream, picture files, embeddings, positions. What the cloud held already does not
-        count; what was sent again because the cloud had lost it counts again.
+        count; what was sent again because the cloud had lost it counts again. Of a stream that was cut short, what the
+        cloud took in.
     bf16_bytes : int or None
         The uncompressed cache (BF16, every prompt token), where a cache was sent.
     kept : Summary or None
         What was kept where, of a cache that was sent.
     payload_bytes_up, payload_bytes_down : int
         gRPC messages, without gRPC's and HTTP/2's own framing.
+    share : float
+        Of the cache's tokens that the answer was made from: below 1 where ``answer_by`` cut the stream short.
+    why : str
+        With mode ``auto``, every point with what spoke for and against it.
     why_local : str
         What kept the cloud from answering, where the edge answered instead.
     wire_bytes_up, wire_bytes_down : int or None
         Every byte on the connection, counted by the link; None where no link is emulated. The first question of an
-        :class:`Edge` includes setting up the connection.
+        :class:`Edge` includes setting up the connection, mode ``auto`` what it asks and probes before it decides.
     """
 
     text: str
@@ -75,8 +80,15 @@ class Answer:
     wire_bytes_down: int | None = None
     seconds: Seconds = Seconds()
     cloud: CloudSeconds = CloudSeconds()
+    share: float = 1.0
+    why: str = ""
     why_local: str = ""
+
+    @property
+    def partial(self) -> bool:
+        """Whether the answer was made from a part of the cache."""
+        return self.share < 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
-        return asdict(self)
+        return asdict(self) | {"partial": self.partial}

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 
 from kvferry.edge.answer import Answer, CloudSeconds, Seconds
+from kvferry.edge.transfer import Transfer
 from kvferry.errors import LinkError
 from kvferry.modes import Mode, OnToken, Sender
 from kvferry.modes.faults import from_wire
 from kvferry.wire import service_pb2 as pb
 
 OnSent = Callable[[int, int | None], None]
+AT_ONCE = 1e-3
+"""Seconds; 0 would mean that there is no hurry."""
 
 
 class Crossing:
@@ -28,6 +31,7 @@ class Crossing:
         began: float,
         seconds: float,
         keep: bool,
+        answer_by: float | None = None,
     ) -> None:
         self.sender = sender
         self.seconds = seconds
@@ -36,6 +40,7 @@ class Crossing:
         self._on_sent = on_sent
         self._began = began
         self._keep = keep
+        self._answer_by = answer_by
         self._calls: list[tuple[Outgoing, Replies]] = []
         self.start = pb.AskRequest.Start()
 
@@ -50,6 +55,11 @@ class Crossing:
         return max((replies.first_token_at for _, replies in self._calls), default=0.0)
 
     @property
+    def transfers(self) -> list[Transfer]:
+        """What each call tells about the link."""
+        return [outgoing.transfer for outgoing, _ in self._calls]
+
+    @property
     def sent(self) -> bytes:
         """What the last call sent, where it was to be kept."""
         return bytes(self._calls[-1][0].copy)
@@ -59,6 +69,8 @@ class Crossing:
         self.start = self.sender.start()
         self.start.request_id = uuid.uuid4().hex
         self.start.max_new_tokens = self._max_new_tokens
+        if self._answer_by is not None:
+            self.start.answer_by = max(self._answer_by - (time.perf_counter() - self._began), AT_ONCE)
         self._outgoing = Outgoing(self.start, self._keep)
         return self._outgoing
 
@@ -84,7 +96,9 @@ class Crossing:
             mode=name_and_options[0],
             recipe=name_and_options[2],
             tokens=done.tokens,
-            bitstream_bytes=sum(out.sent_bytes for out, _ in self._calls),
+            share=done.share or 1.0,  # an older cloud knows whole caches only
+            bitstream_bytes=sum(out.sent_bytes for out, _ in self._calls[:-1])
+            + (done.bytes_received if 0 < done.share < 1 else outgoing.sent_bytes),
             bf16_bytes=sender.bf16_bytes,
             kept=sender.kept,
             payload_bytes_up=sum(out.message_bytes for out, _ in self._calls),
@@ -117,6 +131,8 @@ class Outgoing:
         self.message_bytes = 0
         self.first_byte_at = 0.0
         self.complete = False
+        self.transfer = Transfer()
+        self._enough = False
         self._start = start
         self._keep = keep
         self._cancel: Callable[[], object] = lambda: None
@@ -124,6 +140,11 @@ class Outgoing:
     def on_failure(self, cancel: Callable[[], object]) -> None:
         """What ends the call when making the bytes fails."""
         self._cancel = cancel
+
+    def stop(self) -> None:
+        """The cloud has enough."""
+        self._enough = True
+        self.transfer.cut()
 
     def __iter__(self) -> Iterator[pb.AskRequest]:
         try:
@@ -139,8 +160,11 @@ class Outgoing:
     def _messages(self) -> Iterator[pb.AskRequest]:
         yield pb.AskRequest(start=self._start)
         for data in self.payload.result():
+            if self._enough:
+                return
             self.first_byte_at = self.first_byte_at or time.perf_counter()
             self.sent_bytes += len(data)
+            self.transfer.hand_over(self.sent_bytes)
             if self._keep:
                 self.copy += data
             yield pb.AskRequest(chunk=pb.AskRequest.Chunk(data=data))
@@ -169,8 +193,12 @@ class Replies:
             part = reply.WhichOneof("part")
             if part == "received":
                 self.received_at = time.perf_counter()
+                outgoing.transfer.acknowledge(reply.received.bytes)
                 if on_sent is not None:
                     on_sent(reply.received.bytes, outgoing.sent_bytes if outgoing.complete else None)
+            elif part == "enough":
+                self.received_at = time.perf_counter()
+                outgoing.stop()
             elif part == "token":
                 self.first_token_at = self.first_token_at or time.perf_counter()
                 if on_token is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -12,6 +13,7 @@ import grpc
 
 from kvferry.edge.answer import Answer, Seconds
 from kvferry.edge.call import Crossing, OnSent
+from kvferry.edge.pilot import Asked, Pilot
 from kvferry.errors import DeadlineError, InputError, KVFerryError, LinkError
 from kvferry.link import Rate, ShapedLink, parse_address
 from kvferry.modes import (
@@ -27,6 +29,8 @@ from kvferry.modes import (
     mode_name,
     parse_mode,
 )
+from kvferry.policy import Decision, PointTable, Way, explain, read_points
+from kvferry.policy.situation import PRIVACY, broken_rule
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 
@@ -64,6 +68,12 @@ class Edge:
     hold : bool
         Let the cloud keep pictures, embeddings, scenes and positions for further questions, in a session that only
         this object knows; what it holds does not cross again. What it has lost is sent again without further ado.
+    points : path, str or PointTable, optional
+        What ``kvferry profile`` measured for these two models; mode ``auto`` chooses among them.
+    policy : str
+        How it chooses: ``risk-aware``, ``greedy:0.8@ewma:0.3``, ``static:image``; see :mod:`kvferry.policy`.
+    privacy : collection of str
+        ``no-pixels``, ``no-embeds``: modes that would let them leave this device are refused.
 
     Examples
     --------
@@ -81,8 +91,13 @@ class Edge:
         delay_ms: float = 0.0,
         deadline: float = 30.0,
         hold: bool = True,
+        points: str | Path | PointTable | None = None,
+        policy: str = "risk-aware",
+        privacy: Collection[str] = (),
     ) -> None:
         parse_address(cloud)
+        self._privacy = _checked_rules(privacy)
+        self._pilot = None if points is None else Pilot(_one_table(points), Way.parse(policy), self._translated)
         self._vlm = vlm
         self._cloud = cloud
         self._deadline = _checked_deadline(deadline)
@@ -122,6 +137,7 @@ class Edge:
             "modes": [mode_name(mode) for mode in reply.modes if mode in pb.Mode.values()],
             "max_request_bytes": reply.max_request_bytes,
             "max_request_seconds": reply.max_request_seconds,
+            "queue_seconds": reply.queue_seconds,
         }
 
     def ask(
@@ -136,6 +152,8 @@ class Edge:
         fallback: Literal["local"] | None = None,
         max_new_tokens: int = 16,
         deadline: float | None = None,
+        answer_by: float | None = None,
+        privacy: Collection[str] | None = None,
         on_token: OnToken | None = None,
         on_sent: OnSent | None = None,
         keep: BinaryIO | None = None,
@@ -150,7 +168,9 @@ class Edge:
             How to compress the cache, where ``mode`` is ``kv`` and does not say it.
         mode : str
             What crosses the wire, with options: ``kv:q2c@0.25|int4``, ``image``, ``image:60,mask=0.25``,
-            ``embeds:int8``, ``scout:vlcache@0.25``, ``prompt`` or ``local``; see :data:`kvferry.modes.MODES`.
+            ``embeds:int8``, ``scout:vlcache@0.25``, ``prompt`` or ``local``; see :data:`kvferry.modes.MODES`. ``auto``
+            lets the edge's policy choose among its points, and answers here if ``local`` is one of them and the cloud
+            cannot.
         ship_first : bool
             Protocol B, only for mode ``kv``: compress the scene without looking at the question, and ask it in the
             cloud. Further questions about the same pictures then cross alone.
@@ -160,6 +180,12 @@ class Edge:
             What to do where the cloud cannot be reached, goes away before it says a word, or is too busy: answer with
             the edge's own model. A deadline that has passed stays an error, since no time is left.
         deadline : float, optional
+            Instead of the edge's own.
+        answer_by : float, optional
+            Seconds from now on after which the cloud no longer waits for more: it answers from the frames of a cache in
+            tiers that have arrived (:attr:`Answer.share` says how much that was), or says that they are of no use. The
+            way back and the answer itself take more time, and the way there is not counted.
+        privacy : collection of str, optional
             Instead of the edge's own.
         on_token : callable, optional
             ``(token_id, text)`` of every token as it comes.
@@ -174,23 +200,34 @@ class Edge:
         InputError, RecipeError, FingerprintError, BitstreamError
             This question cannot be answered; found here or by the cloud.
         LinkError, DeadlineError
-            The cloud is away, went away, is too busy, or was too slow.
+            The cloud is away, went away, is too busy, or was too slow; in mode ``auto``, nothing can be in time.
         """
         began = time.perf_counter()
         seconds = self._deadline if deadline is None else _checked_deadline(deadline)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
+        if answer_by is not None and not 0 < answer_by <= seconds:
+            raise InputError(f"answer_by is a number of seconds up to the deadline of {seconds:g}, not {answer_by}")
+        rules = self._privacy if privacy is None else _checked_rules(privacy)
+        asked = Question(images if isinstance(images, list | tuple) else [images], question, ship_first, tiers)
+        if fallback is not None and self._vlm is None:
+            raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
+        before = (self._link.uplink_bytes, self._link.downlink_bytes) if self._link else None
+        why = why_local = ""
+        if mode == "auto":
+            decision, why_local = self._decide(asked, rules, began, seconds)
+            mode, why = decision.point.mode, explain(decision)
+            if any(point.is_local for point in decision.points):
+                fallback = "local"
         chosen = parse_mode(mode, recipe)
         if ship_first and chosen.NAME != "kv":
             raise InputError(f"only a cache ships before its question; mode {chosen.NAME} takes no ship_first")
-        if fallback is not None and self._vlm is None:
-            raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
-        asked = Question(images if isinstance(images, list | tuple) else [images], question, ship_first, tiers)
+        if broken := broken_rule(chosen.LEAVES, rules):
+            raise InputError(f"mode {chosen} is not allowed here ({broken}); use kv or local")
         if isinstance(chosen, LocalMode):
-            return self._answer_here(asked, max_new_tokens, on_token, began)
+            return replace(self._answer_here(asked, max_new_tokens, on_token, began, why_local), why=why)
         sender = chosen.sender(self._vlm, asked, self._holdings)
-        crossing = Crossing(sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None)
-        before = (self._link.uplink_bytes, self._link.downlink_bytes) if self._link else None
+        crossing = Crossing(sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None, answer_by)
         try:
             done = self._cross(crossing)
         except (DeadlineError, ProtocolError):
@@ -198,14 +235,34 @@ class Edge:
         except LinkError as error:
             if fallback is None or crossing.first_token_at:
                 raise
-            return self._answer_here(asked, max_new_tokens, on_token, began, str(error))
+            return replace(self._answer_here(asked, max_new_tokens, on_token, began, str(error)), why=why)
+        finally:
+            self._learn(crossing)
         if keep is not None:
             keep.write(crossing.sent)
-        answer = crossing.answer(done, chosen)
+        answer = replace(crossing.answer(done, chosen), why=why)
         if self._link is None or before is None:
             return answer
         up, down = self._link.uplink_bytes - before[0], self._link.downlink_bytes - before[1]
         return replace(answer, wire_bytes_up=up, wire_bytes_down=down)
+
+    def _decide(self, asked: Question, privacy: frozenset[str], began: float, seconds: float) -> tuple[Decision, str]:
+        """What to send, and why the cloud cannot be asked if it cannot."""
+        if self._pilot is None:
+            raise InputError("mode auto chooses among measured points; pass those of `kvferry profile` as points")
+
+        def describe(request: pb.DescribeRequest, timeout: float) -> Any:
+            return self._stub.Describe.future(request, timeout=max(timeout, 0.0))
+
+        known = Asked(asked, self._vlm, self._holdings, privacy)
+        return self._pilot.choose(known, describe, began, seconds)
+
+    def _learn(self, crossing: Crossing) -> None:
+        """Tell the pilot what was acknowledged how fast."""
+        if self._pilot is not None:
+            for transfer in crossing.transfers:
+                if (measured := transfer.measured(self._pilot.rtt_seconds)) is not None:
+                    self._pilot.learn(*measured)
 
     def _cross(self, crossing: Crossing) -> pb.AskReply.Done:
         """One call; a second one with everything in it where the cloud has lost what the first referred to."""
@@ -235,6 +292,8 @@ class Edge:
             return crossing.follow()
         except grpc.RpcError as error:
             self._greeted = False
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                outgoing.transfer.cut()
             raise outgoing.failure or self._translated(error, crossing.seconds) from None
         finally:
             outgoing.payload.cancel()
@@ -272,3 +331,19 @@ def _checked_deadline(seconds: float) -> float:
     if not 0 < seconds <= 86_400:
         raise InputError(f"a deadline is a positive number of seconds, at most a day, not {seconds}")
     return seconds
+
+
+def _checked_rules(privacy: Collection[str]) -> frozenset[str]:
+    rules = frozenset([privacy] if isinstance(privacy, str) else privacy)
+    if unknown := rules - set(PRIVACY):
+        raise InputError(f"there is no privacy rule {', '.join(sorted(unknown))}; use {', '.join(PRIVACY)}")
+    return rules
+
+
+def _one_table(points: str | Path | PointTable) -> PointTable:
+    if isinstance(points, PointTable):
+        return points
+    tables = read_points(points)
+    if len(tables) != 1:
+        raise InputError(f"{points} holds {len(tables)} tables; keep the one of these two models, or pass it by itself")
+    return tables[0]

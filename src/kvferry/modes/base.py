@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from kvferry.errors import InputError
+from kvferry.errors import DeadlineError, InputError
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import service_pb2 as pb
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from kvferry.summary import Summary
 
 T = TypeVar("T")
-CHUNK_BYTES = 64 * 1024
-"""Largest piece that is sent at once: 52 ms at 10 Mbit/s."""
+CHUNK_BYTES = 16 * 1024
+"""Largest piece that is sent at once: 13 ms at 10 Mbit/s. The cloud acknowledges whole pieces."""
 MAX_ITEMS = 16
 """Pictures of one question."""
 
@@ -48,6 +48,8 @@ class Mode(Protocol):
     """What crosses the wire, with its options: a frozen dataclass that prints as the text it is parsed from."""
 
     NAME: ClassVar[str]
+    LEAVES: ClassVar[tuple[str, ...]]
+    """What leaves the device in the clear: ``pixels``, ``embeds``; see :data:`kvferry.policy.situation.PRIVACY`."""
 
     @classmethod
     def parse(cls, options: str) -> Mode:
@@ -95,8 +97,24 @@ class Receiver(Protocol):
     def finish(self) -> None:
         """Everything has arrived. Raises TruncatedError if it has not."""
 
+    def settle(self) -> float:
+        """Nothing more will be read: the share that :meth:`answer` can be given from, above 0.
+
+        Raises DeadlineError where what has arrived is of no use.
+        """
+
     def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
         """Run the model. What ``on_token`` raises ends it."""
+
+
+class NeedsAll:
+    """A receiver that can do nothing with the beginning of what was sent."""
+
+    def settle(self) -> float:
+        """See :meth:`Receiver.settle`."""
+        raise DeadlineError(
+            "the time to answer came before everything had arrived; allow more time, or send a cache in tiers (mode kv)"
+        )
 
 
 class Shelf(Protocol):

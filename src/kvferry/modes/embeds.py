@@ -16,7 +16,7 @@ from kvferry.bitstream.records import CHECKSUM, compress, crc32c, decompress, pa
 from kvferry.cache import Modality, PromptLayout, Role
 from kvferry.codecs import BF16, Codec, Integer, codec_text, parse_codec
 from kvferry.errors import CorruptError, FingerprintError, InputError, RecipeError, TruncatedError
-from kvferry.modes.base import OnToken, Question, Shelf, check_count, check_question, cut
+from kvferry.modes.base import NeedsAll, OnToken, Question, Shelf, check_count, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import modes_pb2
@@ -41,6 +41,7 @@ class EmbedsMode:
     """
 
     NAME: ClassVar[str] = "embeds"
+    LEAVES: ClassVar[tuple[str, ...]] = ("embeds",)
     codec: Codec = field(default_factory=BF16)
 
     def __post_init__(self) -> None:
@@ -122,7 +123,7 @@ class EmbedsSender:
                 yield piece
 
 
-class EmbedsReceiver:
+class EmbedsReceiver(NeedsAll):
     """The cloud's half.
 
     Raises

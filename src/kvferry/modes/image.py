@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.codecs.grammar import number_text, with_options
 from kvferry.errors import InputError
-from kvferry.modes.base import OnToken, Question, Shelf, check_question, cut
+from kvferry.modes.base import NeedsAll, OnToken, Question, Shelf, check_question, cut
 from kvferry.modes.files import JPEG_QUALITY, FilesIn, FilesOut, as_jpeg, file_bytes
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.masked import flatten
@@ -38,6 +38,7 @@ class ImageMode:
     """
 
     NAME: ClassVar[str] = "image"
+    LEAVES: ClassVar[tuple[str, ...]] = ("pixels",)
     quality: int = 0
     mask: float = 1.0
 
@@ -147,7 +148,7 @@ class MaskedSender:
         return files
 
 
-class ImageReceiver:
+class ImageReceiver(NeedsAll):
     """The cloud's half."""
 
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.bitstream import MAX_TIERS, Reader
 from kvferry.cache import KVCache
-from kvferry.errors import FingerprintError, InputError
+from kvferry.errors import DeadlineError, FingerprintError, InputError, TruncatedError
 from kvferry.modes.base import OnToken, Question, Shelf, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
 from kvferry.modes.faults import ProtocolError
@@ -34,6 +34,7 @@ class KVMode:
     """
 
     NAME: ClassVar[str] = "kv"
+    LEAVES: ClassVar[tuple[str, ...]] = ()
     recipe: Recipe
 
     @classmethod
@@ -174,6 +175,19 @@ class KVReceiver:
             self._cache = self._reader.cache()
             if self._item is not None and not len(self._cache.pending):
                 self._shelf.put(self._item.digest, self._cache, self._cache.nbytes)
+
+    def settle(self) -> float:
+        if self._cache is not None:
+            return 1.0
+        try:
+            partial = self._reader.partial()
+        except TruncatedError:
+            raise DeadlineError(
+                f"when it was time to answer, {self._reader.total_bytes} bytes had arrived and some layer had nothing; "
+                "allow more time, send less (a smaller recipe), or in more tiers"
+            ) from None
+        self._cache = partial.cache
+        return partial.share
 
     def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
         if self._cache is None:

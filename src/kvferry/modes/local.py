@@ -18,6 +18,7 @@ class LocalMode:
     """``local``. It has no options."""
 
     NAME: ClassVar[str] = "local"
+    LEAVES: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def parse(cls, options: str) -> LocalMode:

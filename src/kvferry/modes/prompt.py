@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.errors import InputError
-from kvferry.modes.base import OnToken, Question, Shelf, check_question
+from kvferry.modes.base import NeedsAll, OnToken, Question, Shelf, check_question
 from kvferry.modes.faults import ProtocolError
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import service_pb2 as pb
@@ -23,6 +23,7 @@ class PromptMode:
     """``prompt``. It has no options."""
 
     NAME: ClassVar[str] = "prompt"
+    LEAVES: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def parse(cls, options: str) -> PromptMode:
@@ -68,7 +69,7 @@ class PromptSender:
         return iter(())
 
 
-class PromptReceiver:
+class PromptReceiver(NeedsAll):
     """The cloud's half."""
 
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from kvferry.bitstream.records import CHECKSUM, crc32c, parse
 from kvferry.bitstream.sets import Grids, Mask, decode_set, encode_set
 from kvferry.errors import CorruptError, FingerprintError, InputError, TruncatedError
-from kvferry.modes.base import OnToken, Question, Shelf, check_question, cut
+from kvferry.modes.base import NeedsAll, OnToken, Question, Shelf, check_question, cut
 from kvferry.modes.digests import made_digest, set_digest
 from kvferry.modes.files import FilesIn, FilesOut, file_bytes
 from kvferry.modes.holdings import Holdings
@@ -46,6 +46,7 @@ class ScoutMode:
     """
 
     NAME: ClassVar[str] = "scout"
+    LEAVES: ClassVar[tuple[str, ...]] = ("pixels",)
     ranking: Recipe = field(default_factory=lambda: Recipe(DEFAULT_SCORER, DEFAULT_FRACTION))
 
     def __post_init__(self) -> None:
@@ -133,7 +134,7 @@ class ScoutSender:
         return min(whole, encode_set(mask, grids, base, handle), key=lambda message: message.ByteSize())
 
 
-class ScoutReceiver:
+class ScoutReceiver(NeedsAll):
     """The cloud's half.
 
     Raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,9 +58,8 @@ class Context:
 
     def refusal(self, point: OperatingPoint) -> str:
         """Why a point is not allowed here, or nothing."""
-        for rule, what in PRIVACY.items():
-            if rule in self.privacy and what in point.needs:
-                return f"{rule}: its {what} would leave the device"
+        if broken := broken_rule(point.needs, self.privacy):
+            return broken
         if "held_picture" in point.needs and "held_picture" not in self.holds:
             return "the cloud does not hold the picture yet"
         return ""
@@ -72,6 +71,12 @@ class Context:
             return here
         waiting = self.queue_seconds + (self.prefill_queue_seconds if point.prefills else 0.0)
         return here + self.rtt_seconds + waiting + point.decompress_seconds + point.cloud_seconds
+
+
+def broken_rule(leaves: Collection[str], privacy: Collection[str]) -> str:
+    """Which privacy rule is broken where all of ``leaves`` leave the device, and how; or nothing."""
+    broken = ((rule, what) for rule, what in PRIVACY.items() if rule in privacy and what in leaves)
+    return next((f"{rule}: its {what} would leave the device" for rule, what in broken), "")
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class AskRequest(_message.Message):
         handle: int
         def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
     class Start(_message.Message):
-        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold")
+        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by")
         REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
         MODE_FIELD_NUMBER: _ClassVar[int]
         MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class AskRequest(_message.Message):
         ITEMS_FIELD_NUMBER: _ClassVar[int]
         SESSION_FIELD_NUMBER: _ClassVar[int]
         HOLD_FIELD_NUMBER: _ClassVar[int]
+        ANSWER_BY_FIELD_NUMBER: _ClassVar[int]
         request_id: str
         mode: Mode
         max_new_tokens: int
@@ -86,7 +87,8 @@ class AskRequest(_message.Message):
         items: _containers.RepeatedCompositeFieldContainer[AskRequest.Item]
         session: bytes
         hold: bool
-        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ...) -> None: ...
+        answer_by: float
+        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ..., answer_by: _Optional[float] = ...) -> None: ...
     class Chunk(_message.Message):
         __slots__ = ("data",)
         DATA_FIELD_NUMBER: _ClassVar[int]
@@ -106,7 +108,7 @@ class AskRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[AskRequest.Start, _Mapping]] = ..., chunk: _Optional[_Union[AskRequest.Chunk, _Mapping]] = ..., end: _Optional[_Union[AskRequest.End, _Mapping]] = ...) -> None: ...
 
 class AskReply(_message.Message):
-    __slots__ = ("accepted", "received", "token", "done", "error")
+    __slots__ = ("accepted", "received", "token", "done", "error", "enough")
     class Accepted(_message.Message):
         __slots__ = ("fingerprint", "model")
         FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -133,21 +135,26 @@ class AskReply(_message.Message):
         digest: bytes
         handle: int
         def __init__(self, digest: _Optional[bytes] = ..., handle: _Optional[int] = ...) -> None: ...
+    class Enough(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
     class Done(_message.Message):
-        __slots__ = ("text", "tokens", "bytes_received", "timings", "session", "holdings")
+        __slots__ = ("text", "tokens", "bytes_received", "timings", "session", "holdings", "share")
         TEXT_FIELD_NUMBER: _ClassVar[int]
         TOKENS_FIELD_NUMBER: _ClassVar[int]
         BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
         TIMINGS_FIELD_NUMBER: _ClassVar[int]
         SESSION_FIELD_NUMBER: _ClassVar[int]
         HOLDINGS_FIELD_NUMBER: _ClassVar[int]
+        SHARE_FIELD_NUMBER: _ClassVar[int]
         text: str
         tokens: int
         bytes_received: int
         timings: AskReply.Timings
         session: bytes
         holdings: _containers.RepeatedCompositeFieldContainer[AskReply.Holding]
-        def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes_received: _Optional[int] = ..., timings: _Optional[_Union[AskReply.Timings, _Mapping]] = ..., session: _Optional[bytes] = ..., holdings: _Optional[_Iterable[_Union[AskReply.Holding, _Mapping]]] = ...) -> None: ...
+        share: float
+        def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes_received: _Optional[int] = ..., timings: _Optional[_Union[AskReply.Timings, _Mapping]] = ..., session: _Optional[bytes] = ..., holdings: _Optional[_Iterable[_Union[AskReply.Holding, _Mapping]]] = ..., share: _Optional[float] = ...) -> None: ...
     class Timings(_message.Message):
         __slots__ = ("decode", "queue", "prefill", "first_token", "total")
         DECODE_FIELD_NUMBER: _ClassVar[int]
@@ -173,19 +180,23 @@ class AskReply(_message.Message):
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ENOUGH_FIELD_NUMBER: _ClassVar[int]
     accepted: AskReply.Accepted
     received: AskReply.Received
     token: AskReply.Token
     done: AskReply.Done
     error: AskReply.Error
-    def __init__(self, accepted: _Optional[_Union[AskReply.Accepted, _Mapping]] = ..., received: _Optional[_Union[AskReply.Received, _Mapping]] = ..., token: _Optional[_Union[AskReply.Token, _Mapping]] = ..., done: _Optional[_Union[AskReply.Done, _Mapping]] = ..., error: _Optional[_Union[AskReply.Error, _Mapping]] = ...) -> None: ...
+    enough: AskReply.Enough
+    def __init__(self, accepted: _Optional[_Union[AskReply.Accepted, _Mapping]] = ..., received: _Optional[_Union[AskReply.Received, _Mapping]] = ..., token: _Optional[_Union[AskReply.Token, _Mapping]] = ..., done: _Optional[_Union[AskReply.Done, _Mapping]] = ..., error: _Optional[_Union[AskReply.Error, _Mapping]] = ..., enough: _Optional[_Union[AskReply.Enough, _Mapping]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("filler",)
+    FILLER_FIELD_NUMBER: _ClassVar[int]
+    filler: bytes
+    def __init__(self, filler: _Optional[bytes] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("kvferry_version", "model", "fingerprint", "has_vision", "modes", "max_request_bytes", "max_request_seconds")
+    __slots__ = ("kvferry_version", "model", "fingerprint", "has_vision", "modes", "max_request_bytes", "max_request_seconds", "queue_seconds")
     KVFERRY_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +204,7 @@ class DescribeReply(_message.Message):
     MODES_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     kvferry_version: str
     model: str
     fingerprint: str
@@ -200,4 +212,5 @@ class DescribeReply(_message.Message):
     modes: _containers.RepeatedScalarFieldContainer[Mode]
     max_request_bytes: int
     max_request_seconds: float
-    def __init__(self, kvferry_version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., has_vision: _Optional[bool] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ..., max_request_bytes: _Optional[int] = ..., max_request_seconds: _Optional[float] = ...) -> None: ...
+    queue_seconds: float
+    def __init__(self, kvferry_version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., has_vision: _Optional[bool] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ..., max_request_bytes: _Optional[int] = ..., max_request_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ...) -> None: ...

@@ -33,9 +33,14 @@ class OperatingPoint:
     nbytes : int
         Everything that crosses the wire.
     edge_seconds, compress_seconds, decompress_seconds, cloud_seconds : float
-        On the edge before the first byte, then encoding; in the cloud decoding, then up to the first token.
+        On the edge before the first byte, then encoding; in the cloud decoding, then up to what the deadline is about:
+        the first token, or the last one in tables of ``kvferry profile``.
     needs : tuple of str
         ``pixels`` or ``embeds`` where these leave the device, ``held_picture`` where the cloud must hold it already.
+    n : int
+        Questions it was measured on; 0 where that is not known.
+    interval : tuple of float
+        Of the quality, lower and upper end, where it is known.
     """
 
     mode: str
@@ -46,6 +51,8 @@ class OperatingPoint:
     decompress_seconds: float = 0.0
     cloud_seconds: float = 0.0
     needs: tuple[str, ...] = ()
+    n: int = 0
+    interval: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -55,6 +62,10 @@ class OperatingPoint:
             raise InputError(f"the point {self.mode}: quality, bytes and seconds are finite and not below 0")
         if self.is_local and self.nbytes:
             raise InputError(f"mode local sends nothing, but its point says {self.nbytes} bytes")
+        if self.interval and not (len(self.interval) == 2 and self.interval[0] <= self.quality <= self.interval[1]):
+            raise InputError(
+                f"the point {self.mode}: an interval lies around the quality, which {self.interval} do not"
+            )
         if unknown := set(self.needs) - set(NEEDS):
             raise InputError(f"the point {self.mode} needs {', '.join(sorted(unknown))}; known are {', '.join(NEEDS)}")
 
@@ -83,9 +94,11 @@ class PointTable:
     source: str = ""
 
     def __post_init__(self) -> None:
-        modes = [point.mode for point in self.points]
+        modes = [(point.mode, "held_picture" in point.needs) for point in self.points]
         if not modes or len(set(modes)) < len(modes):
-            raise InputError(f"the table {self.name} needs at least one point, and each mode once")
+            raise InputError(
+                f"the table {self.name} needs at least one point, and each mode once (and once with held_picture)"
+            )
 
 
 def read_points(name: str | Path) -> tuple[PointTable, ...]:
@@ -135,6 +148,7 @@ def _table(name: str, data: dict[str, Any]) -> PointTable:
     points = []
     for record in data["points"]:
         fields = {**record, "nbytes": record["bytes"], "needs": tuple(record.get("needs", ()))}
+        fields["interval"] = tuple(record.get("interval", ()))
         del fields["bytes"]
         points.append(OperatingPoint(**fields))
     return PointTable(name, tuple(points), data.get("source", ""))
@@ -144,6 +158,6 @@ def _records(table: PointTable) -> list[dict[str, Any]]:
     """Zeros and empty needs are left out."""
     records = []
     for point in table.points:
-        rest = {name: value for name in (*_SECONDS, "needs") if (value := getattr(point, name))}
+        rest = {name: value for name in (*_SECONDS, "needs", "n", "interval") if (value := getattr(point, name))}
         records.append({"mode": point.mode, "quality": point.quality, "bytes": point.nbytes, **rest})
     return records

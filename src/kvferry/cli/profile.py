@@ -1,0 +1,77 @@
+"""``kvferry profile``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kvferry.cli.console import console, waiting
+from kvferry.errors import InputError
+
+
+def profile(
+    edge: Annotated[str, typer.Option(help="The model on the edge.")] = "testbed/cloud",
+    cloud: Annotated[str, typer.Option(help="The model in the cloud.")] = "testbed/cloud",
+    data: Annotated[
+        Path | None, typer.Option(help="Questions as JSON lines: images, question and perhaps answer.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Without --data: of the testbed's questions.")] = "validation",
+    n: Annotated[int, typer.Option(help="Questions.", min=1)] = 30,
+    mode: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="The table, for `kvferry ask --points` and `kvferry simulate`.")] = Path(
+        "points.json"
+    ),
+    json: Annotated[bool, typer.Option("--json", help="Print no table.")] = False,
+) -> None:
+    """Measure every mode on this machine: quality, bytes, seconds."""
+    if split == "test":
+        raise InputError("points that a policy chooses by are not measured on the test split; use validation")
+    from kvferry.evaluate import profile as engine
+    from kvferry.evaluate.sweep import provenance
+    from kvferry.models import load
+    from kvferry.policy import PointTable, write_points
+    from kvferry.testbed import samples
+
+    if data is not None:
+        cases = engine.read_cases(data)[:n]
+    else:
+        cases = [engine.Case(x.images, x.question, x.answer) for x in samples(split, n)]
+    with waiting(f"loading {edge}, {cloud}", json):
+        there = load(cloud)
+        here = there if edge == cloud else load(edge)
+    modes = tuple(mode) if mode else engine.usual_modes(here, there)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    points = []
+    with Progress(*columns, console=console(json), transient=True) as progress:
+        task = progress.add_task("modes", total=len(modes))
+        for point in engine.measure(here, there, modes, cases):
+            points.append(point)
+            progress.update(task, completed=len({x.mode for x in points}))
+    where = provenance(there)
+    of = f"{data.name}" if data is not None else f"the testbed's {split} split"
+    known = all(case.answer is not None for case in cases)
+    counted = "right answers" if known else "right answers, or the cloud's own where none is known"
+    source = (
+        f"kvferry {shlex.join(sys.argv[1:])}: share of {counted} on {len(cases)} questions of {of}; message bytes; "
+        f"median seconds on {where['machine']}, torch {where['torch']}, commit {where['commit'][:12] or 'unknown'}"
+    )
+    write_points((PointTable(f"{edge} to {cloud}", tuple(points), source),), out)
+    if json:
+        return
+    table = Table(title=f"{edge} to {cloud}, n = {len(cases)}", title_justify="left")
+    for name in ("mode", "quality [95 %]", "bytes", "edge ms", "compress", "decompress", "cloud"):
+        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=name != "mode")
+    for x in points:
+        seconds = (x.edge_seconds, x.compress_seconds, x.decompress_seconds, x.cloud_seconds)
+        name = x.mode + (" (held)" if "held_picture" in x.needs else "")
+        quality = f"{x.quality:.3f} \\[{x.interval[0]:.3f}, {x.interval[1]:.3f}]"
+        table.add_row(name, quality, f"{x.nbytes:,}", *(f"{1e3 * s:.1f}" for s in seconds))
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    print(f"wrote {out}")

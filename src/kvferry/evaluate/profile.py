@@ -1,0 +1,208 @@
+"""What every mode costs and how good its answers are, on this machine: the points that a policy chooses among."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kvferry.codecs.profile import has_profile
+from kvferry.errors import InputError
+from kvferry.modes import RECEIVERS, Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode
+from kvferry.policy import OperatingPoint
+from kvferry.wire import service_pb2 as pb
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM
+
+T = TypeVar("T")
+CACHES = ("kv:full|int4", "kv:leaveout@0.1|int4")
+PRESET = "kv:leaveout@0.08,budget=shared|transform:64"
+"""For models with a profile of the transform codec."""
+PICTURES = ("image", "image:30")
+HELD = ("image", "scout")
+"""Kinds of mode that are measured a second time, with what they sent the first time held by the session."""
+SIZE_LIMIT = 1 << 32
+MAX_NEW_TOKENS = 16
+"""As :meth:`kvferry.Edge.ask`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question; without an answer, agreement with what the cloud's model says on the pictures counts."""
+
+    images: Sequence[Any]
+    question: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One question in one mode."""
+
+    text: str
+    nbytes: int
+    edge_seconds: float
+    compress_seconds: float
+    decompress_seconds: float
+    cloud_seconds: float
+
+
+def usual_modes(edge: VLM, cloud: VLM) -> tuple[str, ...]:
+    """What is worth measuring for a pair of models."""
+    modes = list(PICTURES)
+    if edge.fingerprint == cloud.fingerprint:
+        modes += [*CACHES, *([PRESET] if has_profile(cloud.fingerprint) else []), "embeds:int4"]
+    elif edge.prompt_fingerprint == cloud.prompt_fingerprint:
+        modes.append("scout")
+    return (*modes, "local")
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Questions from JSON lines: ``{"images": ["a.jpg"], "question": "...", "answer": "..."}``, the answer optional.
+
+    Paths are relative to the file.
+
+    Raises
+    ------
+    InputError
+        It names the line that is wrong.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the questions {path} ({error}); give a file of JSON lines") from None
+    cases = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            images = [path.parent / name for name in record["images"]]
+            cases.append(Case(images, str(record["question"]), record.get("answer")))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            shape = '{"images": ["a.jpg"], "question": "...", "answer": "..."}'
+            raise InputError(f"{path}: line {number} is no question; write {shape}") from None
+    if not cases:
+        raise InputError(f"{path} holds no question; write one per line")
+    return cases
+
+
+def measure(edge: VLM, cloud: VLM, modes: Sequence[str], cases: Sequence[Case]) -> Iterator[OperatingPoint]:
+    """One point per mode, and a second one where a session saves bytes.
+
+    Each question goes through the mode's own sender and receiver, in this process; the first one once before it
+    counts. Quality is the share of right answers with its 95 % (Wilson) interval, bytes are the mean size of the
+    messages up, seconds are medians, and the cloud's last until the end of the answer, since that is what an edge's
+    deadline is about.
+    """
+    if not cases:
+        raise InputError("no questions to measure with; ask for at least one (--n)")
+    parsed = [parse_mode(text) for text in modes]
+    wanted = [_wanted(cloud, case) for case in cases]
+    for mode in parsed:
+        runs = [_twice(mode, edge, cloud, case) for case in (cases[0], *cases)][1:]
+        point = _point(mode, [first for first, _ in runs], wanted)
+        yield point
+        later = [again for _, again in runs if again is not None]
+        if later:
+            held = _point(mode, later, wanted)
+            yield replace(held, needs=(*held.needs, "held_picture"))
+
+
+def _wanted(cloud: VLM, case: Case) -> str:
+    if case.answer is not None:
+        return case.answer
+    return answer_here(cloud, Question(case.images, case.question), MAX_NEW_TOKENS, None)[0].text
+
+
+def _twice(mode: Mode | LocalMode, edge: VLM, cloud: VLM, case: Case) -> tuple[Measured, Measured | None]:
+    """The question, and where that makes a difference the same again in the same session."""
+    asked = Question(case.images, case.question)
+    if isinstance(mode, LocalMode):
+        began = time.perf_counter()
+        done, _ = answer_here(edge, asked, MAX_NEW_TOKENS, None)
+        return Measured(done.text, 0, time.perf_counter() - began, 0.0, 0.0, 0.0), None
+    repeats = mode.NAME in HELD and case.images and getattr(mode, "mask", 1) == 1
+    session, holdings = _Session(), Holdings(hold=bool(repeats))
+    first = _cross(mode, edge, cloud, asked, holdings, session)
+    return first, _cross(mode, edge, cloud, asked, holdings, session) if repeats else None
+
+
+def _cross(mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holdings, session: _Session) -> Measured:
+    """Both halves of a mode, one after the other."""
+    times = [time.perf_counter()]
+    sender = mode.sender(edge, asked, holdings)
+    start = sender.start()
+    sender.prepare()
+    encoded_before = sender.encode_seconds
+    times.append(time.perf_counter())
+    chunks = list(sender.chunks())
+    times.append(time.perf_counter())
+    receiver = RECEIVERS[start.mode](cloud, start, session, SIZE_LIMIT)
+    for chunk in chunks:
+        receiver.feed(chunk)
+    receiver.finish()
+    times.append(time.perf_counter())
+    text = receiver.answer(MAX_NEW_TOKENS, lambda *_: None).text
+    times.append(time.perf_counter())
+    holdings.learn(session.done())
+    messages = [pb.AskRequest(start=start), *(pb.AskRequest(chunk=pb.AskRequest.Chunk(data=x)) for x in chunks)]
+    messages.append(pb.AskRequest(end=pb.AskRequest.End(bytes=sum(map(len, chunks)))))
+    here, compress, decompress, there = (b - a for a, b in pairwise(times))
+    nbytes = sum(message.ByteSize() for message in messages)
+    return Measured(text, nbytes, here - encoded_before, compress + encoded_before, decompress, there)
+
+
+def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[str]) -> OperatingPoint:
+    from kvferry.testbed import exact_match
+    from kvferry.testbed.evaluate import interval
+
+    right = sum(exact_match(run.text, answer) for run, answer in zip(runs, wanted, strict=True))
+    quality, (low, high) = right / len(runs), interval(right, len(runs))
+
+    def median(name: str) -> float:
+        seconds: float = statistics.median(getattr(run, name) for run in runs)
+        return round(seconds, 6)
+
+    return OperatingPoint(
+        str(mode),
+        quality,
+        math.ceil(statistics.fmean(run.nbytes for run in runs)),
+        median("edge_seconds"),
+        median("compress_seconds"),
+        median("decompress_seconds"),
+        median("cloud_seconds"),
+        needs=mode.LEAVES,
+        n=len(runs),
+        interval=(min(low, quality), max(high, quality)),
+    )
+
+
+class _Session:
+    """What a cloud keeps for one edge, without a limit."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[bytes, object]] = []
+
+    def take(self, handle: int, kind: type[T]) -> T:
+        """See :meth:`kvferry.modes.base.Shelf.take`."""
+        item = self._held[handle - 1][1] if 0 < handle <= len(self._held) else None
+        if not isinstance(item, kind):
+            raise NotHeldError("this session does not hold that; send it again")
+        return item
+
+    def put(self, digest: bytes, item: object, nbytes: int) -> None:
+        """See :meth:`kvferry.modes.base.Shelf.put`."""
+        del nbytes
+        self._held.append((digest, item))
+
+    def done(self) -> pb.AskReply.Done:
+        """What a cloud would say it holds."""
+        handles = enumerate((digest for digest, _ in self._held), 1)
+        holdings = [pb.AskReply.Holding(digest=digest, handle=handle) for handle, digest in handles]
+        return pb.AskReply.Done(session=b"here", holdings=holdings)
