@@ -37,7 +37,7 @@ sweep: venv  ## the raw results behind RESULTS.md (about three hours of one core
 	$(GRID) --model testbed/control --out results/scorers-control.jsonl --selections $(SCORERS) --budgets uniform,sparsity --kinds $(SIX)
 	$(GRID) --model testbed/cloud --out results/policies-cloud.jsonl $(POLICY)testbed/cloud/skip_visual.json
 	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json --protocols A
-	$(GRID) --model testbed/cloud --out results/construction-cloud.jsonl --selections q2c,snapkv,vlcache,leaveout --protocols A --apply construction
+
 	PATH=$(CURDIR)/$(BIN):$$PATH bash results/codecs.sh
 
 results: venv  ## RESULTS.md and its figures from the stored raw results
