@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kvferry.codecs.profile import has_profile
+from kvferry.codecs.shelf import has_profile
 from kvferry.errors import InputError
 from kvferry.modes import RECEIVERS, Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode
 from kvferry.policy import OperatingPoint
