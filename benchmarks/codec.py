@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from codec_joint import JOINT, joint_cache
 from codec_peers import peers
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +31,10 @@ from kvferry.recipe import compress, decompress
 
 CODECS = ("bf16", "int8", "int4", "int3", "int2", "fp8", "kivi:4", "kivi:2", "turbo:4", "turbo:2.5")
 RECIPES = ("full|bf16", "full|bf16|zstd", "full|int8", "full|int8|zstd", "full|int4", "full|int4|zstd", "full|int3")
-PREFILL_RECIPES = (*RECIPES, "q2c@0.25|int8", "q2c@0.25|int4", "q2c@0.25|int4|zstd", "snapkv@0.25|int4")
+PREFILL_RECIPES = (
+    *RECIPES, "q2c@0.25|int8", "q2c@0.25|int4", "q2c@0.25|int4|zstd", "snapkv@0.25|int4",
+    "full|transform:24", "full|transform:64", "leaveout@0.1,budget=shared|transform:64",
+)  # fmt: skip
 
 
 def random_cache(tokens: int = 1400, layers: int = 4, heads: int = 4, dim: int = 128) -> KVCache:
@@ -97,11 +101,10 @@ def decode(codec: Codec, payloads: Sequence[bytes], cache: KVCache) -> list[obje
     ]
 
 
-def against_memcpy(rounds: int) -> list[dict[str, object]]:
+def against_memcpy(cache: KVCache, recipes: Sequence[str], rounds: int) -> list[dict[str, object]]:
     """Throughput in BF16 bytes over that of copying the same bytes."""
-    cache = random_cache()
     rows: list[dict[str, object]] = []
-    for recipe in RECIPES:
+    for recipe in recipes:
         blob = compress(cache, recipe)
         copy, write, read = in_turn(
             [
@@ -167,7 +170,12 @@ def main() -> None:
     shape = "4 x [2, 4, 1400, 128] BF16"
     tables = {
         f"codecs: throughput as a ratio to memcpy ({shape})": codecs_against_memcpy(arguments.rounds),
-        f"whole bitstreams: throughput as a ratio to memcpy ({shape})": against_memcpy(arguments.rounds),
+        f"whole bitstreams: throughput as a ratio to memcpy ({shape})": against_memcpy(
+            random_cache(), RECIPES, arguments.rounds
+        ),
+        "all layers together: throughput as a ratio to memcpy (28 x [2, 4, 512, 128] BF16, synthetic profile)": (
+            against_memcpy(joint_cache(), JOINT, min(arguments.rounds, 5))
+        ),
     }
     try:
         tables[f"share of prefill on {arguments.model}"] = against_prefill(arguments.model, arguments.rounds)
