@@ -199,7 +199,7 @@ def test_a_mode_reads_back(text: str) -> None:
 
 def test_default_options() -> None:
     assert {str(parse_mode(name)) for name in MODES} == {
-        "kv:q2c@0.25|int4", "image", "embeds:bf16", "scout:vlcache@0.25", "prompt", "local"
+        "kv:leaveout@0.25|int8|zstd", "image", "embeds:bf16", "scout:vlcache@0.25", "prompt", "local"
     }  # fmt: skip
 
 
