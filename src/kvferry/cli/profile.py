@@ -67,7 +67,7 @@ def profile(
         return
     table = Table(title=f"{edge} to {cloud}, n = {len(cases)}", title_justify="left")
     for name in ("mode", "quality [95 %]", "bytes", "edge ms", "compress", "decompress", "cloud"):
-        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=name != "mode")
+        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=name != "mode", overflow="fold")
     for x in points:
         seconds = (x.edge_seconds, x.compress_seconds, x.decompress_seconds, x.cloud_seconds)
         name = x.mode + (" (held)" if "held_picture" in x.needs else "")
