@@ -18,7 +18,7 @@ from kvferry.codecs.profile import Axes, Basis, PlainProfile, Profile, from_rows
 from kvferry.codecs.shelf import FOLDERS
 from kvferry.rope import Rotary
 
-JOINT = ("full|transform:100", "full|transform:400", "full|kvtc:100,window=0", "full|kvtc:100,window=0|zstd")
+JOINT = ("full|transform:1000", "full|transform:4000", "full|kvtc:1000,window=0", "full|kvtc:1000,window=0|zstd")
 SHAPE, TOKENS, RANK = (28, 4, 128), 512, 64
 PRINT = "0123456789abcdef" * 2
 

@@ -33,7 +33,6 @@ KVTC_RATIOS = (4, 8, 16, 32, 64)
 WINDOWS = (0, 8)
 ABLATED_RATIOS = (40, 100)
 RANK = 192
-REFERENCE = 64
 
 
 @dataclass
@@ -56,7 +55,7 @@ def make_profiles(vlm: VLM, selection: str, n: int, folder: Path) -> None:
         ours.add(asked)
         plain.add(asked)
     for name, profile in variants(ours, vlm):
-        (folder / f"{name}.profile").write_bytes(profile.to_bytes())
+        (folder / f"{name.replace(' ', '-')}.profile").write_bytes(profile.to_bytes())
     (folder / "kvtc.profile").write_bytes(plain.profile({"n": n, "recipe": selection}).to_bytes())
 
 
@@ -84,7 +83,7 @@ def variants(calibration: Calibration, vlm: VLM) -> Iterator[tuple[str, Profile]
     both = torch.cat([visual, text])
     one = make_basis(both.mean(0), both - both.mean(0), weights[True], RANK)
     yield (
-        "one basis, no means of words",
+        "one basis and no means of words",
         replace(whole, visual=one, text=one, words=none, word_means=torch.zeros(0, blocks * dim)),
     )
     side = torch.arange(blocks * dim) // dim % 2
@@ -120,7 +119,7 @@ def recipes(selection: str, folder: Path) -> dict[tuple[str, str], str]:
             rows[f"kvtc, window of {window}, zstd", str(ratio)] = f"{selection}|{codec}"
     for path in sorted(folder.glob("*.profile"), key=lambda path: path.stem != "transform"):
         for ratio in () if path.stem == "kvtc" else RATIOS if path.stem == "transform" else ABLATED_RATIOS:
-            rows[path.stem, str(ratio)] = f"{selection}|transform:{ratio}@{path}"
+            rows[path.stem.replace("-", " "), str(ratio)] = f"{selection}|transform:{ratio}@{path}"
     return rows
 
 

@@ -166,7 +166,6 @@ def test_profiles_are_bound_to_their_model(file: Path, tmp_path: Path, monkeypat
         compress(stranger, "full|transform")
     blob = compress(cache, f"full|transform@{file}")
     monkeypatch.setattr(shelf, "_known", {})
-    monkeypatch.setattr(shelf, "_seen", set())
     with pytest.raises(FingerprintError, match=shelf.FOLDERS):
         decompress(blob)
     monkeypatch.setenv(shelf.FOLDERS, str(file.parent))

@@ -19,7 +19,6 @@ from kvferry.codecs.frequencies import TOTAL
 Numbers = npt.NDArray[np.int64]
 _ONE = 1 << 16
 _FARTHEST = 24
-_MEMORY = 4
 _LARGEST = 4
 
 
@@ -27,8 +26,8 @@ class Activity:
     """Ratio of the magnitudes seen to those expected, per token.
 
     Each coefficient weighs ``e / (1 + e)``, where ``e`` is the expected magnitude of its symbol: nearly nothing where
-    zero was expected anyway. It counts at most four times what was expected, and every further one makes it 1/16
-    lighter. 1 is added to both sides of the ratio, so that few coefficients say little.
+    zero was expected anyway. It counts at most four times what was expected. 1 is added to both sides of the ratio, so
+    that few coefficients say little.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -41,13 +40,13 @@ class Activity:
         octaves: Numbers = np.searchsorted(_edges(), ratio, side="right") - _FARTHEST
         return octaves
 
-    def update(self, row: int, symbols: npt.NDArray[np.int32]) -> None:
-        """Learn from one coefficient's symbols (``[tokens]``), which calibration leaves to this row of the models."""
-        share = _ONE * _ONE // (_ONE + int(_expected()[row]))
+    def update(self, rows: npt.NDArray[np.uint8], symbols: npt.NDArray[np.int32]) -> None:
+        """Learn from coefficients (``[m, tokens]``), for which calibration has these rows of the models (``[m]``)."""
+        share = _ONE * _ONE // (_ONE + _expected()[rows])[:, None]
         weight = _ONE - share
         magnitude = np.minimum(np.abs(symbols.astype(np.int64)), _LARGEST * _ONE)
-        self._seen += np.minimum(magnitude * share, _LARGEST * weight) - (self._seen >> _MEMORY)
-        self._expected += weight - (self._expected >> _MEMORY)
+        self._seen += np.minimum(magnitude * share, _LARGEST * weight).sum(0)
+        self._expected += int(weight.sum())
 
 
 @cache

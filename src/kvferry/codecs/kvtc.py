@@ -17,7 +17,7 @@ from kvferry.codecs.groups import Group, dequantize, plan, quantize
 from kvferry.codecs.packing import Bytes
 from kvferry.codecs.profile import DIGEST, Axes, PlainProfile, from_rows, to_rows
 from kvferry.codecs.shelf import for_decoding, for_encoding
-from kvferry.codecs.side import What, from_words, to_words
+from kvferry.codecs.side import Side, What, from_words, to_words
 from kvferry.errors import CorruptError, InputError
 
 SINKS = 4
@@ -135,7 +135,7 @@ class KVTCCoder:
             raise CorruptError(f"a cache of {list(shape)} does not fit its profile")
         places = self._places(positions, layout)
         layers, heads, _, dim = shape
-        exact: tuple[tuple[BF16 | FP8, torch.Tensor], ...] = ((BF16(), places.window), (FP8(), places.sinks))
+        exact: tuple[tuple[Side, torch.Tensor], ...] = ((BF16(), places.window), (FP8(), places.sinks))
         shapes = [(layers * heads, int(mine.sum()), dim) for _, mine in exact]
         both, tokens = (profile.keys, profile.values), int(places.middle.sum())
         sizes = [c.side_size(w, flat, positions) for (c, _), flat in zip(exact, shapes, strict=True) for w in _BOTH]

@@ -18,7 +18,7 @@ SUFFIX = ".profile"
 
 P = TypeVar("P", Profile, PlainProfile)
 _known: dict[tuple[str, bytes], AnyProfile] = {}
-_seen: set[Path] = set()
+_seen: dict[Path, tuple[str, bytes]] = {}
 
 
 def add(path: Path) -> tuple[AnyProfile, bytes]:
@@ -95,10 +95,10 @@ def _look_around() -> None:
         folders += [x for x in shipped.glob("*") if x.is_dir()]
     for folder in folders:
         for path in sorted(folder.glob(f"*{SUFFIX}")):
-            if path in _seen or not _is_profile(path):
+            if _seen.get(path) in _known or not _is_profile(path):
                 continue
-            add(path)
-            _seen.add(path)
+            profile, digest = add(path)
+            _seen[path] = profile.fingerprint, digest
 
 
 def _is_profile(path: Path) -> bool:
