@@ -42,8 +42,9 @@ class KVTC:
 
     * The program takes the expected error from calibrated variances, so that both ends run it for any number of
       tokens and any ratio, and no plan is sent or stored. In a group the largest variance counts.
-    * The window of recent tokens in 16 bits is ``window=8``, where the paper has 128: those would be half of a prompt
-      of 200 tokens. It counts prompt tokens from the end, the one included that is fed again.
+    * There is no window of recent tokens in 16 bits unless ``window`` asks for it; the paper has 128, more than half of
+      a prompt of 200 tokens. On validation questions of the testbed a window of 8 is no better at equal KL on full
+      caches, and worse on pruned ones. It counts prompt tokens from the end, with the one that is fed again.
     * Integers' bounds are drawn in towards the mean where that makes the error smaller; the paper does not say.
 
     As in the paper, the ratio is that of the tokens between the sinks (the first four, in FP8) and the window, before
@@ -64,7 +65,7 @@ class KVTC:
 
     ratio: float = 16.0
     profile: str = ""
-    window: int = 8
+    window: int = 0
 
     def __post_init__(self) -> None:
         if not 1.0 <= self.ratio <= 1e5 or self.window < 0:
