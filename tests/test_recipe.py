@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from kvferry.codecs import CODECS, Integer
 from kvferry.errors import BudgetError, EvidenceError, InputError, RecipeError
 from kvferry.evidence import Evidence, Prefilled
-from kvferry.recipe import PRESETS, Recipe, compress, compress_frames, decompress
+from kvferry.recipe import Recipe, compress, compress_frames, decompress
 from kvferry.selection import Q2C, SCORERS, KNorm, Random, SnapKV, kept_count
 from kvferry.selection.budgets import Head, Pyramid, Sparsity, Uniform
 from kvferry.selection.merge import LookM
@@ -262,7 +262,3 @@ def test_the_example_of_contributing_works(monkeypatch: pytest.MonkeyPatch) -> N
     assert crossed.kept == (8, 8, 8)
     assert crossed.recipe == text
 
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_names_of_recipes(name: str) -> None:
-    assert str(Recipe.parse(f" {name} ")) == PRESETS[name] != name

@@ -24,6 +24,7 @@ from kvferry.codecs import (
 from kvferry.codecs.grammar import lookup, name_of, number_text, option_text, parse_part, part_text, with_options
 from kvferry.errors import BudgetError, EvidenceError, InputError, RecipeError
 from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
+from kvferry.presets import recipe_text
 from kvferry.selection import (
     BUDGETS,
     MERGES,
@@ -43,12 +44,6 @@ from kvferry.selection import (
 )
 
 LOSSLESS = ("zstd",)
-PRESETS = {
-    "tiny": "leaveout@0.1|int4|zstd",
-    "balanced": "leaveout@0.25|int8|zstd",
-    "lossless": "full|bf16|zstd",
-}
-"""Names that stand for a recipe, for models nobody has tuned; ``kvferry tune`` finds better ones for a given model."""
 _PARTS: dict[str, dict[str, type[Any]]] = {"budget": BUDGETS, "modality": POLICIES, "merge": MERGES}
 _DEFAULTS = {"budget": BUDGETS["uniform"](), "modality": POLICIES["uniform"](), "merge": None}
 
@@ -116,13 +111,13 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str | Recipe) -> Recipe:
-        """The recipe in ``text``, or that of one of the :data:`PRESETS`.
+        """The recipe in ``text``, or that of one of the :mod:`kvferry.presets`.
 
         A :class:`~kvferry.errors.RecipeError` says what is wrong and what exists.
         """
         if isinstance(text, Recipe):
             return text
-        text = PRESETS.get(text.strip(), text)
+        text = recipe_text(text)
         parts = [part.strip() for part in text.split("|")]
         if len(parts) > 3 or not all(parts):
             raise RecipeError(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from kvferry.cli.app import app
 from kvferry.errors import BudgetError, InputError
+from kvferry.evaluate.divergence import output_error
 from kvferry.evaluate.raw import read
 from kvferry.evaluate.sweep import Sweep, run, run_sample
 from kvferry.models import VLM, load
@@ -70,7 +71,12 @@ def test_caches_of_one_prompt_are_scored_together(vlm: VLM) -> None:
     prefilled = vlm.prefill(sample.images, sample.question, recipe="snapkv@0.3,budget=head|bf16")
     rows = ("full|bf16", "knorm@0.5|bf16", "snapkv@0.3|bf16", "snapkv@0.3,budget=head|bf16", "knorm@0.1|int4")
     caches = [decompress(compress(prefilled, r)) for r in rows]
-    together = vlm.score_many(caches, [5, 6])
+    outputs: list[torch.Tensor] = []
+    together = vlm.score_many(caches, [5, 6], outputs=outputs)
+    assert [len(x) for x in outputs] == [len(caches)] * len(caches[0].layers)
+    errors = [output_error([x[0] for x in outputs], [x[i] for x in outputs]) for i in range(len(caches))]
+    assert errors[0] == 0
+    assert all(0 < error < 2 for error in errors[1:])
     for cache, scores in zip(caches, together, strict=True):
         torch.testing.assert_close(scores, vlm.score(cache, [5, 6]), atol=2e-2, rtol=2e-2)
     stranger = vlm.prefill(other.images, other.question + " now").cache
@@ -103,6 +109,8 @@ def test_pictures_and_embeddings_cross_too(vlm: VLM, folder: Path) -> None:
     far = [x.kl for x in line.outcomes.values()]
     assert far[0] == 0
     assert far[2] > far[1] >= 0
+    moved = [x.attention for x in line.outcomes.values()]
+    assert moved[0] == 0 < moved[1] < moved[2] < 2
     assert line.outcomes["embeds:bf16"].kl == pytest.approx(0, abs=1e-6)
     assert line.outcomes["embeds:bf16"].bytes > 2 * line.outcomes["embeds:int2"].bytes
     assert "image:90" not in run_sample(vlm, sample, plan, "B").outcomes

@@ -9,7 +9,7 @@ import pytest
 from kvferry.errors import InputError
 from kvferry.evaluate import tune
 from kvferry.evaluate.raw import Line
-from kvferry.evaluate.tune import Tuning, candidates, standings, still_in
+from kvferry.evaluate.tune import Tuning, candidates, presets, standings, still_in
 from kvferry.recipe import Recipe
 
 
@@ -38,6 +38,13 @@ def test_what_is_not_sure_yet_stays_in() -> None:
     assert [x.recipe for x in still_in(few)] == ["small", "good", "large"]
     many = standings(lines(300, good=300, small=290, large=300), 0.98)
     assert [x.recipe for x in still_in(many)] == ["small", "good"]
+
+
+def test_presets_are_the_smallest_at_their_goals() -> None:
+    assert presets(lines(2000, good=1985, small=1500, large=2000), 0.98) == {
+        "tiny": "good", "balanced": "large", "lossless": "full|bf16|zstd",
+    }  # fmt: skip
+    assert presets(lines(50, good=10), 0.98) == {"lossless": "full|bf16|zstd"}
 
 
 def test_an_oracle_does_not_stand() -> None:

@@ -25,11 +25,15 @@ def tune(
     split: Annotated[str, typer.Option(help="Never the one that you will report.")] = "validation",
     folder: Annotated[Path, typer.Option(help="Raw results; an interrupted search goes on.")] = Path("out/tune"),
     out: Annotated[Path | None, typer.Option(help="Write the winner and all standings as JSON.")] = None,
+    presets: Annotated[
+        Path | None, typer.Option(help="Write the recipes for tiny, balanced and lossless; then --recipe tiny@FILE.")
+    ] = None,
     processes: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the standings as one JSON object.")] = False,
 ) -> None:
     """Search recipes on validation questions for the fewest bytes at a target accuracy."""
-    from kvferry.evaluate.tune import Tuning, candidates
+    from kvferry.evaluate.tune import Tuning, candidates, standings
+    from kvferry.evaluate.tune import presets as named
 
     if protocol not in ("A", "B"):
         raise InputError(f"--protocol is A or B, not {protocol!r}")
@@ -45,8 +49,8 @@ def tune(
     console = Console(stderr=True, quiet=json)
     if not calibrated and not recipe:
         console.print(f"no profile for the transform codec: `kvferry calibrate {model}` would add candidates")
-    found = []
-    for found in tuning.search(processes or os.cpu_count() or 1):
+    for lines in tuning.search(processes or os.cpu_count() or 1):
+        found = standings(lines, target)
         console.print(f"{found[0].n} questions: {len(found)} recipes asked, {sum(x.passes for x in found)} pass")
     winner = next((x for x in found if x.passes), None)
     command = "kvferry " + shlex.join(sys.argv[1:])
@@ -56,11 +60,15 @@ def tune(
         "protocol": protocol,
         "split": split,
         "standings": [x.as_dict() for x in found],
+        "presets": named(lines, target),
         "command": command,
         **provenance(vlm),
     }
     if out is not None:
         out.write_text(jsonlib.dumps(report, indent=1) + "\n")
+    if presets is not None:
+        kept = ("presets", "protocol", "target", "split", "command", "commit", "model", "fingerprint")
+        presets.write_text(jsonlib.dumps({key: report[key] for key in kept}, indent=1) + "\n")
     if json:
         print_json(report)
         return

@@ -1,10 +1,10 @@
-"""Bytes against accuracy and against KL: a few families in colours that all eyes tell apart, the others grey."""
+"""Bytes against accuracy, KL and attention error: a few families in colours all eyes tell apart, the others grey."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvferry.evaluate.codec_rows import KEPT, MODES, Measured, Point
 from kvferry.evaluate.raw import Protocol
@@ -21,6 +21,22 @@ INK = "#000000"
 NAMES = {MODES["image"]: "pictures as JPEG", MODES["embeds"]: "visual embeddings"}
 
 Value = Callable[[str], Estimate | None]
+
+
+class Panel(NamedTuple):
+    """One quantity over bytes; ``better`` is 1 where more is better, -1 where less is."""
+
+    title: str
+    label: str
+    better: int
+    of: Callable[[Measured], Value]
+
+
+PANELS = (
+    Panel("accuracy", "accuracy", 1, lambda x: x.accuracy),
+    Panel("distance from the full cache", "KL to the full cache, nats a token (log)", -1, lambda x: x.kl),
+    Panel("error of attention outputs", "relative error, mean over layers (log)", -1, lambda x: x.moved),
+)
 
 
 def looks(tables: Mapping[Protocol, Measured]) -> dict[str, tuple[str, str]]:
@@ -48,29 +64,25 @@ def edge(points: list[Point], measured: Measured, value: Value, better: int) -> 
 
 
 def draw_codecs(out: Path, tables: Mapping[Protocol, Measured]) -> None:
-    """Write the figure: a row of panels per protocol, accuracy and, where it was measured, KL.
+    """Write the figure: a row of panels per protocol: accuracy and, where they were measured, KL and attention error.
 
     Marks are rows, lines join a family's best of every size, bars are 95 % intervals.
     """
     from matplotlib.figure import Figure
 
     given = looks(tables)
-    with_kl = any(measured.kl(row) is not None for measured in tables.values() for row in measured.names)
-    columns = 2 if with_kl else 1
-    figure = Figure(figsize=(7.0 * columns, 5.6 * len(tables) + 0.9), layout="constrained")
-    axes = figure.subplots(len(tables), columns, squeeze=False)
-    for row, (protocol, measured) in zip(axes, tables.items(), strict=True):
-        _draw(row[0], measured, given, measured.accuracy, 1)
-        _guides(row[0], measured, measured.accuracy)
-        row[0].set_ylabel("accuracy")
-        row[0].set_title(f"Protocol {protocol}, n = {measured.n}: accuracy", loc="left", fontsize=10)
-        if with_kl:
-            _draw(row[1], measured, given, measured.kl, -1)
-            _guides(row[1], measured, measured.kl)
-            row[1].set_yscale("log")
-            row[1].set_ylabel("KL to the full cache, nats a token (log)")
-            row[1].set_title(f"Protocol {protocol}, n = {measured.n}: distance from the full cache", loc="left",
-                             fontsize=10)  # fmt: skip
+    everything = tables.values()
+    shown = [x for x in PANELS if any(x.of(m)(row) is not None for m in everything for row in m.names)]
+    figure = Figure(figsize=(6.4 * len(shown), 5.6 * len(tables) + 0.9), layout="constrained")
+    axes = figure.subplots(len(tables), len(shown), squeeze=False)
+    for line, (protocol, measured) in zip(axes, tables.items(), strict=True):
+        for panel, kind in zip(line, shown, strict=True):
+            _draw(panel, measured, given, kind.of(measured), kind.better)
+            _guides(panel, measured, kind.of(measured))
+            if kind.better < 0:
+                panel.set_yscale("log")
+            panel.set_ylabel(kind.label)
+            panel.set_title(f"Protocol {protocol}, n = {measured.n}: {kind.title}", loc="left", fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, frameon=False, ncols=4, loc="outside lower center")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -152,8 +152,10 @@ class Measured(Answers):
         sizes = np.array([[x.outcomes[n][1] for x in self.lines] for n in self.names], np.float64)
         self._sizes = means_with_draws(sizes)
         self._bf16 = means_with_draws(np.array([[x.bf16_bytes for x in self.lines]], np.float64))[0]
-        outcomes = [[Outcome(*x.outcomes[n]).kl for x in self.lines] for n in self.names]
-        self._kl = means_with_draws(np.array(outcomes, np.float64))
+        outcomes = [[Outcome(*x.outcomes[n]) for x in self.lines] for n in self.names]
+        self._kl, self._moved = (
+            means_with_draws(np.array([[x[column] for x in row] for row in outcomes], np.float64)) for column in (2, 3)
+        )
 
     def of_full(self, row: str) -> Estimate:
         """Right answers as a share of the full cache's."""
@@ -185,6 +187,11 @@ class Measured(Answers):
     def kl(self, row: str) -> Estimate | None:
         """Nats a token from the full cache; None where it was not measured."""
         draws = self._kl[self._row[row]]
+        return None if np.isnan(draws).any() else self.estimate(draws)
+
+    def moved(self, row: str) -> Estimate | None:
+        """Relative error of the attention's outputs; None where it was not measured."""
+        draws = self._moved[self._row[row]]
         return None if np.isnan(draws).any() else self.estimate(draws)
 
     def kl_ratio(self, row: str, other: str) -> Estimate | None:

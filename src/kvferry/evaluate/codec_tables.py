@@ -66,8 +66,9 @@ def rows_table(
     name: Callable[[Point], object] = lambda point: f"`{point.name}`",
     extra: Mapping[str, Callable[[Point], str]] = MappingProxyType({}),
 ) -> str:
-    """One line a row: accuracy, what is shown against the full cache, KL, bytes, and ``extra`` columns."""
+    """One line a row: accuracy, what is shown against the full cache, KL, attention error, bytes, ``extra`` columns."""
     rows = []
+    watched = any(measured.moved(point.name) is not None for point in points)
     for point in points:
         row = point.name
         against = measured.compare(row, measured.full)
@@ -79,11 +80,13 @@ def rows_table(
             "" if ceiling else p_text(against.p),
             "(ceiling)" if ceiling else against.words,
             kl_text(measured.kl(row)),
+            *([percent(moved)] if (moved := measured.moved(row)) is not None else [""] * watched),
             f"{measured.bytes[row]:,.0f}",
             times(measured.shrink(row).mean),
             *(cell(point) for cell in extra.values()),
         ])  # fmt: skip
-    head = [first, "accuracy", "% of full", "p", "against full", "KL to full (nats)", "bytes", "smaller than BF16"]
+    head = [first, "accuracy", "% of full", "p", "against full", "KL to full (nats)"]
+    head += ["attention error, %"] * watched + ["bytes", "smaller than BF16"]
     return markdown([*head, *extra], rows, left=(4,))
 
 
@@ -271,7 +274,7 @@ def render(results: Path, places: Places, title: str) -> str:
     draw_codecs(figure, tables)
     link = f"[{page.name}]({places.link(page)})"
     text = [f"## {title}", "", command_note(head, lines, link), ""]
-    text += [f"![bytes against accuracy and KL]({places.link(figure)})", ""]
+    text += [f"![bytes against accuracy, KL and attention error]({places.link(figure)})", ""]
     full = [f"# {title}", "", provenance_note(head, lines), ""]
     for protocol, measured in tables.items():
         name = f"Protocol {protocol}: {PROTOCOLS[protocol]}"

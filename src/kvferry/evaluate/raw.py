@@ -14,11 +14,16 @@ Protocol = Literal["A", "B"]
 
 
 class Outcome(NamedTuple):
-    """How one row did on one question; ``kl`` (nats a token, to the full cache) is only known of forced answers."""
+    """How one row did on one question.
+
+    How far it is from the full cache is only known of forced answers: ``kl`` in nats a token, ``attention`` as the
+    error of the attention's outputs (:func:`kvferry.evaluate.divergence.output_error`).
+    """
 
     correct: int
     bytes: int
     kl: float | None = None
+    attention: float | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kvferry.errors import BudgetError, InputError, KVFerryError
-from kvferry.evaluate.divergence import divergence
+from kvferry.evaluate.divergence import divergence, output_error
 from kvferry.evaluate.raw import Line, Outcome, Protocol, Scribe, drop_half_line, read
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.selection.full import Full
@@ -185,7 +185,7 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         bf16_bytes=full.cache.full_bf16_bytes,
         image_bytes=sum(len(jpeg_bytes(image)) for image in sample.images),
         tokens=len(full.cache.layout),
-        outcomes={row: Outcome(int(right), sizes[row], kl) for row, (right, kl) in judged.items()},
+        outcomes={row: Outcome(int(right), sizes[row], *far) for row, (right, far) in judged.items()},
     )
 
 
@@ -224,26 +224,34 @@ def _with_room(work: Callable[[Recipe], T], recipe: Recipe) -> T:
 
 def _judge(
     vlm: VLM, caches: dict[str, KVCache], question: str | None, truth: str, sweep: Sweep
-) -> dict[str, tuple[bool, float | None]]:
-    """Whether the model says ``truth`` on top of each cache, and how far it is from what it says on the full one."""
+) -> dict[str, tuple[bool, tuple[float, ...]]]:
+    """Whether the model says ``truth`` on top of each cache, and how far it is from the full one: KL, attention."""
     from kvferry.models.resume import stop_ids
     from kvferry.testbed import exact_match
 
     if sweep.check == "generate":
         most = sweep.max_new_tokens
         said = {r: vlm.answer(c, question, max_new_tokens=most) for r, c in caches.items()}
-        return {r: (exact_match(text, truth), None) for r, text in said.items()}
+        return {r: (exact_match(text, truth), ()) for r, text in said.items()}
     wanted = vlm.tokenizer(truth, add_special_tokens=False)["input_ids"]
     logits: dict[str, torch.Tensor] = {}
+    outputs: dict[str, list[torch.Tensor]] = {}
     by_size = sorted(caches, key=lambda row: caches[row].nbytes)
     for batch in (by_size[i : i + BATCH] for i in range(0, len(by_size), BATCH)):
-        logits.update(zip(batch, vlm.score_many([caches[row] for row in batch], wanted, question), strict=True))
-    full = next((x for row, x in logits.items() if row.startswith("full|bf16")), None)
-    judged = {}
+        layers: list[torch.Tensor] = []
+        scores = vlm.score_many([caches[row] for row in batch], wanted, question, outputs=layers)
+        logits.update(zip(batch, scores, strict=True))
+        outputs.update((row, [layer[i] for layer in layers]) for i, row in enumerate(batch))
+    full = next((row for row in logits if row.startswith("full|bf16")), None)
+    judged: dict[str, tuple[bool, tuple[float, ...]]] = {}
     for row in caches:
         best = logits[row].argmax(-1).tolist()
         right = best[:-1] == wanted and best[-1] in stop_ids(vlm.model)
-        judged[row] = right, None if full is None else round(divergence(full, logits[row]), 6)
+        far: tuple[float, ...] = ()
+        if full is not None:
+            kl, moved = divergence(logits[full], logits[row]), output_error(outputs[full], outputs[row])
+            far = round(kl, 6), round(moved, 5)
+        judged[row] = right, far
     return judged
 
 

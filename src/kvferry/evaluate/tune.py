@@ -15,9 +15,12 @@ from kvferry.errors import InputError
 from kvferry.evaluate.raw import Line, Protocol, read
 from kvferry.evaluate.sweep import Sweep, run
 
-ROUNDS = (60, 180, 540)
+ROUNDS = (60, 180, 540, 2000)
 """Questions per round: what falls behind early is not asked them all."""
 FULL = "full|bf16"
+EXACT = "full|bf16|zstd"
+MILD = 0.995
+"""What the preset ``balanced`` keeps of the full cache's accuracy."""
 SHARED = tuple(f"leaveout@{f:g},budget=shared" for f in (0.05, 0.06, 0.08, 0.1, 0.15))
 ALONE = tuple(f"{name}@{f:g}" for name in ("leaveout", "vlcache") for f in (0.05, 0.1, 0.2))
 TRANSFORMS = tuple(f"transform:{ratio}" for ratio in (32, 48, 64, 80, 96, 128))
@@ -28,7 +31,7 @@ def candidates(profile: bool) -> tuple[str, ...]:
     """Recipes that are tried unless others are asked for; the transform codec only where it has a profile."""
     codecs = (*TRANSFORMS, *INTEGERS) if profile else INTEGERS
     pairs = [(s, c) for s in (*SHARED, "full") for c in codecs] + [(s, c) for s in ALONE for c in INTEGERS]
-    return (*(f"{s}|{c}" for s, c in pairs), "full|bf16|zstd")
+    return (*(f"{s}|{c}" for s, c in pairs), EXACT)
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,11 @@ class Standing:
 
     @property
     def passes(self) -> bool:
-        """One standard error above the target."""
-        return self.margin >= self.error
+        """Two standard errors above the target.
 
-    @property
-    def sure(self) -> bool:
-        """Two standard errors above the target."""
+        The smallest of many that look good is too good to be true: of those that just reached the target on one set of
+        questions, the one of fewest bytes owes it to luck.
+        """
         return self.margin >= 2 * self.error
 
     @property
@@ -96,9 +98,26 @@ def _column(lines: Sequence[Line], name: str, which: int) -> npt.NDArray[np.floa
 
 
 def still_in(found: Sequence[Standing]) -> list[Standing]:
-    """Those that may yet be the smallest that passes: not hopeless, and no larger than one that surely does."""
-    smallest = min((x.bytes for x in found if x.sure), default=float("inf"))
+    """Those that may yet be the smallest that passes: not hopeless, and no larger than one that does."""
+    smallest = min((x.bytes for x in found if x.passes), default=float("inf"))
     return [x for x in found if not x.hopeless and x.bytes <= smallest]
+
+
+def goals(target: float) -> dict[str, float]:
+    """Of the full cache's accuracy, what each preset that is searched for has to keep."""
+    return {"tiny": target, "balanced": max(target, MILD)}
+
+
+def presets(lines: Sequence[Line], target: float) -> dict[str, str]:
+    """``tiny``: the fewest bytes at the target; ``balanced``: at :data:`MILD`; ``lossless``: every bit.
+
+    A name is left out where no recipe passes.
+    """
+    best = {
+        name: next((x.recipe.split(" ")[0] for x in standings(lines, goal) if x.passes), None)
+        for name, goal in goals(target).items()
+    }
+    return {name: recipe for name, recipe in best.items() if recipe} | {"lossless": EXACT}
 
 
 @dataclass(frozen=True)
@@ -129,8 +148,8 @@ class Tuning:
         if not 0 < self.target <= 1:
             raise InputError(f"the target is a share in (0, 1], not {self.target:g}")
 
-    def search(self, processes: int) -> Iterator[list[Standing]]:
-        """The standings after every round; the last round's smallest that passes has won."""
+    def search(self, processes: int) -> Iterator[list[Line]]:
+        """The answers of every round; of the last one's, the smallest recipe that passes has won."""
         alive = tuple(r for r in self.recipes if r != FULL)
         for number, n in enumerate(self.rounds, start=1):
             plan = Sweep(self.model, (FULL, *alive), (self.protocol,), self.split, n, check="forced")
@@ -138,8 +157,9 @@ class Tuning:
             out = self.folder / f"round-{number}-{asked:08x}.jsonl"
             for _ in run(plan, out, processes):
                 pass
-            found = standings(read(out)[1], self.target)
-            yield found
-            alive = tuple(dict.fromkeys(x.recipe.split(" ")[0] for x in still_in(found)))
+            lines = read(out)[1]
+            yield lines
+            hopeful = [x for goal in goals(self.target).values() for x in still_in(standings(lines, goal))]
+            alive = tuple(dict.fromkeys(x.recipe.split(" ")[0] for x in hopeful))
             if len(alive) < 2:
                 return

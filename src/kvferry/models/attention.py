@@ -165,13 +165,15 @@ class Session:
 
     ``observers`` are one per sequence of the batch, whose prompts stand behind their padding. ``seen`` (bool
     ``[b, length]``) is false where a token of the sequences so far is padding. ``dropped`` has per layer a bool
-    ``[kv_heads, n]``: keys that no token but their own may see.
+    ``[kv_heads, n]``: keys that no token but their own may see. ``outputs``, where it is a list, gets the output of
+    every layer's attention, ``[b, tokens, query_heads, d]``.
     """
 
     observers: Sequence[Observer] = ()
     kept: Sequence[Kept] | None = None
     seen: torch.Tensor | None = None
     dropped: Sequence[torch.Tensor] | None = None
+    outputs: list[torch.Tensor] | None = None
 
 
 _session: ContextVar[Session | None] = ContextVar("kvferry_session", default=None)
@@ -219,13 +221,16 @@ def _attend(
         real = slice(k.shape[1] - len(observer.layout), None)
         own = None if mask is None else mask[:, real, real]
         observer.observe(layer, q[:, real], k[:, real], replace(rule, mask=own))
+    output: torch.Tensor
     if rule.softcap is None and rule.sinks is None and rule.dropped is None:
-        output: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-        return output
-    each = [attend(q, k, v, replace(rule, mask=mask)) for q, k, v, mask in zip(query, key, value, masks, strict=True)]
-    return torch.stack(each).transpose(1, 2).contiguous(), None
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    else:
+        rules = [replace(rule, mask=mask) for mask in masks]
+        each = [attend(q, k, v, own) for q, k, v, own in zip(query, key, value, rules, strict=True)]
+        output = torch.stack(each).transpose(1, 2).contiguous()
+    if now.outputs is not None:
+        now.outputs.append(output)
+    return output, None
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

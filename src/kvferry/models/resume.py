@@ -86,13 +86,18 @@ class Decoder:
         self._kept = kept_layers(model, caches, self.length)
         self._past = Cache(layers=self._kept)
 
-    def feed(self, token_ids: Sequence[int], logits: int = 1) -> torch.Tensor:
-        """Logits after the last ``logits`` of the given tokens, float32 ``[caches, logits, vocabulary]``."""
+    def feed(
+        self, token_ids: Sequence[int], logits: int = 1, outputs: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Logits after the last ``logits`` of the given tokens, float32 ``[caches, logits, vocabulary]``.
+
+        ``outputs`` gets every layer's attention output, ``[caches, tokens, query_heads, d]``.
+        """
         check_token_ids(self._model, token_ids)
         device = self._model.device
         positions = positions_after(self._layout, self.length, len(token_ids)).to(device)
         wide = positions[:, None].expand(-1, self._batch, -1)
-        with torch.inference_mode(), session(Session(kept=self._kept)):
+        with torch.inference_mode(), session(Session(kept=self._kept, outputs=outputs)):
             output = self._model(
                 input_ids=torch.tensor([list(token_ids)] * self._batch, device=device),
                 position_ids=wide[0] if len(wide) == 1 else wide,

@@ -249,9 +249,16 @@ class VLM:
         return self.score_many([cache], token_ids, question)[0]
 
     def score_many(
-        self, caches: Sequence[KVCache], token_ids: Sequence[int], question: str | None = None
+        self,
+        caches: Sequence[KVCache],
+        token_ids: Sequence[int],
+        question: str | None = None,
+        *,
+        outputs: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """:meth:`score` for several compressions of one prompt at once, float32 ``[caches, k + 1, vocabulary]``.
+
+        ``outputs`` gets every layer's attention output, ``[caches, tokens fed, query_heads, d]``.
 
         Raises
         ------
@@ -261,7 +268,7 @@ class VLM:
         for cache in caches:
             self._check(cache)
         feed = [*self._feed(caches[0], question), *(int(x) for x in token_ids)]
-        return Decoder(self.model, *caches).feed(feed, logits=len(token_ids) + 1)
+        return Decoder(self.model, *caches).feed(feed, logits=len(token_ids) + 1, outputs=outputs)
 
     def _pictures(self, images: Sequence[Any] | Any) -> list[Any]:
         many = images if isinstance(images, (list, tuple)) else [images]
