@@ -100,7 +100,7 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.n < 1:
             raise InputError("a sweep needs at least one question (--n)")
-        object.__setattr__(self, "recipes", tuple(str(Recipe.parse(r)) for r in self.recipes))
+        object.__setattr__(self, "recipes", tuple(dict.fromkeys(str(Recipe.parse(r)) for r in self.recipes)))
         if self.apply == "construction" and "B" in self.protocols:
             raise InputError("construction-time selection needs the question before the cache is built: --protocols A")
 
