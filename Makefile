@@ -5,10 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test results readme sweep bench proto clean
+.PHONY: help venv demo test results readme sweep bench bench-gpu proto clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,10 @@ readme: venv  ## the README's table and picture, from a run of the demo
 bench: venv  ## ratios of cost, measured in one run
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/codec.py
+
+bench-gpu: venv  ## on a machine with a GPU: its paths are right, then what they cost
+	$(BIN)/python -m pytest tests/models/test_devices.py -k cuda
+	$(BIN)/python benchmarks/evidence.py --device cuda --dtype bfloat16 --tokens 4096
 
 proto: venv  ## regenerate src/kvferry/wire from proto/
 	$(BIN)/python -m kvferry.wire.generate
