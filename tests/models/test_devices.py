@@ -1,4 +1,4 @@
-"""What a GPU does is what the CPU does: the same tests on each device that is here (``make bench-gpu`` runs them there)."""
+"""What a GPU does is what the CPU does: the same tests on each device that is here (``make bench-gpu``)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.models.test_families import use
 
 REQUESTS = (EvidenceRequest("question"), EvidenceRequest("window", window=5), EvidenceRequest("all"))
 RECIPES = (
-    "full|bf16", "snapkv@0.3,budget=head|int8", "vlcache@0.3,merge=lookm|int4|zstd", "leaveout@0.3|kivi:4", "q2c@0.5|fp8",
-    "h2o@0.3,modality=adaptive|int3,coder=range", "expected_attention@0.3|turbo:3", "keydiff@0.3|svd:8",
-    "leaveout@0.1,budget=shared|transform:64", "knorm@0.3|delta:10",
+    "full|bf16", "snapkv@0.3,budget=head|int8", "vlcache@0.3,merge=lookm|int4|zstd", "leaveout@0.3|kivi:4",
+    "q2c@0.5|fp8", "h2o@0.3,modality=adaptive|int3,coder=range", "expected_attention@0.3|turbo:3",
+    "keydiff@0.3|svd:8", "leaveout@0.1,budget=shared|transform:64", "knorm@0.3|delta:10",
 )  # fmt: skip
 
 
