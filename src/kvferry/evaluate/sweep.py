@@ -167,10 +167,10 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         full = full or prefilled
         recipe = Recipe.parse(row.split(" ")[0])
         if sweep.apply == "construction" and not isinstance(recipe.selection, Full):
-            kept = _with_room(partial(_select, prefilled), recipe)
+            kept = with_room(partial(_select, prefilled), recipe)
             prefilled = vlm.prefill(sample.images, sample.question, construct=kept)
             recipe = Recipe(Full(), codec=recipe.codec, lossless=recipe.lossless)
-        blob = _with_room(partial(compress, prefilled), recipe)
+        blob = with_room(partial(compress, prefilled), recipe)
         caches[row], sizes[row] = decompress(blob), len(blob)
     if full is None:
         raise InputError("a sweep needs at least one recipe")
@@ -212,7 +212,7 @@ def _select(source: Prefilled, recipe: Recipe) -> Selection:
     return recipe.select(source)
 
 
-def _with_room(work: Callable[[Recipe], T], recipe: Recipe) -> T:
+def with_room(work: Callable[[Recipe], T], recipe: Recipe) -> T:
     """``work(recipe)``; with the smallest fraction that works where its own leaves no room for what must stay."""
     try:
         return work(recipe)
