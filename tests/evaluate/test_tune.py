@@ -28,7 +28,9 @@ def test_the_smallest_that_passes_wins() -> None:
     found = standings(lines(200, good=199, small=150, large=200), 0.98)
     assert [x.recipe for x in found] == ["small", "good", "large"]
     assert [x.passes for x in found] == [False, True, True]
-    assert [x.recipe for x in still_in(found)] == ["good"]
+    assert [x.recipe for x in still_in(found)] == ["good", "large"]
+    more = standings(lines(2000, good=1990, small=1500, large=2000), 0.98)
+    assert [x.recipe for x in still_in(more)] == ["good"]
     assert found[1].share == pytest.approx(199 / 200)
     assert found[1].margin == pytest.approx(199 / 200 - 0.98)
 

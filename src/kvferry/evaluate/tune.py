@@ -21,7 +21,7 @@ FULL = "full|bf16"
 EXACT = "full|bf16|zstd"
 MILD = 0.995
 """What the preset ``balanced`` keeps of the full cache's accuracy."""
-SHARED = tuple(f"leaveout@{f:g},budget=shared" for f in (0.05, 0.06, 0.08, 0.1, 0.15))
+SHARED = tuple(f"leaveout@{f:g},budget=shared" for f in (0.05, 0.08, 0.1, 0.15, 0.25, 0.4))
 ALONE = tuple(f"{name}@{f:g}" for name in ("leaveout", "vlcache") for f in (0.05, 0.1, 0.2))
 TRANSFORMS = tuple(f"transform:{ratio}" for ratio in (32, 48, 64, 80, 96, 128))
 INTEGERS = ("int2|zstd", "int3|zstd", "int4|zstd", "int8|zstd")
@@ -68,6 +68,11 @@ class Standing:
         return self.margin >= 2 * self.error
 
     @property
+    def sure(self) -> bool:
+        """Three standard errors above it: few questions more will not change that."""
+        return self.margin >= 3 * self.error
+
+    @property
     def hopeless(self) -> bool:
         """Two standard errors below it."""
         return self.margin < -2 * self.error
@@ -98,8 +103,8 @@ def _column(lines: Sequence[Line], name: str, which: int) -> npt.NDArray[np.floa
 
 
 def still_in(found: Sequence[Standing]) -> list[Standing]:
-    """Those that may yet be the smallest that passes: not hopeless, and no larger than one that does."""
-    smallest = min((x.bytes for x in found if x.passes), default=float("inf"))
+    """Those that may yet be the smallest that passes: not hopeless, and no larger than one that surely does."""
+    smallest = min((x.bytes for x in found if x.sure), default=float("inf"))
     return [x for x in found if not x.hopeless and x.bytes <= smallest]
 
 
