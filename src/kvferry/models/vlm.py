@@ -20,7 +20,7 @@ from kvferry.models.layout import layout_of
 from kvferry.models.pictures import open_picture
 from kvferry.models.prefill import Watch, read_prompt
 from kvferry.models.prompt import Prompt, Prompter
-from kvferry.models.resume import Continuation, Decoder, continue_from
+from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from
 from kvferry.models.rotary import rotary_of
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
 from kvferry.rope import Rotary
@@ -192,6 +192,30 @@ class VLM:
             watch=watch,
             construct=construct,
         )
+
+    def prefill_tokens(self, token_ids: Sequence[int], *, requests: Sequence[EvidenceRequest] = ()) -> Prefilled:
+        """Read a text that is already tokenised, without a template, into a cache of all its tokens but the last.
+
+        Parameters
+        ----------
+        token_ids : sequence of int, ``[n]``
+            At least two.
+        requests : sequence of EvidenceRequest
+            Observed of attention; the last 32 tokens count as the question.
+
+        Raises
+        ------
+        InputError
+            Fewer than two tokens, one outside the vocabulary, or more than the model has positions for.
+        """
+        if len(token_ids) < 2:
+            raise InputError("a text of fewer than two tokens leaves nothing to cache; give it a token to start with")
+        check_token_ids(self.model, token_ids)
+        inputs = {"input_ids": torch.tensor([list(token_ids)])}
+        layout = layout_of(self.model, inputs)
+        self._check_length(layout)
+        length = len(layout) - 1
+        return read_prompt(self.model, inputs, layout, requests, length=length, fingerprint=self.fingerprint)
 
     def resume(
         self,

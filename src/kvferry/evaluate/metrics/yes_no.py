@@ -13,7 +13,7 @@ from kvferry.evaluate.metrics.base import Answers, Figure, Metric, mean_figure
 
 
 def yes_or_no(said: str) -> str:
-    """"yes", "no" or "other", by MME's rule: the first four characters hold the word, or the answer is its letter."""
+    """One of yes, no and other, by MME's rule: the first four characters hold the word, or the answer is its letter."""
     text = said.lower().strip().replace(".", "")
     if text in ("y", "n"):
         return {"y": "yes", "n": "no"}[text]
