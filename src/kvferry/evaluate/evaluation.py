@@ -182,9 +182,7 @@ def _job(job: tuple[Row, int, Protocol]) -> Asked:
     return ask(_state["vlm"], task, task.read(row), _state["recipes"], protocol, index)
 
 
-def ask(
-    vlm: VLM, task: Task, example: Example, recipes: Sequence[str], protocol: Protocol, index: int = 0
-) -> Asked:
+def ask(vlm: VLM, task: Task, example: Example, recipes: Sequence[str], protocol: Protocol, index: int = 0) -> Asked:
     """Prefill one question, then compress, decompress and answer once per recipe.
 
     ``recipes`` hold the ceiling. A question that the model cannot read (too long, template tokens in its text) is

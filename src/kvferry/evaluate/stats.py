@@ -87,8 +87,8 @@ def ratio_in_groups(over: npt.ArrayLike, under: npt.ArrayLike, groups: Sequence[
     """
     keys = [group or f"\0{i}" for i, group in enumerate(groups)]
     inside = np.unique(np.asarray(keys), return_inverse=True)[1]
-    sums = [np.bincount(inside, weights=np.asarray(x, np.float64)) for x in (over, under)]
-    return replace(ratio_interval(*sums), n=len(keys))
+    above, below = (np.bincount(inside, weights=np.asarray(x, np.float64)) for x in (over, under))
+    return replace(ratio_interval(above, below), n=len(keys))
 
 
 def mcnemar(values: npt.ArrayLike, reference: npt.ArrayLike) -> float:

@@ -242,7 +242,7 @@ class VLM:
             A question is missing, or there already is one.
         """
         self._check(cache)
-        feed = self._feed(cache, question)
+        feed = self.to_feed(cache, question)
         stream = _Stream(self.tokenizer, on_token)
         done = continue_from(self.model, cache, feed, max_new_tokens, on_token=stream.add)
         return Continuation(stream.finish(), done.token_ids, done.first_token_seconds, done.seconds)
@@ -284,8 +284,26 @@ class VLM:
         """
         for cache in caches:
             self._check(cache)
-        feed = [*self._feed(caches[0], question), *(int(x) for x in token_ids)]
+        feed = [*self.to_feed(caches[0], question), *(int(x) for x in token_ids)]
         return Decoder(self.model, *caches).feed(feed, logits=len(token_ids) + 1)
+
+    def to_feed(self, cache: KVCache, question: str | None = None) -> list[int]:
+        """The token ids that :meth:`resume` feeds first: those that are pending, or the question's.
+
+        Raises
+        ------
+        InputError
+            A question is missing, or there already is one.
+        """
+        if len(cache.pending):
+            if question is not None:
+                raise InputError("this cache already holds a question; leave question out, or cache a scene without")
+            return [int(x) for x in cache.pending]
+        if question is None:
+            raise InputError("this cache holds a scene without a question; pass question=...")
+        layout = cache.layout
+        has_context = bool(((layout.role == Role.CONTEXT) & ~layout.visual).any())
+        return self._prompter.question_ids(question, images=bool(layout.visual.any()), context=has_context)
 
     def _pictures(self, images: Sequence[Any] | Any) -> list[Any]:
         many = images if isinstance(images, (list, tuple)) else [images]
@@ -319,17 +337,6 @@ class VLM:
             raise FingerprintError(
                 f"this cache was made by another model{made_by}, not by {self.name}; load the model that made it"
             )
-
-    def _feed(self, cache: KVCache, question: str | None) -> list[int]:
-        if len(cache.pending):
-            if question is not None:
-                raise InputError("this cache already holds a question; leave question out, or cache a scene without")
-            return [int(x) for x in cache.pending]
-        if question is None:
-            raise InputError("this cache holds a scene without a question; pass question=...")
-        layout = cache.layout
-        has_context = bool(((layout.role == Role.CONTEXT) & ~layout.visual).any())
-        return self._prompter.question_ids(question, images=bool(layout.visual.any()), context=has_context)
 
 
 def _with_roles(layout: PromptLayout, roles: np.ndarray[Any, np.dtype[np.uint8]]) -> PromptLayout:

@@ -17,7 +17,7 @@ _NUMBERS = {
     for word in words.split()
 }
 _ARTICLES = ("a", "an", "the")
-_SIGNS = ";/[]\"{}()=+\\_-><@`,?!"
+_SIGNS = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
