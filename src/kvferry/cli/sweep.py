@@ -28,6 +28,7 @@ SECTIONS = {
     "scorers": "Which tokens: every scorer",
     "policies": "Which tokens: modality policies at equal numbers of tokens",
     "construction": "Which tokens: hidden while the cache is built",
+    "eval": "Answers and loyalty: kvferry eval",
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
 METHODS = ("scorers", "policies", "construction")
