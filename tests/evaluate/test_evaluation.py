@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from kvferry.cli.app import app
 from kvferry.errors import BudgetError, InputError
 from kvferry.evaluate import evaluation as engine
+from kvferry.evaluate import raw
 from kvferry.evaluate.data import source_of
 from kvferry.evaluate.evaluation import Asked, Evaluation, Reply, ask, read, run
 from kvferry.evaluate.evaluation_tables import Row, notes, render, summarise
@@ -214,6 +215,8 @@ def test_an_evaluation_is_continued_where_it_stopped(folder: Path, mme: Path, tm
     assert read(broken)[1] == read(whole)[1]
     with pytest.raises(InputError, match="another evaluation"):
         list(run(Evaluation(str(folder), "mme", ("knorm@0.25|int4",), data=str(mme)), whole))
+    with pytest.raises(InputError, match="not a results file of `kvferry sweep`"):
+        raw.read(whole)
     with pytest.raises(InputError, match="no row 4"):
         list(run(Evaluation(str(folder), "mme", data=str(mme), start=4), tmp_path / "none.jsonl"))
 
