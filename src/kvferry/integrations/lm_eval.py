@@ -97,7 +97,7 @@ class KVFerryLM(TemplateLM):
         return [int(x) for x in self.tokenizer.encode(string, add_special_tokens=add_special_tokens)]
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **options: Any
     ) -> list[tuple[float, bool]]:
         """One crossing per context, however many continuations follow each other on it."""
         answers: list[tuple[float, bool]] = []
