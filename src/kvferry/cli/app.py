@@ -14,6 +14,7 @@ from kvferry.cli.break_even import break_even
 from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
+from kvferry.cli.evaluate import evaluate
 from kvferry.cli.inspect import inspect
 from kvferry.cli.link import link, trace
 from kvferry.cli.profile import profile
@@ -36,6 +37,7 @@ COMMANDS = (
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -28,6 +28,7 @@ SECTIONS = {
     "scorers": "Which tokens: every scorer",
     "policies": "Which tokens: modality policies at equal numbers of tokens",
     "construction": "Which tokens: hidden while the cache is built",
+    "eval": "Answers and loyalty: kvferry eval",
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
 METHODS = ("scorers", "policies", "construction")
@@ -171,18 +172,19 @@ def results(
     details: Annotated[Path, typer.Option(help="Where the pages with every row go.")] = Path("docs/results"),
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
-    from kvferry.evaluate import codec_tables, headline, method_tables, tables
+    from kvferry.evaluate import codec_tables, evaluation_tables, headline, method_tables, tables
+    from kvferry.evaluate.raw import kind_of
 
     files = sorted(raw.glob("*.jsonl"), key=_section)
     if not files:
-        raise InputError(f"no raw results in {raw}; `kvferry sweep` makes them")
+        raise InputError(f"no raw results in {raw}; `kvferry sweep` and `kvferry eval` make them")
     places = tables.Places(out, figures, details)
     renders = dict.fromkeys(METHODS, method_tables.render)
     renders |= {"headline": headline.render, "codecs": codec_tables.render}
     sections = [f"# Results\n\nMade by `make results` from the raw files in `results/`.\n\n{tables.CAVEAT}\n"]
     for file in files:
         kind, _, model = file.stem.partition("-")
-        render = renders.get(kind, tables.render)
+        render = evaluation_tables.render if kind_of(file) == "evaluation" else renders.get(kind, tables.render)
         title = f"{SECTIONS[kind]}, on the {model} model" if kind in SECTIONS else file.stem
         sections.append(render(file, places, title))
     out.write_text("\n".join(sections))

@@ -1,4 +1,7 @@
-"""Raw results on disk: JSON lines, the first says what was run, each other one is a question under one protocol."""
+"""Raw results on disk: JSON lines, the first says what was run, each other one is a question under one protocol.
+
+The first is an object with the name of what was run (``sweep``, ``evaluation``) as a key.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ class _Names:
         if isinstance(outcomes, list):
             outcomes = dict(zip(self._first[record["protocol"]], outcomes, strict=True))
         self._first.setdefault(record["protocol"], list(outcomes))
-        return record | {"outcomes": {name: Outcome(*x) for name, x in outcomes.items()}}
+        return record | {"outcomes": outcomes}
 
 
 class Scribe:
@@ -70,9 +73,8 @@ class Scribe:
 
     def __init__(self, path: Path) -> None:
         self._names = _Names()
-        for record in _records(path):
-            if "sweep" not in record:
-                self._names.unpack(record)
+        for record in _records(path)[1:]:
+            self._names.unpack(record)
         self._file = path.open("a")
 
     def __enter__(self) -> Scribe:
@@ -83,27 +85,44 @@ class Scribe:
     ) -> None:
         self._file.close()
 
-    def write(self, line: Line) -> None:
-        """One question more."""
+    def write(self, line: Any) -> None:
+        """One question more: a :class:`Line` or another dataclass with a protocol and outcomes by row."""
         self._file.write(json.dumps(self._names.pack(asdict(line)), separators=(",", ":")) + "\n")
         self._file.flush()
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
-    """Provenance and lines of a results file; a half-written last line is dropped."""
+    """Provenance and lines of a sweep's results; a half-written last line is dropped."""
+    head, records = read_records(path, "sweep")
+    return head, [Line(**x | {"outcomes": {row: Outcome(*o) for row, o in x["outcomes"].items()}}) for x in records]
+
+
+def read_records(path: Path, what: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Provenance and lines, as they are stored but for the names of rows, of the results of a ``what``.
+
+    Raises
+    ------
+    InputError
+        There is no such file, or it holds something else.
+    """
+    command = {"sweep": "kvferry sweep", "evaluation": "kvferry eval"}[what]
     if not path.is_file():
-        raise InputError(f"no results at {path}; `kvferry sweep --out {path}` makes them")
-    head: dict[str, Any] = {}
-    lines = []
+        raise InputError(f"no results at {path}; `{command} --out {path}` makes them")
+    records = _records(path)
+    if kind_of(path) != what:
+        raise InputError(f"{path} is not a results file of `{command}`")
     names = _Names()
-    for record in _records(path):
-        if "sweep" in record:
-            head = record
-        else:
-            lines.append(Line(**names.unpack(record)))
-    if not head:
-        raise InputError(f"{path} is not a results file of `kvferry sweep`")
-    return head, lines
+    return records[0], [names.unpack(record) for record in records[1:]]
+
+
+def kind_of(path: Path) -> str:
+    """What was run to make a results file; empty where it is none."""
+    with path.open() as lines:
+        try:
+            head = json.loads(lines.readline())
+        except json.JSONDecodeError:
+            return ""
+    return next((kind for kind in ("sweep", "evaluation") if kind in head), "")
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

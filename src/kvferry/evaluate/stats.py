@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import comb
 
@@ -77,6 +78,17 @@ def ratio_interval(values: npt.ArrayLike, reference: npt.ArrayLike, resamples: i
 def difference_interval(values: npt.ArrayLike, reference: npt.ArrayLike, resamples: int = RESAMPLES) -> Estimate:
     """Mean paired difference ``values - reference`` and its interval."""
     return mean_interval(np.asarray(values, np.float64) - np.asarray(reference, np.float64), resamples)
+
+
+def ratio_in_groups(over: npt.ArrayLike, under: npt.ArrayLike, groups: Sequence[str]) -> Estimate:
+    """Ratio of two sums over questions ``[n]``; the interval draws groups of questions, not questions.
+
+    Questions on one picture are not independent of each other. An empty name is a group of its own.
+    """
+    keys = [group or f"\0{i}" for i, group in enumerate(groups)]
+    inside = np.unique(np.asarray(keys), return_inverse=True)[1]
+    above, below = (np.bincount(inside, weights=np.asarray(x, np.float64)) for x in (over, under))
+    return replace(ratio_interval(above, below), n=len(keys))
 
 
 def mcnemar(values: npt.ArrayLike, reference: npt.ArrayLike) -> float:

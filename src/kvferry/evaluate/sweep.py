@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing as mp
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from kvferry.errors import BudgetError, InputError, KVFerryError
+from kvferry.errors import BudgetError, InputError
 from kvferry.evaluate.divergence import divergence, output_error
-from kvferry.evaluate.raw import Line, Outcome, Protocol, Scribe, drop_half_line, read
+from kvferry.evaluate.raw import Line, Outcome, Protocol
+from kvferry.evaluate.work import begin, in_processes, written
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.selection.full import Full
 
@@ -163,7 +161,8 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
     full: Prefilled | None = None
     caches: dict[str, KVCache] = {}
     sizes = {}
-    for row, prefilled in _prefills(vlm, sample, sweep, protocol):
+    scene = partial(vlm.prefill, sample.images)
+    for row, prefilled in prefills(scene, sample.question, sweep.recipes, protocol, PROXY_QUESTION):
         full = full or prefilled
         recipe = Recipe.parse(row.split(" ")[0])
         if sweep.apply == "construction" and not isinstance(recipe.selection, Full):
@@ -255,22 +254,32 @@ def _judge(
     return judged
 
 
-def _prefills(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Iterator[tuple[str, Prefilled]]:
-    """Row names with the prefill they start from; each distinct prefill runs once."""
-    requests = {r: Recipe.parse(r).requests for r in sweep.recipes}
+def prefills(
+    scene: Callable[..., Prefilled], question: str, recipes: Sequence[str], protocol: Protocol, proxy: str
+) -> Iterator[tuple[str, Prefilled]]:
+    """Row names with the prefill they start from; each distinct prefill runs once.
+
+    Parameters
+    ----------
+    scene : callable
+        :meth:`kvferry.VLM.prefill` of the pictures and the context: takes what else it takes.
+    question, proxy : str
+        What is asked, and what stands for it in protocol B as long as it is unknown.
+    """
+    requests = {r: Recipe.parse(r).requests for r in recipes}
     if protocol == "A":
-        prefilled = vlm.prefill(sample.images, sample.question, requests=_union(requests.values()))
-        yield from ((recipe, prefilled) for recipe in sweep.recipes)
+        prefilled = scene(question, requests=_union(requests.values()))
+        yield from ((recipe, prefilled) for recipe in recipes)
         return
-    blind = [r for r in sweep.recipes if not any(q.rows in NEEDS_QUESTION for q in requests[r])]
-    scene = vlm.prefill(sample.images, requests=_union(requests[r] for r in blind))
-    yield from ((recipe, scene) for recipe in blind)
-    aware = [r for r in sweep.recipes if any(q.rows in (*NEEDS_QUESTION, "window") for q in requests[r])]
+    blind = [r for r in recipes if not any(q.rows in NEEDS_QUESTION for q in requests[r])]
+    before = scene(requests=_union(requests[r] for r in blind))
+    yield from ((recipe, before) for recipe in blind)
+    aware = [r for r in recipes if any(q.rows in (*NEEDS_QUESTION, "window") for q in requests[r])]
     if not aware:
         return
-    for label, question in (("proxy", PROXY_QUESTION), ("oracle", sample.question)):
-        scene = vlm.prefill(sample.images, requests=_union(requests[r] for r in aware), proxy_question=question)
-        yield from ((f"{recipe} {label}", scene) for recipe in aware)
+    for label, asked in (("proxy", proxy), ("oracle", question)):
+        before = scene(requests=_union(requests[r] for r in aware), proxy_question=asked)
+        yield from ((f"{recipe} {label}", before) for recipe in aware)
 
 
 def _union(requests: Iterable[Sequence[EvidenceRequest]]) -> tuple[EvidenceRequest, ...]:
@@ -290,38 +299,11 @@ def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Itera
     from kvferry.models import load
 
     head = {"sweep": json.loads(json.dumps(asdict(sweep))), "command": command, **provenance(load(sweep.model))}
-    done: set[tuple[int, str]] = set()
-    if out.exists() and out.stat().st_size:
-        before, lines = read(out)
-        fixed = ("model", "recipes", "split", "max_new_tokens", "check", "kinds", "apply", "jpeg", "embeds")
-        asked = {"kinds": [], "apply": "post_hoc", "jpeg": [], "embeds": []} | before["sweep"]
-        if any(asked[k] != head["sweep"][k] for k in fixed) or before["fingerprint"] != head["fingerprint"]:
-            raise InputError(f"{out} holds another sweep's results; choose another --out or remove it")
-        done = {(line.index, line.protocol) for line in lines}
-        drop_half_line(out)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(head) + "\n")
+    fixed = ("model", "recipes", "split", "max_new_tokens", "check", "kinds", "apply", "jpeg", "embeds")
+    absent = {"kinds": [], "apply": "post_hoc", "jpeg": [], "embeds": []}
+    done = begin(out, head, fixed, absent)
     jobs = [(i, p) for i in range(sweep.start, sweep.start + sweep.n) for p in sweep.protocols if (i, p) not in done]
-    with Scribe(out) as scribe:
-        for line in _work(sweep, jobs, processes):
-            scribe.write(line)
-            yield line
-
-
-def _work(sweep: Sweep, jobs: list[tuple[int, Protocol]], processes: int) -> Iterator[Line]:
-    if processes <= 1:
-        _start(sweep)
-        yield from map(_job, jobs)
-        return
-    pool = ProcessPoolExecutor(processes, mp.get_context("spawn"), initializer=_start, initargs=(sweep,))
-    try:
-        for done in as_completed([pool.submit(_job, job) for job in jobs]):
-            yield done.result()
-    except BrokenProcessPool:
-        raise KVFerryError("a worker process died; run the same command again to go on where it stopped") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from written(out, in_processes(partial(_start, sweep), _job, jobs, processes))
 
 
 _state: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from kvferry.models.layout import layout_of
 from kvferry.models.pictures import open_picture
 from kvferry.models.prefill import Watch, read_prompt
 from kvferry.models.prompt import Prompt, Prompter
-from kvferry.models.resume import Continuation, Decoder, continue_from
+from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from
 from kvferry.models.rotary import rotary_of
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
 from kvferry.rope import Rotary
@@ -193,6 +193,30 @@ class VLM:
             construct=construct,
         )
 
+    def prefill_tokens(self, token_ids: Sequence[int], *, requests: Sequence[EvidenceRequest] = ()) -> Prefilled:
+        """Read a text that is already tokenised, without a template, into a cache of all its tokens but the last.
+
+        Parameters
+        ----------
+        token_ids : sequence of int, ``[n]``
+            At least two.
+        requests : sequence of EvidenceRequest
+            Observed of attention; the last 32 tokens count as the question.
+
+        Raises
+        ------
+        InputError
+            Fewer than two tokens, one outside the vocabulary, or more than the model has positions for.
+        """
+        if len(token_ids) < 2:
+            raise InputError("a text of fewer than two tokens leaves nothing to cache; give it a token to start with")
+        check_token_ids(self.model, token_ids)
+        inputs = {"input_ids": torch.tensor([list(token_ids)])}
+        layout = layout_of(self.model, inputs)
+        self._check_length(layout)
+        length = len(layout) - 1
+        return read_prompt(self.model, inputs, layout, requests, length=length, fingerprint=self.fingerprint)
+
     def resume(
         self,
         cache: KVCache,
@@ -218,7 +242,7 @@ class VLM:
             A question is missing, or there already is one.
         """
         self._check(cache)
-        feed = self._feed(cache, question)
+        feed = self.to_feed(cache, question)
         stream = _Stream(self.tokenizer, on_token)
         done = continue_from(self.model, cache, feed, max_new_tokens, on_token=stream.add)
         return Continuation(stream.finish(), done.token_ids, done.first_token_seconds, done.seconds)
@@ -267,8 +291,26 @@ class VLM:
         """
         for cache in caches:
             self._check(cache)
-        feed = [*self._feed(caches[0], question), *(int(x) for x in token_ids)]
+        feed = [*self.to_feed(caches[0], question), *(int(x) for x in token_ids)]
         return Decoder(self.model, *caches).feed(feed, logits=len(token_ids) + 1, outputs=outputs)
+
+    def to_feed(self, cache: KVCache, question: str | None = None) -> list[int]:
+        """The token ids that :meth:`resume` feeds first: those that are pending, or the question's.
+
+        Raises
+        ------
+        InputError
+            A question is missing, or there already is one.
+        """
+        if len(cache.pending):
+            if question is not None:
+                raise InputError("this cache already holds a question; leave question out, or cache a scene without")
+            return [int(x) for x in cache.pending]
+        if question is None:
+            raise InputError("this cache holds a scene without a question; pass question=...")
+        layout = cache.layout
+        has_context = bool(((layout.role == Role.CONTEXT) & ~layout.visual).any())
+        return self._prompter.question_ids(question, images=bool(layout.visual.any()), context=has_context)
 
     def _pictures(self, images: Sequence[Any] | Any) -> list[Any]:
         many = images if isinstance(images, (list, tuple)) else [images]
@@ -302,17 +344,6 @@ class VLM:
             raise FingerprintError(
                 f"this cache was made by another model{made_by}, not by {self.name}; load the model that made it"
             )
-
-    def _feed(self, cache: KVCache, question: str | None) -> list[int]:
-        if len(cache.pending):
-            if question is not None:
-                raise InputError("this cache already holds a question; leave question out, or cache a scene without")
-            return [int(x) for x in cache.pending]
-        if question is None:
-            raise InputError("this cache holds a scene without a question; pass question=...")
-        layout = cache.layout
-        has_context = bool(((layout.role == Role.CONTEXT) & ~layout.visual).any())
-        return self._prompter.question_ids(question, images=bool(layout.visual.any()), context=has_context)
 
 
 def _with_roles(layout: PromptLayout, roles: np.ndarray[Any, np.dtype[np.uint8]]) -> PromptLayout:

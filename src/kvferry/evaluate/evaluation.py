@@ -1,0 +1,291 @@
+"""Recipes x the questions of a benchmark -> JSON lines, as :mod:`kvferry.evaluate.sweep` does for the testbed.
+
+A question is prefilled once per protocol; every recipe compresses that same cache to real bytes, decodes them and
+answers. Beside the benchmark's score, each answer is held against what the full cache makes the model say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kvferry.errors import BudgetError, InputError, RecipeError
+from kvferry.evaluate.data import source_of
+from kvferry.evaluate.divergence import divergence
+from kvferry.evaluate.raw import Protocol, read_records
+from kvferry.evaluate.sweep import BATCH, prefills, provenance, with_room
+from kvferry.evaluate.tasks import Example, Row, task_of
+from kvferry.evaluate.work import begin, in_processes, written
+from kvferry.recipe import Recipe, compress, decompress
+
+if TYPE_CHECKING:
+    import torch
+
+    from kvferry.cache import KVCache
+    from kvferry.evaluate.tasks import Task
+    from kvferry.evidence import Prefilled
+    from kvferry.models import VLM
+
+CEILING, FLOOR = "full|bf16", "none|bf16"
+"""Always among the rows; without pictures the floor is :data:`BARE`."""
+BARE = "prompt"
+"""The row of the question by itself, without its context: its words alone cross. Bytes are theirs in UTF-8."""
+LOGITS = 1 << 28
+"""Numbers that scoring in one pass may hold."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to run.
+
+    Parameters
+    ----------
+    model : str
+        Anything ``kvferry.load`` takes.
+    task : str
+        One of :data:`kvferry.evaluate.tasks.TASKS`.
+    recipes : tuple of str
+        Ceiling and floor are added. Where a policy must keep more of a prompt than a recipe's fraction, the smallest
+        that works is taken there; the bytes are those.
+    protocols : tuple of {"A", "B"}
+        Empty for all that the task has.
+    data, split : str
+        Where the rows are; empty for the Hub, and for the task's own split.
+    n, start : int
+        Which rows, in the data set's order.
+    device, dtype : str
+        Of the model; see :func:`kvferry.load`. Empty for the CPU.
+    """
+
+    model: str
+    task: str
+    recipes: tuple[str, ...] = ()
+    protocols: tuple[Protocol, ...] = ()
+    data: str = ""
+    split: str = ""
+    n: int = 1000
+    start: int = 0
+    device: str = ""
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise InputError("an evaluation needs at least one question (--n)")
+        task = task_of(self.task)
+        wanted = self.protocols or task.protocols
+        missing = [p for p in wanted if p not in task.protocols]
+        if missing:
+            raise InputError(f"{self.task} has no protocol {missing[0]}, only {', '.join(task.protocols)}")
+        named = [str(Recipe.parse(r)) for r in self.recipes]
+        ends = [CEILING, FLOOR] if task.visual else [CEILING]
+        object.__setattr__(self, "protocols", tuple(wanted))
+        object.__setattr__(self, "recipes", tuple(dict.fromkeys([*ends, *named])))
+
+
+class Reply(NamedTuple):
+    """How one row answered one question.
+
+    ``score`` is the metric's, None where only all answers together have one. ``kl`` (nats a token) and ``agree`` (the
+    share of tokens with the same first choice) hold its next-token distributions against the full cache's, along the
+    answer that the full cache gives, and its end.
+    """
+
+    score: float | None
+    bytes: int
+    kl: float
+    agree: float
+    said: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question under one protocol; ``outcomes`` maps a row (as in a sweep, or ``prompt``) to its :class:`Reply`.
+
+    ``refused`` says why it could not be asked, and then there are no outcomes.
+    """
+
+    index: int
+    protocol: Protocol
+    kind: str = ""
+    group: str = ""
+    bf16_bytes: int = 0
+    tokens: int = 0
+    references: tuple[str, ...] = ()
+    outcomes: dict[str, Reply] = field(default_factory=dict)
+    refused: str = ""
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[Asked]]:
+    """Provenance and lines of an evaluation's results; a half-written last line is dropped."""
+    head, records = read_records(path, "evaluation")
+    return head, [Asked(**x | {"outcomes": {row: Reply(*o) for row, o in x["outcomes"].items()}}) for x in records]
+
+
+def run(plan: Evaluation, out: Path, processes: int = 1, command: str = "") -> Iterator[Asked]:
+    """Run what ``out`` does not hold yet, append it line by line, yield each line as it comes.
+
+    Raises
+    ------
+    InputError
+        ``out`` holds the results of another evaluation or of another model, or there is no data.
+    DependencyError
+        The task's metric or data needs a package that is not here.
+    """
+    task = task_of(plan.task)
+    metric, vlm = task.metric.name, _load(plan)
+    if task.visual and not vlm.has_vision:
+        raise InputError(f"{plan.model} reads text only and {plan.task} has pictures; choose a vision-language model")
+    source = source_of(task, Path(plan.data) if plan.data else None, plan.split)
+    rows = islice(task.rows(source, plan.split, vlm.tokenizer), plan.start, plan.start + plan.n)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{plan.task} has no row {plan.start}; choose a smaller --start, or check --data")
+    plans = {"evaluation": json.loads(json.dumps(asdict(plan)))}
+    head = {**plans, "metric": metric, "hub": task.hub, "command": command, **provenance(vlm)}
+    done = begin(out, head, ("model", "task", "recipes", "data", "split", "dtype"))
+    jobs = (
+        (row, index, protocol)
+        for index, row in enumerate(chain([first], rows), plan.start)
+        for protocol in plan.protocols
+        if (index, protocol) not in done
+    )
+    start = partial(_start, plan, vlm if processes <= 1 else None)
+    yield from written(out, in_processes(start, _job, jobs, processes))
+
+
+def _load(plan: Evaluation) -> VLM:
+    from kvferry.models import load
+
+    return load(plan.model, device=plan.device or None, dtype=plan.dtype)
+
+
+_state: dict[str, Any] = {}
+
+
+def _start(plan: Evaluation, vlm: VLM | None) -> None:
+    """Load the model once per process; one thread each, so that processes do not fight over cores."""
+    import torch
+
+    if vlm is None:
+        torch.set_num_threads(1)
+    _state.update(vlm=vlm or _load(plan), task=task_of(plan.task), recipes=plan.recipes)
+
+
+def _job(job: tuple[Row, int, Protocol]) -> Asked:
+    row, index, protocol = job
+    task: Task = _state["task"]
+    return ask(_state["vlm"], task, task.read(row), _state["recipes"], protocol, index)
+
+
+def ask(vlm: VLM, task: Task, example: Example, recipes: Sequence[str], protocol: Protocol, index: int = 0) -> Asked:
+    """Prefill one question, then compress, decompress and answer once per recipe.
+
+    ``recipes`` hold the ceiling. A question that the model cannot read (too long, template tokens in its text) is
+    noted as refused.
+
+    Raises
+    ------
+    RecipeError, BudgetError, EvidenceError
+        A recipe does not fit this prompt.
+    """
+    line = Asked(index, protocol, example.kind, example.group, references=example.references)
+    try:
+        caches, sizes, full = _crossed(vlm, task, example, recipes, protocol)
+    except (RecipeError, BudgetError):
+        raise
+    except InputError as error:
+        return replace(line, refused=str(error))
+    judge = _continued if example.continuation else _answered
+    replies = judge(vlm, task, example, caches, None if protocol == "A" else example.question)
+    outcomes = {row: reply._replace(bytes=sizes[row]) for row, reply in replies.items()}
+    return replace(line, bf16_bytes=full.cache.full_bf16_bytes, tokens=len(full.cache.layout), outcomes=outcomes)
+
+
+def _crossed(
+    vlm: VLM, task: Task, example: Example, recipes: Sequence[str], protocol: Protocol
+) -> tuple[dict[str, KVCache], dict[str, int], Prefilled]:
+    """What arrives of each row, and in how many bytes; and the first prefill."""
+    caches, sizes = {}, {}
+    full: Prefilled | None = None
+    for row, prefilled in _read(vlm, task, example, recipes, protocol):
+        full = full or prefilled
+        blob = with_room(partial(compress, prefilled), Recipe.parse(row.split(" ")[0]))
+        caches[row], sizes[row] = decompress(blob), len(blob)
+    if full is None:
+        raise InputError("an evaluation needs at least one recipe")
+    if not task.visual:
+        bare = vlm.prefill_tokens(example.prefix[-2:]) if example.continuation else vlm.prefill((), example.question)
+        caches[BARE], sizes[BARE] = bare.cache, len(example.question.encode())
+    return caches, sizes, full
+
+
+def _read(
+    vlm: VLM, task: Task, example: Example, recipes: Sequence[str], protocol: Protocol
+) -> Iterator[tuple[str, Prefilled]]:
+    if example.continuation:
+        requests = tuple(dict.fromkeys(x for recipe in recipes for x in Recipe.parse(recipe).requests))
+        prefilled = vlm.prefill_tokens(example.prefix, requests=requests)
+        return iter([(recipe, prefilled) for recipe in recipes])
+    scene = partial(vlm.prefill, example.images, context=example.context)
+    return prefills(scene, example.question, recipes, protocol, task.proxy)
+
+
+def _answered(
+    vlm: VLM, task: Task, example: Example, caches: dict[str, KVCache], question: str | None
+) -> dict[str, Reply]:
+    """Answers, their scores, and their loyalty along the full cache's own answer."""
+    from kvferry.models.resume import stop_ids
+
+    most, metric = task.max_new_tokens, task.metric
+    full = vlm.resume(caches[CEILING], question, max_new_tokens=most)
+    along, ends = list(full.token_ids), stop_ids(vlm.model)
+    steps = len(along) + (len(along) < most)
+    replies = {}
+    for row, logits, kl, agree in _held_against_full(vlm, caches, along, question, steps):
+        first = logits.argmax(-1).tolist()
+        same = first[: len(along)] == along and all(token in ends for token in first[len(along) :])
+        asked = None if row == BARE else question
+        said = full.text if same or row == CEILING else vlm.answer(caches[row], asked, max_new_tokens=most)
+        replies[row] = Reply(metric.score(said, example.references), 0, kl, agree, said)
+    return {row: replies[row] for row in caches}
+
+
+def _continued(
+    vlm: VLM, task: Task, example: Example, caches: dict[str, KVCache], question: str | None
+) -> dict[str, Reply]:
+    """How likely the continuation is."""
+    import torch
+
+    along = list(example.continuation)
+    replies = {}
+    for row, logits, kl, agree in _held_against_full(vlm, caches, along, None, len(along)):
+        wanted = torch.tensor(along, device=logits.device)
+        nats = torch.nn.functional.cross_entropy(logits.double(), wanted).item()
+        replies[row] = Reply(nats, 0, kl, agree, "")
+    return {row: replies[row] for row in caches}
+
+
+def _held_against_full(
+    vlm: VLM, caches: dict[str, KVCache], along: list[int], question: str | None, steps: int
+) -> Iterator[tuple[str, torch.Tensor, float, float]]:
+    """Of every row the logits of the first ``steps`` tokens ``along`` an answer, their KL and agreement to the full's.
+
+    Caches of similar size are fed together, the ceiling first and alone, the bare question (another prompt) last.
+    """
+    size = max(1, min(BATCH, LOGITS // ((len(along) + 1) * vlm.model.get_input_embeddings().num_embeddings)))
+    alike = sorted((row for row in caches if row not in (CEILING, BARE)), key=lambda row: caches[row].nbytes)
+    batches = [[CEILING], *(alike[i : i + size] for i in range(0, len(alike), size))]
+    batches += [[BARE]] if BARE in caches else []
+    full: torch.Tensor | None = None
+    for rows in batches:
+        asked = None if rows == [BARE] else question
+        scored = vlm.score_many([caches[row] for row in rows], along, asked)[:, :steps]
+        full = scored[0] if full is None else full
+        for row, logits in zip(rows, scored, strict=True):
+            agree = (logits.argmax(-1) == full.argmax(-1)).double().mean().item()
+            yield row, logits, round(divergence(full, logits), 6), round(agree, 6)

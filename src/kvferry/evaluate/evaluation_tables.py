@@ -1,0 +1,190 @@
+"""Tables of benchmark results, in the terminal and in RESULTS.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvferry.errors import InputError
+from kvferry.evaluate.evaluation import BARE, CEILING, FLOOR, Asked, read
+from kvferry.evaluate.metrics import Answers, Metric
+from kvferry.evaluate.metrics.base import Floats
+from kvferry.evaluate.raw import Protocol
+from kvferry.evaluate.stats import Estimate, ratio_in_groups
+from kvferry.evaluate.tables import Places, interval, markdown
+from kvferry.evaluate.tasks import Task, task_of
+
+PROTOCOLS: dict[Protocol, str] = {
+    "A": "ask, then ship: pictures or text and the question are prefilled and compressed together",
+    "B": "ship, then ask: pictures or text are prefilled and compressed first; what follows is fed on top",
+}
+ENDS = {CEILING: "ceiling", FLOOR: "floor", BARE: "floor"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Parameters
+    ----------
+    score, figures : Estimate, dict of Estimate by name
+        The metric's mean score as it is shown, and what is shown beside it.
+    change : Estimate or None
+        Of the mean score against the ceiling, paired; in nats for perplexity. None for the ceiling itself.
+    kl, agree : Estimate
+        See :class:`kvferry.evaluate.evaluation.Reply`.
+    bytes : float
+        Mean.
+    ratio : float
+        Of the full cache in BF16 to that; infinite where nothing crosses.
+    """
+
+    name: str
+    score: Estimate
+    figures: dict[str, Estimate]
+    change: Estimate | None
+    kl: Estimate
+    agree: Estimate
+    bytes: float
+    ratio: float
+
+    @property
+    def end(self) -> str:
+        """Whether this is the ceiling or the floor."""
+        return ENDS.get(self.name, "")
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of the difference to the ceiling."""
+        if self.change is None:
+            return ""
+        if self.change.low <= 0 <= self.change.high:
+            return "no difference shown"
+        return "lower" if self.change.mean < 0 else "higher"
+
+
+def summarise(task: Task, lines: Sequence[Asked], protocol: Protocol) -> list[Row]:
+    """All rows of one protocol over the questions that could be asked, which are the same for every row."""
+    mine = sorted((x for x in lines if x.protocol == protocol), key=lambda x: x.index)
+    asked = [x for x in mine if x.outcomes]
+    if not asked:
+        why = f"; the first was refused: {mine[0].refused}" if mine else ""
+        raise InputError(f"the results hold no answers under protocol {protocol}{why}")
+    metric, groups = task.metric, [x.group for x in asked]
+    names = list(asked[0].outcomes)
+    answers = {name: _answers(metric, asked, name) for name in names}
+    full = answers[CEILING].scores
+    bf16 = float(np.mean([x.bf16_bytes for x in asked]))
+    ones = np.ones(len(asked))
+    rows = []
+    for name in names:
+        mean = ratio_in_groups(answers[name].scores, ones, groups)
+        change = None if name == CEILING else ratio_in_groups(answers[name].scores - full, ones, groups)
+        size = float(np.mean([x.outcomes[name].bytes for x in asked]))
+        rows.append(
+            Row(
+                name=name,
+                score=_shown(metric, mean),
+                figures={x.name: ratio_in_groups(x.over, x.under, groups) for x in metric.figures(answers[name])},
+                change=change,
+                kl=ratio_in_groups([x.outcomes[name].kl for x in asked], ones, groups),
+                agree=ratio_in_groups([x.outcomes[name].agree for x in asked], ones, groups),
+                bytes=size,
+                ratio=bf16 / size if size else float("inf"),
+            )
+        )
+    return sorted(rows, key=lambda row: {"ceiling": 0, "floor": 2}.get(row.end, 1))
+
+
+def _answers(metric: Metric, asked: Sequence[Asked], name: str) -> Answers:
+    replies = [x.outcomes[name] for x in asked]
+    given = [np.nan if reply.score is None else reply.score for reply in replies]
+    answers = Answers(
+        [reply.said for reply in replies], [x.references for x in asked], [x.group for x in asked], np.array(given)
+    )
+    scores: Floats = metric.scores(answers)
+    return replace(answers, scores=scores)
+
+
+def _shown(metric: Metric, mean: Estimate) -> Estimate:
+    return Estimate(metric.shown(mean.mean), metric.shown(mean.low), metric.shown(mean.high), mean.n)
+
+
+def heading(task: Task, rows: Sequence[Row]) -> list[str]:
+    """Names of a table's columns."""
+    unit = "" if task.metric.higher_is_better else " in nats"
+    return [
+        "recipe", f"{task.metric.name} [95 %]", *rows[0].figures, f"to full{unit} [95 %]", "", "KL", "top-1",
+        "bytes", "x smaller",
+    ]  # fmt: skip
+
+
+def cells(row: Row) -> list[str]:
+    """The texts of one row, below :func:`heading`."""
+    return [
+        f"{row.name} ({row.end})" if row.end else row.name,
+        interval(row.score),
+        *(f"{x.mean:.3f}" for x in row.figures.values()),
+        "" if row.change is None else interval(row.change),
+        row.verdict,
+        f"{row.kl.mean:.4f}",
+        f"{row.agree.mean:.3f}",
+        f"{row.bytes:,.0f}",
+        "" if row.ratio == float("inf") else f"{row.ratio:.1f}",
+    ]
+
+
+def notes(head: dict[str, Any], lines: Sequence[Asked], protocol: Protocol, rows: Sequence[Row]) -> list[str]:
+    """What a reader must know about a table: the protocol, how many questions, what the columns mean."""
+    plan = head["evaluation"]
+    task = task_of(plan["task"])
+    mine = [x for x in lines if x.protocol == protocol]
+    refused = [x for x in mine if x.refused]
+    groups = {x.group for x in mine if x.group}
+    drawn = f"; intervals draw the {len(groups)} pictures or texts they are on" if groups else ""
+    text = [
+        f"Protocol {protocol}, {PROTOCOLS[protocol]}. n = {rows[0].score.n} questions, the same for every row{drawn}.",
+        "KL (nats a token) and top-1 agreement hold next-token distributions against the full cache's, along its "
+        f"{'own answer' if task.metric.higher_is_better else 'text'}. "
+        "Bytes are means of whole bitstreams; the ratio is to the full cache in BF16.",
+    ]
+    if any(row.name == BARE for row in rows):
+        text.append(f"`{BARE}` is the question without its context.")
+    if any(row.name.endswith("oracle") for row in rows):
+        text.append(
+            f'*proxy* rows are scored with the fixed question "{task.proxy}"; *oracle* rows with the question that '
+            "comes later, which no deployment can do."
+        )
+    if refused:
+        text.append(f"{len(refused)} questions could not be asked; the first: {refused[0].refused}.")
+    return text
+
+
+def origin(head: dict[str, Any]) -> str:
+    """Model, data, command, commit, versions and machine."""
+    plan, hub = head["evaluation"], head["hub"]
+    data = f"`{plan['data']}`" if plan["data"] else f"`{hub[0]}` ({hub[1] or 'default'})" if hub else "drawn scenes"
+    return (
+        f"Model `{plan['model']}` (fingerprint `{head['fingerprint'][:12]}`, {head['dtype']}), data {data}, split "
+        f"`{plan['split'] or (hub[2] if hub else 'validation')}`. Made by `{head['command']}` at commit "
+        f"`{head['commit'][:12]}{'+changes' if head['commit'].endswith('+changes') else ''}`, torch {head['torch']}, "
+        f"transformers {head['transformers']}, {head['machine']}."
+    )
+
+
+def render(results: Path, places: Places, title: str) -> str:
+    """One section of RESULTS.md from one raw file."""
+    head, lines = read(results)
+    task = task_of(head["evaluation"]["task"])
+    text = [f"## {title}", "", origin(head), ""]
+    for protocol in PROTOCOLS:
+        if not any(x.protocol == protocol for x in lines):
+            continue
+        rows = summarise(task, lines, protocol)
+        table = markdown(heading(task, rows), [cells(row) for row in rows])
+        text += [f"### {task.name}, protocol {protocol}", "", *notes(head, lines, protocol, rows), "", table, ""]
+    return "\n".join(text)

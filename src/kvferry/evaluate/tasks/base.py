@@ -1,0 +1,114 @@
+"""What a task is: where its rows are, and what a row asks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from kvferry.errors import InputError
+from kvferry.evaluate.metrics import Metric
+from kvferry.evaluate.raw import Protocol
+
+Row = Mapping[str, Any]
+
+SHORT = "Answer the question using a single word or phrase."
+"""What lmms-eval tells a model too where a short answer is wanted."""
+
+
+class Hub(NamedTuple):
+    """A data set on the Hugging Face Hub."""
+
+    id: str
+    config: str | None
+    split: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question, the same for every row of a table.
+
+    Parameters
+    ----------
+    images : tuple of PIL images
+    question : str
+        With what the model is told about the form of the answer.
+    references : tuple of str
+        Accepted answers.
+    context : str, optional
+        Text that stands before the question.
+    kind : str
+        Of question, as the data set sorts them.
+    group : str
+        Questions of one group share a picture or a text; see :class:`kvferry.evaluate.metrics.Answers`.
+    prefix, continuation : tuple of int
+        Instead of all that: tokens to be read, and those whose likelihood is scored.
+    """
+
+    images: tuple[Image.Image, ...] = ()
+    question: str = ""
+    references: tuple[str, ...] = ()
+    context: str | None = None
+    kind: str = ""
+    group: str = ""
+    prefix: tuple[int, ...] = ()
+    continuation: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark. One per file; its fields are those of the data set on the Hub."""
+
+    name: ClassVar[str]
+    hub: ClassVar[Hub | None] = None
+    columns: ClassVar[tuple[str, ...]] = ()
+    visual: ClassVar[bool] = True
+    """Whether there are pictures: the floor of a table is then the cache without visual tokens, else no context."""
+    protocols: ClassVar[tuple[Protocol, ...]] = ("A", "B")
+    proxy: ClassVar[str] = "What is shown in this picture?"
+    """Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
+    max_new_tokens: ClassVar[int] = 16
+
+    @property
+    def metric(self) -> Metric:
+        """How answers are judged."""
+        raise NotImplementedError
+
+    def rows(self, source: Iterable[Row], split: str, tokenizer: Any) -> Iterator[Row]:
+        """One row per question from those of the data set."""
+        yield from source
+
+    def read(self, row: Row) -> Example:
+        """What a row asks."""
+        raise NotImplementedError
+
+
+def picture(value: Any) -> Image.Image:
+    """A picture as data sets hold it: PIL, a path, bytes, or ``{"bytes": ..., "path": ...}``.
+
+    Raises
+    ------
+    InputError
+        None of these, or no picture.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        value = io.BytesIO(value)
+    elif isinstance(value, str | Path) and not Path(value).is_file():
+        raise InputError(f"there is no picture at {value}; paths in a data file are relative to the file")
+    elif not isinstance(value, Image.Image | str | Path):
+        raise InputError(f"a {type(value).__name__} is not a picture; a data file holds paths, or bytes in parquet")
+    try:
+        return value if isinstance(value, Image.Image) else Image.open(value).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"a picture of the data cannot be read ({error}); check the file") from None
+
+
+def first(values: Any) -> str:
+    """The first of a list of texts, or nothing."""
+    return str(values[0]) if values is not None and len(values) else ""

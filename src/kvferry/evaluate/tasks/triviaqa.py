@@ -1,0 +1,41 @@
+"""TriviaQA, reading comprehension (M. Joshi et al., arXiv 1705.03551)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar
+
+from kvferry.evaluate.metrics import Metric, WordF1
+from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task
+
+
+@dataclass(frozen=True)
+class TriviaQA(Task):
+    """Quiz questions, with Wikipedia pages and web pages that may tell.
+
+    Parameters
+    ----------
+    words : int
+        Of the pages (Wikipedia's first, in the data set's order, one after the other) so many words are given.
+    """
+
+    words: int = 3000
+    name: ClassVar[str] = "triviaqa"
+    hub: ClassVar[Hub] = Hub("mandarjoshi/trivia_qa", "rc", "validation")
+    columns: ClassVar[tuple[str, ...]] = ("question", "entity_pages", "search_results", "answer")
+    visual: ClassVar[bool] = False
+    proxy: ClassVar[str] = "What is this text about?"
+    max_new_tokens: ClassVar[int] = 32
+
+    @property
+    def metric(self) -> Metric:
+        """F1 and exact match."""
+        return WordF1()
+
+    def read(self, row: Row) -> Example:
+        """``answer`` holds ``value`` and its ``aliases``."""
+        pages = chain(row["entity_pages"]["wiki_context"], row["search_results"]["search_context"])
+        text = " ".join(list(chain.from_iterable(str(page).split() for page in pages))[: self.words])
+        answers = dict.fromkeys([str(row["answer"]["value"]), *(str(x) for x in row["answer"]["aliases"])])
+        return Example(question=f"{row['question']}\n{SHORT}", references=tuple(answers), context=text or None)
