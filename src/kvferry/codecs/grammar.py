@@ -99,7 +99,7 @@ def with_options(default: T, name: str, options: Iterable[str], also: Iterable[s
 
     ``also`` names options that exist elsewhere, so that a misspelt one is suggested too.
     """
-    hints = _hints(type(default))
+    hints = _hints(type(default))  # type: ignore[arg-type]
     known = {f.name: hints[f.name] for f in fields(default) if f.default is not MISSING}  # type: ignore[arg-type]
     changed: dict[str, Any] = {}
     for option in options:

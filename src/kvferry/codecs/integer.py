@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Literal
@@ -71,7 +71,7 @@ class Integer:
         sides = ("keys", keys), ("values", values)
         if self.coder == "packed" or not keys.numel() or keys.shape[:2] != values.shape[:2]:
             (a, x), (b, y) = (_quantize_packed(layer, what, tensor, self.bits) for what, tensor in sides)
-            return b"".join([split_words(np.concatenate([a.reshape(-1), b.reshape(-1)])), *x, *y])
+            return b"".join([split_words(np.concatenate([a.reshape(-1), b.reshape(-1)])), x, y])
         both = [quantize(layer, what, tensor, self.bits) for what, tensor in sides]
         scales = np.concatenate([scale.reshape(-1) for scale, _ in both])
         packed = b"".join([split_words(scales), *(pack(x.reshape(-1), self.bits).data for _, x in both)])
@@ -92,6 +92,7 @@ class Integer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values in bfloat16."""
         shapes = key_shape, value_shape
+        back: Callable[[Words, Bytes, int, Shape], torch.Tensor] = restore
         vectors = key_shape[0] * key_shape[1]
         counts = [math.prod(shape) for shape in shapes]
         sizes = [2 * (vectors + value_shape[0] * value_shape[1]), *(packed_size(x, self.bits) for x in counts)]
@@ -103,7 +104,6 @@ class Integer:
             channels = decoder.adaptive(sum(rows), kept, 1 << self.bits)
             numbers = np.split(channels.astype(np.uint8), rows[:1])
             decoder.finish()
-            back = restore
         else:
             check_size(layer, payload, sum(sizes))
             octets = np.frombuffer(payload, np.uint8)
@@ -118,7 +118,7 @@ class Integer:
     def encode_side(self, layer: int, what: What, tensor: torch.Tensor, positions: torch.Tensor) -> bytes:
         """Scales, then packed numbers; see :class:`~kvferry.codecs.side.Side`."""
         scales, packed = _quantize_packed(layer, what, tensor, self.bits)
-        return b"".join([split_words(scales.reshape(-1)), *packed])
+        return b"".join([split_words(scales.reshape(-1)), packed])
 
     def side_size(self, what: What, shape: Shape, positions: torch.Tensor) -> int:
         """Two bytes a scale, and the packed numbers."""
@@ -139,8 +139,8 @@ def quantize(layer: int, what: str, tensor: torch.Tensor, bits: int) -> tuple[Wo
     by_channel = np.empty((heads, dim, kept), np.uint8)
     if bits > 1 and tensor.dtype == torch.bfloat16 and (kernels := compiled(tensor.numel())):
         words = np.empty((heads, kept), np.uint16)
-        for head in zip(words_of(tensor), words, by_channel, strict=True):
-            if kernels.quantize(head[0], bits, *head[1:]) > _LARGEST:
+        for source, scale_words, target in zip(words_of(tensor), words, by_channel, strict=True):
+            if kernels.quantize(source, bits, scale_words, target) > _LARGEST:
                 raise not_finite(layer, what)
         return words, by_channel
     scales = torch.empty(heads, kept)
@@ -174,22 +174,22 @@ def _restore(words: Words, numbers: Bytes, bits: int, out: torch.Tensor) -> None
     heads, n, dim = out.shape
     words, by_channel = words.reshape(heads, n), numbers.reshape(heads, dim, n)
     if bits > 1 and dim % 2 == 0 and (kernels := compiled(out.numel())) and (words & 0x7FFF).max() < _INFINITY:
-        for head in zip(by_channel, words, words_of(out).view(np.uint32), strict=True):
-            kernels.restore(head[0], bits, *head[1:])
+        for source, scale_words, target in zip(by_channel, words, words_of(out).view(np.uint32), strict=True):
+            kernels.restore(source, bits, scale_words, target)
         return
     levels = torch.from_numpy(by_channel.transpose(0, 2, 1).astype(np.float32, order="C"))
     centred = levels.mul_(2).sub_(1) if bits == 1 else levels.sub_(2 ** (bits - 1))
     out.copy_(centred.mul_(bfloat16_of(words).float()[..., None]))
 
 
-def _quantize_packed(layer: int, what: str, tensor: torch.Tensor, bits: int) -> tuple[Words, list[Bytes]]:
+def _quantize_packed(layer: int, what: str, tensor: torch.Tensor, bits: int) -> tuple[Words, bytes]:
     """:func:`quantize`, packed part by part, so that a part's numbers stay in the processor's cache until they are."""
     words, packed = [], []
     for part in _parts(tensor.shape):
         some, numbers = quantize(layer, what, tensor[part], bits)
         words.append(some)
-        packed.append(pack(numbers.reshape(-1), bits))
-    return np.concatenate(words), packed
+        packed.append(pack(numbers.reshape(-1), bits).data)
+    return np.concatenate(words), b"".join(packed)
 
 
 def _restore_packed(words: Words, octets: Bytes, bits: int, shape: Shape) -> torch.Tensor:
