@@ -12,9 +12,12 @@ virtual environment of their own).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ from rich.table import Table
 
 from kvferry.bitstream import inspect, records
 from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.codecs import Codec, parse_codec
+from kvferry.codecs import Codec, packing, parse_codec
 from kvferry.errors import KVFerryError
 from kvferry.recipe import compress, decompress
 
@@ -47,6 +50,14 @@ def random_cache(tokens: int = 1400, layers: int = 4, heads: int = 4, dim: int =
     return KVCache(tuple(LayerCache(make(), make(), positions) for _ in range(layers)), layout, tokens, "")
 
 
+def keep_memory() -> None:
+    """Let glibc keep what is freed: else every round measures the system's page faults, of memcpy most of all."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)
+        libc.mallopt(-1, (1 << 31) - 1)
+
+
 def in_turn(actions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Least processor seconds of each action; they take turns. On a busy machine, a clock on the wall would count what
     others do; the least is what they disturb least."""
@@ -60,11 +71,40 @@ def in_turn(actions: Sequence[Callable[[], object]], rounds: int) -> list[float]
     return [min(record) for record in seconds]
 
 
+def integers_against_memcpy(layers: int, rounds: int) -> list[dict[str, object]]:
+    """Integer codecs with numba's kernels and without, over copying the same BF16 tensors into memory that is there."""
+    cache = random_cache(layers=layers)
+    tensors = [tensor for layer in cache for tensor in (layer.keys, layer.values)]
+    held = [torch.empty_like(tensor) for tensor in tensors]
+    rows: list[dict[str, object]] = []
+    for name in ("int8", "int4"):
+        codec = parse_codec(name)
+        encode = lambda codec=codec: [  # noqa: E731
+            codec.encode(i, x.keys, x.values, x.positions, cache.layout) for i, x in enumerate(cache)
+        ]
+        payloads = encode()
+        for path in ("numba", "torch"):
+            with patch.object(packing, "_kernels", packing._kernels if path == "numba" else lambda: None):
+                copy, write, read = in_turn(
+                    [
+                        lambda: [a.copy_(b) for a, b in zip(held, tensors, strict=True)],
+                        encode,
+                        lambda codec=codec, p=payloads: decode(codec, p, cache),
+                    ],
+                    rounds,
+                )
+            speed = sum(tensor.nbytes for tensor in tensors) / copy / 1e9
+            row = {"what": f"{name}, {path}", "memcpy GB/s": speed}
+            rows.append(row | {"pack/memcpy": copy / write, "unpack/memcpy": copy / read})
+    return rows
+
+
 def codecs_against_memcpy(rounds: int) -> list[dict[str, object]]:
-    """Throughput of codecs, lossless stages and peers in BF16 bytes over that of cloning the same tensors."""
+    """Throughput of codecs, lossless stages and peers in BF16 bytes over that of copying the same tensors."""
     cache = random_cache()
     tensors = [tensor for layer in cache for tensor in (layer.keys, layer.values)]
-    clone = lambda: [tensor.clone() for tensor in tensors]  # noqa: E731
+    held = [torch.empty_like(tensor) for tensor in tensors]
+    clone = lambda: [a.copy_(b) for a, b in zip(held, tensors, strict=True)]  # noqa: E731
     rows: list[dict[str, object]] = []
 
     def row(name: str, size: int, pack: Callable[[], object], unpack: Callable[[], object]) -> None:
@@ -168,7 +208,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     shape = "4 x [2, 4, 1400, 128] BF16"
+    keep_memory()
+    rounds = arguments.rounds
     tables = {
+        **{
+            f"integers: ratio to memcpy, {where} ({layers} x [2, 4, 1400, 128] BF16, {where})": integers_against_memcpy(
+                layers, n
+            )
+            for layers, where, n in ((4, "small", rounds), (28, "large", min(rounds, 5)))
+        },
         f"codecs: throughput as a ratio to memcpy ({shape})": codecs_against_memcpy(arguments.rounds),
         f"whole bitstreams: throughput as a ratio to memcpy ({shape})": against_memcpy(
             random_cache(), RECIPES, arguments.rounds

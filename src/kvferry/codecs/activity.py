@@ -42,10 +42,11 @@ class Activity:
 
     def update(self, rows: npt.NDArray[np.uint8], symbols: npt.NDArray[np.int32]) -> None:
         """Learn from coefficients (``[m, tokens]``), for which calibration has these rows of the models (``[m]``)."""
-        share = _ONE * _ONE // (_ONE + _expected()[rows])[:, None]
+        share = _shares()[rows]
         weight = _ONE - share
         magnitude = np.minimum(np.abs(symbols.astype(np.int64)), _LARGEST * _ONE)
-        self._seen += np.minimum(magnitude * share, _LARGEST * weight).sum(0)
+        magnitude *= share[:, None]
+        self._seen += np.minimum(magnitude, _LARGEST * weight[:, None], out=magnitude).sum(0)
         self._expected += int(weight.sum())
 
 
@@ -56,6 +57,12 @@ def _expected() -> Numbers:
     reach = frequencies.shape[1] // 2
     mean: Numbers = frequencies @ np.abs(np.arange(-reach, reach + 1)) * _ONE // TOTAL
     return mean
+
+
+@cache
+def _shares() -> Numbers:
+    """What a magnitude of one weighs, ``1 / (1 + e)`` in units of ``2**-16``, for each row of the family."""
+    return _ONE * _ONE // (_ONE + _expected())
 
 
 @cache

@@ -46,7 +46,7 @@ def nearest(deviation: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 def model_of(octaves: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     """Which row of a family has the standard deviation ``2 ** (octaves / 8)`` steps, or is nearest to it."""
-    rows: npt.NDArray[np.uint8] = np.clip(octaves - _LOWEST, 0, SCALES - 1).astype(np.uint8)
+    rows: npt.NDArray[np.uint8] = np.minimum(np.maximum(octaves - _LOWEST, 0), SCALES - 1).astype(np.uint8)
     return rows
 
 

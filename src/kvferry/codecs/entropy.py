@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,10 +69,12 @@ class Encoder:
         if not len(symbols):
             return
         reach = models.reach
-        clipped = np.clip(symbols, -reach, reach).astype(np.int32)
-        for model, part in zip(_coders(models, which), np.split(clipped + reach, np.cumsum(counts)[:-1]), strict=True):
+        columns = np.minimum(np.maximum(symbols, -reach), reach).astype(np.int32) + reach
+        for model, part in zip(_coders(models, which), _cut(columns, counts), strict=True):
             self._coder.encode(part, model)
-        self.excess(np.abs(symbols.astype(np.int64))[np.abs(clipped) == reach] - reach)
+        ends = (columns == 0) | (columns == 2 * reach)
+        if ends.any():
+            self.excess(np.abs(symbols[ends].astype(np.int64)) - reach)
 
     def excess(self, values: Index) -> None:
         """``values`` from 0 to ``2**32 - 2``, small ones in few bits: Elias gamma codes."""
@@ -136,13 +139,16 @@ class Decoder:
         if not np.sum(counts):
             return np.empty(0, np.int32)
         reach = models.reach
-        parts = [self._read(m, int(n)) for m, n in zip(_coders(models, which), counts, strict=True) if n]
-        symbols = np.concatenate(parts).astype(np.int64) - reach
+        parts = [self._read(m, n) for m, n in zip(_coders(models, which), counts.tolist(), strict=True) if n]
+        symbols: Symbols = np.concatenate(parts) - np.int32(reach)
         ends = np.flatnonzero(np.abs(symbols) == reach)
-        symbols[ends] += np.sign(symbols[ends]) * self.excess(len(ends))
-        if np.abs(symbols + 0.5).max() > 2**31:
-            raise CorruptError("range-coded symbols that no 32 bits hold")
-        return symbols.astype(np.int32)
+        if len(ends):
+            signs = np.sign(symbols[ends]).astype(np.int64)
+            beyond = signs * (reach + self.excess(len(ends)))
+            if np.abs(beyond + 0.5).max() > 2**31:
+                raise CorruptError("range-coded symbols that no 32 bits hold")
+            symbols[ends] = beyond
+        return symbols
 
     def excess(self, count: int) -> npt.NDArray[np.int64]:
         """What :meth:`Encoder.excess` got, ``[count]``."""
@@ -219,6 +225,11 @@ def decode(payload: bytes, counts: Index, which: Index, models: Models) -> Symbo
     symbols = decoder.groups(counts, which, models)
     decoder.finish()
     return symbols
+
+
+def _cut(columns: Symbols, counts: Index) -> Iterator[Symbols]:
+    """Group after group."""
+    return (columns[start:stop] for start, stop in pairwise([0, *np.cumsum(counts).tolist()]))
 
 
 def _coders(models: Models, which: Index) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, replace
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -87,12 +88,18 @@ def named_text(table: Mapping[str, Any], codec: Any) -> str:
     return text + "".join(f",{key}={value}" for key, value in changed.items())
 
 
+@cache
+def _hints(part: type) -> Mapping[str, Any]:
+    """Types of a dataclass' fields."""
+    return get_type_hints(part)
+
+
 def with_options(default: T, name: str, options: Iterable[str], also: Iterable[str] = ()) -> T:
     """``default`` (a dataclass) with ``key=value`` options applied, converted to the types of its fields.
 
     ``also`` names options that exist elsewhere, so that a misspelt one is suggested too.
     """
-    hints = get_type_hints(type(default))
+    hints = _hints(type(default))  # type: ignore[arg-type]
     known = {f.name: hints[f.name] for f in fields(default) if f.default is not MISSING}  # type: ignore[arg-type]
     changed: dict[str, Any] = {}
     for option in options:

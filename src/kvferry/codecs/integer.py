@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Literal
@@ -11,14 +12,17 @@ import numpy as np
 import torch
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import Shape, check_size
+from kvferry.codecs.base import LIMIT, Shape, check_size, not_finite
 from kvferry.codecs.entropy import Decoder, Encoder
-from kvferry.codecs.packing import Bytes, Words, join_words, pack, packed_size, split_words, unpack
-from kvferry.codecs.side import What, bfloat16_of, finite, round_up
+from kvferry.codecs.packing import Bytes, Words, compiled, join_words, pack, packed_size, split_words, unpack
+from kvferry.codecs.side import What, bfloat16_of, finite, round_up, words_of
 from kvferry.errors import InputError
 
 _BLOCK = 1024
 """Tokens of one head at a time: what lies between input and payload stays in the processor's cache."""
+_INFINITY = 0x7F80
+_LARGEST = int(np.float32(LIMIT).view(np.uint32)) >> 16
+"""Bits of the largest bfloat16 that is not beyond the limit."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,13 @@ class Integer:
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
     ) -> bytes:
         """Raises :class:`~kvferry.errors.InputError` on NaN, infinity, or what bfloat16 cannot hold."""
-        both = [quantize(layer, what, x, self.bits) for what, x in (("keys", keys), ("values", values))]
+        sides = ("keys", keys), ("values", values)
+        if self.coder == "packed" or not keys.numel() or keys.shape[:2] != values.shape[:2]:
+            (a, x), (b, y) = (_quantize_packed(layer, what, tensor, self.bits) for what, tensor in sides)
+            return b"".join([split_words(np.concatenate([a.reshape(-1), b.reshape(-1)])), x, y])
+        both = [quantize(layer, what, tensor, self.bits) for what, tensor in sides]
         scales = np.concatenate([scale.reshape(-1) for scale, _ in both])
         packed = b"".join([split_words(scales), *(pack(x.reshape(-1), self.bits).data for _, x in both)])
-        if self.coder == "packed" or not keys.numel() or keys.shape[:2] != values.shape[:2]:
-            return packed
         encoder = Encoder()
         encoder.words(np.concatenate([scale for scale, _ in both]))
         encoder.adaptive(np.concatenate([x.reshape(-1, x.shape[-1]) for _, x in both]), 1 << self.bits)
@@ -86,6 +92,7 @@ class Integer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values in bfloat16."""
         shapes = key_shape, value_shape
+        back: Callable[[Words, Bytes, int, Shape], torch.Tensor] = restore
         vectors = key_shape[0] * key_shape[1]
         counts = [math.prod(shape) for shape in shapes]
         sizes = [2 * (vectors + value_shape[0] * value_shape[1]), *(packed_size(x, self.bits) for x in counts)]
@@ -100,18 +107,18 @@ class Integer:
         else:
             check_size(layer, payload, sum(sizes))
             octets = np.frombuffer(payload, np.uint8)
-            scales, *packed = (octets[a:b] for a, b in pairwise(np.cumsum([0, *sizes])))
+            scales, *numbers = (octets[a:b] for a, b in pairwise(np.cumsum([0, *sizes])))
             words = join_words(scales)
-            numbers = [unpack(x, self.bits, count) for x, count in zip(packed, counts, strict=True)]
+            back = _restore_packed
         return (
-            restore(words[:vectors], numbers[0], self.bits, key_shape),
-            restore(words[vectors:], numbers[1], self.bits, value_shape),
+            back(words[:vectors], numbers[0], self.bits, key_shape),
+            back(words[vectors:], numbers[1], self.bits, value_shape),
         )
 
     def encode_side(self, layer: int, what: What, tensor: torch.Tensor, positions: torch.Tensor) -> bytes:
         """Scales, then packed numbers; see :class:`~kvferry.codecs.side.Side`."""
-        scales, numbers = quantize(layer, what, tensor, self.bits)
-        return b"".join([split_words(scales.reshape(-1)), pack(numbers.reshape(-1), self.bits).data])
+        scales, packed = _quantize_packed(layer, what, tensor, self.bits)
+        return b"".join([split_words(scales.reshape(-1)), packed])
 
     def side_size(self, what: What, shape: Shape, positions: torch.Tensor) -> int:
         """Two bytes a scale, and the packed numbers."""
@@ -120,8 +127,7 @@ class Integer:
     def decode_side(self, what: What, octets: Bytes, shape: Shape, positions: torch.Tensor) -> torch.Tensor:
         """See :class:`~kvferry.codecs.side.Side`."""
         split = 2 * shape[0] * shape[1]
-        numbers = unpack(octets[split:], self.bits, math.prod(shape))
-        return restore(join_words(octets[:split]), numbers, self.bits, shape)
+        return _restore_packed(join_words(octets[:split]), octets[split:], self.bits, shape)
 
 
 def quantize(layer: int, what: str, tensor: torch.Tensor, bits: int) -> tuple[Words, Bytes]:
@@ -130,8 +136,14 @@ def quantize(layer: int, what: str, tensor: torch.Tensor, bits: int) -> tuple[Wo
     ``layer`` and ``what`` are named where it is not finite.
     """
     heads, kept, dim = tensor.shape
-    scales = torch.empty(heads, kept)
     by_channel = np.empty((heads, dim, kept), np.uint8)
+    if bits > 1 and tensor.dtype == torch.bfloat16 and (kernels := compiled(tensor.numel())):
+        words = np.empty((heads, kept), np.uint16)
+        for source, scale_words, target in zip(words_of(tensor), words, by_channel, strict=True):
+            if kernels.quantize(source, bits, scale_words, target) > _LARGEST:
+                raise not_finite(layer, what)
+        return words, by_channel
+    scales = torch.empty(heads, kept)
     for head, start in product(range(heads), range(0, kept, _BLOCK)):
         block = slice(start, start + _BLOCK)
         scale, numbers = _levels(finite(layer, what, tensor[head, block]), bits)
@@ -152,9 +164,47 @@ def _levels(numbers: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tenso
 
 def restore(words: Words, numbers: Bytes, bits: int, shape: Shape) -> torch.Tensor:
     """What :func:`quantize` gave, as numbers ``[heads, n, d]`` in bfloat16."""
-    heads, n, dim = shape
-    scale = bfloat16_of(words.reshape(-1)).float().reshape(heads, n, 1)
-    by_channel = numbers.reshape(heads, dim, n)
+    out = torch.empty(shape, dtype=torch.bfloat16)
+    _restore(words, numbers, bits, out)
+    return out
+
+
+def _restore(words: Words, numbers: Bytes, bits: int, out: torch.Tensor) -> None:
+    """:func:`restore`, to ``out``."""
+    heads, n, dim = out.shape
+    words, by_channel = words.reshape(heads, n), numbers.reshape(heads, dim, n)
+    if bits > 1 and dim % 2 == 0 and (kernels := compiled(out.numel())) and (words & 0x7FFF).max() < _INFINITY:
+        for source, scale_words, target in zip(by_channel, words, words_of(out).view(np.uint32), strict=True):
+            kernels.restore(source, bits, scale_words, target)
+        return
     levels = torch.from_numpy(by_channel.transpose(0, 2, 1).astype(np.float32, order="C"))
     centred = levels.mul_(2).sub_(1) if bits == 1 else levels.sub_(2 ** (bits - 1))
-    return centred.mul_(scale).to(torch.bfloat16)
+    out.copy_(centred.mul_(bfloat16_of(words).float()[..., None]))
+
+
+def _quantize_packed(layer: int, what: str, tensor: torch.Tensor, bits: int) -> tuple[Words, bytes]:
+    """:func:`quantize`, packed part by part, so that a part's numbers stay in the processor's cache until they are."""
+    words, packed = [], []
+    for part in _parts(tensor.shape):
+        some, numbers = quantize(layer, what, tensor[part], bits)
+        words.append(some)
+        packed.append(pack(numbers.reshape(-1), bits).data)
+    return np.concatenate(words), b"".join(packed)
+
+
+def _restore_packed(words: Words, octets: Bytes, bits: int, shape: Shape) -> torch.Tensor:
+    """Undo :func:`_quantize_packed`."""
+    out = torch.empty(shape, dtype=torch.bfloat16)
+    words, at = words.reshape(shape[:2]), 0
+    for part in _parts(shape):
+        count = out[part].numel()
+        size = packed_size(count, bits)
+        _restore(words[part], unpack(octets[at : at + size], bits, count), bits, out[part])
+        at += size
+    return out
+
+
+def _parts(shape: Sequence[int]) -> list[slice]:
+    """Every head by itself where it ends with a whole byte, else all of them."""
+    heads, kept, dim = shape
+    return [slice(head, head + 1) for head in range(heads)] if heads and kept * dim % 8 == 0 else [slice(heads)]

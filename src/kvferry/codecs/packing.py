@@ -8,11 +8,31 @@ random quarter of the tokens kept 7, 8 and 2 %.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint16]
+
+_WORTH = 1 << 16
+"""Fewer numbers are done before compiled code is loaded."""
+
+
+def compiled(count: int) -> Any:
+    """:mod:`kvferry.codecs.kernels` for an array of so many numbers, or None: the plain path gives the same bytes."""
+    return _kernels() if count >= _WORTH else None
+
+
+@cache
+def _kernels() -> Any:
+    try:
+        from kvferry.codecs import kernels
+    except ImportError:
+        return None
+    return kernels
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -30,6 +50,11 @@ def pack(values: Bytes, bits: int) -> Bytes:
         return values
     if bits == 1:
         return np.packbits(values, bitorder="little")
+    if bits == 4 and (kernels := compiled(len(values))):
+        eights = _padded(np.ascontiguousarray(values), 16).reshape(-1).view(np.uint64)
+        words = np.empty(len(eights) // 2, np.uint64)
+        kernels.pack4(eights, words)
+        return words.view(np.uint8)[: packed_size(len(values), bits)]
     if bits in (2, 4):
         lanes = _padded(values, 8 // bits)
         out = lanes[:, 0].copy()
@@ -50,6 +75,12 @@ def unpack(packed: Bytes, bits: int, count: int) -> Bytes:
         return packed
     if bits == 1:
         return np.unpackbits(packed, count=count, bitorder="little")
+    if bits == 4 and (kernels := compiled(count)):
+        words = np.zeros(-(-len(packed) // 8), np.uint64)
+        words.view(np.uint8)[: len(packed)] = packed
+        eights = np.empty(2 * len(words), np.uint64)
+        kernels.unpack4(words, eights)
+        return eights.view(np.uint8)[:count]
     mask = (1 << bits) - 1
     if bits in (2, 4):
         out = np.empty((len(packed), 8 // bits), np.uint8)

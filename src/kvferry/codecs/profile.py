@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -196,8 +197,8 @@ def to_rows(
     where : int64 ``[axes, k]``
         Rotary positions.
     """
-    turned = [k.float() if r is None else r.unrotate(k.float(), where) for k, r in zip(keys, rotary, strict=True)]
-    return torch.stack([torch.stack(turned), values.float()], 2).permute(3, 0, 1, 2, 4).flatten(1)
+    turned = _turned(rotary, keys.float(), where, forwards=False)
+    return torch.stack([turned, values.float()], 2).permute(3, 0, 1, 2, 4).flatten(1)
 
 
 def from_rows(
@@ -207,8 +208,28 @@ def from_rows(
     layers, heads, dim = shape
     x = rows.nan_to_num().clamp(-LIMIT, LIMIT).view(len(rows), layers, heads, 2, dim)
     keys, values = x.permute(3, 1, 2, 0, 4)
-    turned = [k if r is None else r.rotate(k, where) for k, r in zip(keys, rotary, strict=True)]
-    return torch.stack(turned).bfloat16(), values.bfloat16()
+    return _turned(rotary, keys, where, forwards=True).bfloat16(), values.bfloat16()
+
+
+def _turned(
+    rotary: Sequence[Rotary | None], keys: torch.Tensor, where: torch.Tensor, *, forwards: bool
+) -> torch.Tensor:
+    """Keys of all layers, turned forwards or back; neighbouring layers that turn alike go together."""
+    parts: list[torch.Tensor] = []
+    start = 0
+    for _, alike in groupby(rotary, _way):
+        way, *others = alike
+        some = keys[start : start + 1 + len(others)]
+        start += len(some)
+        parts.append(some if way is None else way.rotate(some, where) if forwards else way.unrotate(some, where))
+    return torch.cat(parts)
+
+
+def _way(way: Rotary | None) -> tuple[object, ...]:
+    """Equal for layers that turn alike."""
+    if way is None:
+        return ()
+    return way.inv_freq.tolist(), *(getattr(way, name) for name in _ROTARY)
 
 
 def words(layout: PromptLayout) -> torch.Tensor:

@@ -71,8 +71,7 @@ def finite(layer: int, what: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def to_words(tensor: torch.Tensor) -> bytes:
     """Two bytes a number, rounded to the nearest bfloat16; all high bytes, then all low bytes."""
-    words = tensor.to(torch.bfloat16).cpu().contiguous().view(torch.int16)
-    return split_words(words.numpy().view(np.uint16).reshape(-1))
+    return split_words(words_of(tensor.to(torch.bfloat16)).reshape(-1))
 
 
 def from_words(octets: Bytes) -> torch.Tensor:
@@ -83,6 +82,11 @@ def from_words(octets: Bytes) -> torch.Tensor:
 def bfloat16_of(words: Words) -> torch.Tensor:
     """The bfloat16 numbers whose bits are ``words``."""
     return torch.from_numpy(words.view(np.int16)).view(torch.bfloat16)
+
+
+def words_of(numbers: torch.Tensor) -> Words:
+    """The bits of a bfloat16 tensor, sharing its memory where it lies there in C order on the CPU."""
+    return numbers.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
 def round_up(numbers: torch.Tensor) -> torch.Tensor:

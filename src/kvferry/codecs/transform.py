@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -190,27 +190,27 @@ def _octaves(basis: Basis, alive: torch.Tensor, step: int) -> Numbers:
 
 def _write(encoder: Encoder, symbols: npt.NDArray[np.int32], octaves: Numbers) -> None:
     """``symbols [r, k]``, some coefficients at a time, each token's by the models that suit it."""
-    activity = Activity(symbols.shape[1])
-    for some in _batches(len(octaves)):
+    activity, rows = Activity(symbols.shape[1]), densities.model_of(octaves)
+    for some in _batches(symbols):
         order, counts, which = _by_model(octaves[some, None] + activity.octaves())
         encoder.groups(symbols[some].reshape(-1)[order], counts, which, densities.laplace())
-        activity.update(densities.model_of(octaves[some]), symbols[some])
+        activity.update(rows[some], symbols[some])
 
 
 def _read(decoder: Decoder, tokens: int, octaves: Numbers) -> npt.NDArray[np.int32]:
     """What :func:`_write` got."""
-    activity = Activity(tokens)
+    activity, rows = Activity(tokens), densities.model_of(octaves)
     symbols = np.empty((len(octaves), tokens), np.int32)
-    for some in _batches(len(octaves)):
+    for some in _batches(symbols):
         order, counts, which = _by_model(octaves[some, None] + activity.octaves())
         symbols[some].reshape(-1)[order] = decoder.groups(counts, which, densities.laplace())
-        activity.update(densities.model_of(octaves[some]), symbols[some])
+        activity.update(rows[some], symbols[some])
     return symbols
 
 
-def _batches(count: int) -> Iterator[slice]:
+def _batches(symbols: npt.NDArray[np.int32]) -> Iterator[slice]:
     """A quarter as many coefficients as came before, at least one: fewer calls, next to nothing lost."""
-    start = 0
+    start, count = 0, len(symbols) if symbols.size else 0
     while start < count:
         stop = start + max(1, start // 4)
         yield slice(start, stop)
@@ -221,8 +221,8 @@ def _by_model(octaves: Numbers) -> tuple[Numbers, Numbers, Numbers]:
     """Symbols (flat) in the order of their models, how many each model has, and which models those are."""
     models = densities.model_of(octaves).reshape(-1)
     counts = np.bincount(models)
-    which = np.flatnonzero(counts)
-    return np.argsort(models, kind="stable"), counts[which], which
+    which = counts.nonzero()[0]
+    return models.argsort(kind="stable"), counts[which], which
 
 
 @cache
@@ -233,6 +233,7 @@ def _bits() -> npt.NDArray[np.float64]:
     return bits
 
 
+@lru_cache(maxsize=64)
 def _step(basis: Basis, ratio: float) -> int:
     """The smallest step at which a token takes ``16 / ratio`` bits a number, by the entropy of its coefficients."""
     octaves = basis.octaves.numpy().astype(np.int64)
