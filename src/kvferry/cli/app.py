@@ -17,6 +17,7 @@ from kvferry.cli.diagnose import diagnose
 from kvferry.cli.inspect import inspect
 from kvferry.cli.link import link, trace
 from kvferry.cli.profile import profile
+from kvferry.cli.scout_overlap import scout_overlap
 from kvferry.cli.serve import serve
 from kvferry.cli.simulate import simulate
 from kvferry.cli.sweep import results, sweep
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile,
+    simulate, break_even, profile, scout_overlap,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -65,7 +65,7 @@ class Scribe:
 
     def __init__(self, path: Path) -> None:
         self._names = _Names()
-        for record in _records(path):
+        for record in json_lines(path):
             if "sweep" not in record:
                 self._names.unpack(record)
         self._file = path.open("a")
@@ -91,7 +91,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
     head: dict[str, Any] = {}
     lines = []
     names = _Names()
-    for record in _records(path):
+    for record in json_lines(path):
         if "sweep" in record:
             head = record
         else:
@@ -101,7 +101,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
     return head, lines
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def json_lines(path: Path) -> list[Any]:
+    """Every line of a file that is whole."""
     records = []
     for text in path.read_text().splitlines():
         try:

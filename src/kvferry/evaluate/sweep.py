@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kvferry.errors import BudgetError, InputError, KVFerryError
 from kvferry.evaluate.divergence import divergence
+from kvferry.evaluate.forced import forced_logits, says
 from kvferry.evaluate.raw import Line, Outcome, Protocol, Scribe, drop_half_line, read
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.selection.full import Full
 
 if TYPE_CHECKING:
-    import torch
-
     from kvferry.cache import KVCache
     from kvferry.evidence import EvidenceRequest, Prefilled
     from kvferry.models import VLM
@@ -42,9 +41,6 @@ Apply = Literal["post_hoc", "construction"]
 
 PROXY_QUESTION = "how many shapes are there?"
 """Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
-
-BATCH = 16
-"""Caches of similar size that are judged in one forward pass."""
 
 NEEDS_QUESTION = ("question", "post_vision")
 """Rows that a scene without a question does not have: protocol B scores them with a proxy and with an oracle. A window
@@ -226,24 +222,18 @@ def _judge(
     vlm: VLM, caches: dict[str, KVCache], question: str | None, truth: str, sweep: Sweep
 ) -> dict[str, tuple[bool, float | None]]:
     """Whether the model says ``truth`` on top of each cache, and how far it is from what it says on the full one."""
-    from kvferry.models.resume import stop_ids
     from kvferry.testbed import exact_match
 
     if sweep.check == "generate":
         most = sweep.max_new_tokens
         said = {r: vlm.answer(c, question, max_new_tokens=most) for r, c in caches.items()}
         return {r: (exact_match(text, truth), None) for r, text in said.items()}
-    wanted = vlm.tokenizer(truth, add_special_tokens=False)["input_ids"]
-    logits: dict[str, torch.Tensor] = {}
-    by_size = sorted(caches, key=lambda row: caches[row].nbytes)
-    for batch in (by_size[i : i + BATCH] for i in range(0, len(by_size), BATCH)):
-        logits.update(zip(batch, vlm.score_many([caches[row] for row in batch], wanted, question), strict=True))
+    logits = forced_logits(vlm, caches, truth, question)
     full = next((x for row, x in logits.items() if row.startswith("full|bf16")), None)
     judged = {}
     for row in caches:
-        best = logits[row].argmax(-1).tolist()
-        right = best[:-1] == wanted and best[-1] in stop_ids(vlm.model)
-        judged[row] = right, None if full is None else round(divergence(full, logits[row]), 6)
+        kl = None if full is None else round(divergence(full, logits[row]), 6)
+        judged[row] = says(vlm, logits[row], truth), kl
     return judged
 
 
