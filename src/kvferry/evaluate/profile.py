@@ -52,6 +52,7 @@ class Measured:
     compress_seconds: float
     decompress_seconds: float
     cloud_seconds: float
+    prefill_seconds: float = 0.0
 
 
 def usual_modes(edge: VLM, cloud: VLM) -> tuple[str, ...]:
@@ -155,7 +156,8 @@ def _cross(mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holding
     messages.append(pb.AskRequest(end=pb.AskRequest.End(bytes=sum(map(len, chunks)))))
     here, compress, decompress, there = (b - a for a, b in pairwise(times))
     nbytes = sum(message.ByteSize() for message in messages)
-    return Measured(text, nbytes, here - encoded_before, compress + encoded_before, decompress, there)
+    seconds = here - encoded_before, compress + encoded_before, decompress, there, receiver.prefill_seconds
+    return Measured(text, nbytes, *seconds)
 
 
 def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[str]) -> OperatingPoint:
@@ -180,6 +182,7 @@ def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[st
         needs=mode.LEAVES,
         n=len(runs),
         interval=(min(low, quality), max(high, quality)),
+        prefill_seconds=median("prefill_seconds"),
     )
 
 
