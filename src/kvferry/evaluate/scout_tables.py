@@ -113,8 +113,8 @@ def findings(found: Scouted) -> list[str]:
     lines.append(
         f"* Against the edge's own answer: the cloud is right more often on the edge's positions in {len(beaten)} of "
         f"{len(found.rankings)} rows. The best of them (on these very questions), `{best}`: "
-        f"{percent(against.difference)} points (p {p_text(against.p)}: {against.words}); against the cloud's full cache "
-        f"{percent(ceiling.difference)} points (p {p_text(ceiling.p)}: {ceiling.words})."
+        f"{percent(against.difference)} points (p {p_text(against.p)}: {against.words}); against the cloud's full "
+        f"cache {percent(ceiling.difference)} points (p {p_text(ceiling.p)}: {ceiling.words})."
     )
     forms = min(found.within(row, framed=False) for row in found.rankings)
     framed = [found.within(row, framed=True) for row in found.rankings]
