@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from kvferry import InputError
+from kvferry.cli.app import app
 from kvferry.evaluate.mode_tables import claim, modes_table, render
 from kvferry.evaluate.tables import Places
 from kvferry.policy import OperatingPoint, PointTable, write_points
@@ -68,3 +70,12 @@ def test_section(tmp_path: Path) -> None:
 def test_prefill_is_a_part_of_the_clouds_time() -> None:
     with pytest.raises(InputError, match="part of cloud_seconds"):
         point("image", 0.9, 1, prefill_seconds=0.05)
+
+
+def test_results_finds_points(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    write_points((PointTable("a to b", OTHERS, "kvferry profile: n"),), tmp_path / "raw" / "points-edge.json")
+    words = ["--raw", tmp_path / "raw", "--out", tmp_path / "R.md", "--figures", tmp_path, "--details", tmp_path]
+    done = CliRunner().invoke(app, ["results", *map(str, words)])
+    assert done.exit_code == 0, done.output
+    assert "## Every mode: bytes, quality, time, with the edge model on the edge\n" in (tmp_path / "R.md").read_text()
