@@ -122,7 +122,7 @@ def test_the_picture_names_both_answers() -> None:
     rows = panels(SHAPES[1:2], (1_369, 16_384), Machines(), MEASURED)
     figure = draw_maps(rows, MBIT, LOAD, Machines())
     names = [axes.get_title() for axes in figure.axes]
-    assert names[:2] == ["Qwen2-VL-7B (formula)", "kvferry's testbed (measured)"]
+    assert names[:2] == ["Qwen2-VL-7B\n(formula)", "a to b\n(measured)"]
     said = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert said[2] == ["send the JPEG", "send a cache"]
     (legend,) = figure.legends

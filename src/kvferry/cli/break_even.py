@@ -67,6 +67,7 @@ def break_even(
             best, _ = break_even_map(found, mbit, load, machines.rtt_seconds, rules)
             counts = np.bincount(best.ravel(), minlength=len(found)) / best.size
             areas = {x.mode: share for x, share in zip(found, counts.tolist(), strict=True)}
-            record = {"map": panel.title, "edge_holds_cache": panel.held, "areas": areas}
-            maps.append(record if "measured" in panel.title else {**record, "tokens": length})
+            maps.append({
+                "map": panel.title.replace("\n", " "), "edge_holds_cache": panel.held, "tokens": length or None, "areas": areas,
+            })  # fmt: skip
     print_json({"out": str(out), "maps": maps})

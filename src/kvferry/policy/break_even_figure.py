@@ -32,7 +32,7 @@ WAYS = {
     "embeds": ("#e8853f", "visual embeddings"),
     "bf16": ("#cfe3f7", "whole cache, 16 bits a number"),
     "bits": ("#7fb2e5", "whole cache, 3 to 8 bits"),
-    "kept": ("#2f6fb3", "a tenth of the tokens, 4 bits"),
+    "kept": ("#2f6fb3", "part of the tokens, integers"),
     "transform": ("#123a66", "transform-coded cache"),
 }
 """Colour and name of what is sent; caches are the darker the more is taken off them."""
@@ -49,7 +49,13 @@ Source = Callable[[int], tuple[OperatingPoint, ...]]
 
 @dataclass(frozen=True)
 class Panel:
-    """One map: what it is of, and its points at a number of visual tokens."""
+    """One map: what it is of, and its points at a number of visual tokens.
+
+    Parameters
+    ----------
+    lengths : tuple of int
+        Numbers of visual tokens; only 0 where the points were measured, and are of one length.
+    """
 
     title: str
     held: bool
@@ -73,12 +79,11 @@ def panels(
     shapes: Sequence[Shape], lengths: Sequence[int], machines: Machines, table: PointTable | None
 ) -> list[list[Panel]]:
     """A row where the edge must prefill first, and one where it holds the cache already."""
-
     rows = []
     for held in (False, True):
-        row = [Panel(f"{x.name} (formula)", held, _by_formula(x, machines, held), tuple(lengths)) for x in shapes]
+        row = [Panel(f"{x.name}\n(formula)", held, _by_formula(x, machines, held), tuple(lengths)) for x in shapes]
         if table is not None:
-            row.append(Panel("kvferry's testbed (measured)", held, _as_measured(table, held), tuple(lengths[:1])))
+            row.append(Panel(f"{table.name}\n(measured)", held, _as_measured(table, held), (0,)))
         rows.append(row)
     return rows
 
@@ -113,7 +118,7 @@ def draw_maps(
             used |= _fill(axes, panel, mbit, load, machines.rtt_seconds, privacy)
             _borders(axes, panel, mbit, load, machines.rtt_seconds, privacy)
             if line is rows[0]:
-                axes.set_title(panel.title, fontsize=11)
+                axes.set_title(panel.title, fontsize=10.5)
             else:
                 axes.set_xlabel("uplink, Mbit/s", fontsize=10)
         begin = "edge holds the cache already\n" if line[0].held else "edge must prefill first\n"
