@@ -67,7 +67,6 @@ def break_even(
             best, _ = break_even_map(found, mbit, load, machines.rtt_seconds, rules)
             counts = np.bincount(best.ravel(), minlength=len(found)) / best.size
             areas = {x.mode: share for x, share in zip(found, counts.tolist(), strict=True)}
-            maps.append({
-                "map": panel.title.replace("\n", " "), "edge_holds_cache": panel.held, "tokens": length or None, "areas": areas,
-            })  # fmt: skip
+            named = {"map": panel.title.replace("\n", " "), "edge_holds_cache": panel.held}
+            maps.append({**named, "tokens": length or None, "areas": areas})
     print_json({"out": str(out), "maps": maps})
