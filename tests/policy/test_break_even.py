@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -92,7 +94,7 @@ MEASURED = PointTable(
         OperatingPoint("image", 0.95, 14_000, 0.0, 0.001, 0.001, 0.05, ("pixels",), prefill_seconds=0.04),
         OperatingPoint("image", 0.95, 90, cloud_seconds=0.05, needs=("pixels", "held_picture"), prefill_seconds=0.04),
         OperatingPoint("embeds:int4", 0.95, 13_000, 0.02, 0.001, 0.001, 0.03, ("embeds",), prefill_seconds=0.02),
-        OperatingPoint("kv:leaveout@0.1|int4", 0.94, 5_000, 0.04, 0.005, 0.005, 0.01),
+        OperatingPoint("kv:leaveout@0.1|int4", 0.93, 5_000, 0.04, 0.005, 0.005, 0.01),
         OperatingPoint("kv:full|bf16", 0.96, 330_000, 0.04, 0.005, 0.005, 0.01),
         OperatingPoint("kv:full|transform:80", 0.95, 3_000, 0.04, 0.02, 0.02, 0.01),
         OperatingPoint("kv:none|bf16", 0.2, 20_000, 0.04, 0.005, 0.005, 0.01),
@@ -105,6 +107,8 @@ def test_measured_points() -> None:
     points = measured_points(MEASURED)
     modes = ["kv:full|bf16", "image", "embeds:int4", "kv:full|transform:80"]
     assert [x.mode for x in points] == modes, "largest first; not what answers worse, nor what needs a session"
+    unsure = replace(MEASURED.points[3], interval=(0.9, 0.97))
+    assert unsure in measured_points(replace(MEASURED, points=(*MEASURED.points[:3], unsure, *MEASURED.points[4:])))
     held = measured_points(MEASURED, edge_holds_cache=True)
     assert [x.edge_seconds for x in held] == [0, 0, 0, 0]
     assert [way_of(x) for x in points] == ["bf16", "image", "embeds", "transform"]

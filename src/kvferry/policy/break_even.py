@@ -19,7 +19,7 @@ from kvferry.policy.points import OperatingPoint, PointTable
 from kvferry.policy.situation import Context
 
 KEPT = 0.98
-"""The share of the best quality in a table that a point must have to be sent."""
+"""The share of the best quality in a table that a point must be able to have to be sent."""
 JPEG_BYTES_PER_PIXEL = 225e3 / 1024**2
 """A 1024 x 1024 photo as JPEG: the middle of the usual 150 to 300 kB."""
 
@@ -216,7 +216,8 @@ def is_cache(point: OperatingPoint) -> bool:
 def measured_points(table: PointTable, edge_holds_cache: bool = False) -> tuple[OperatingPoint, ...]:
     """Pictures, embeddings and caches of a table by ``kvferry profile``, the largest first.
 
-    What answers worse than :data:`KEPT` of the best of them is left out, and so is what needs a session.
+    What surely answers worse than :data:`KEPT` of the best of them (its interval ends below) is left out, and so is
+    what needs a session.
 
     Parameters
     ----------
@@ -225,7 +226,7 @@ def measured_points(table: PointTable, edge_holds_cache: bool = False) -> tuple[
     """
     usable = [x for x in table.points if x.kind in ("image", "embeds", "kv") and "held_picture" not in x.needs]
     least = KEPT * max((x.quality for x in usable), default=0.0)
-    good = sorted((x for x in usable if x.quality >= least), key=lambda x: -x.nbytes)
+    good = sorted((x for x in usable if max((x.quality, *x.interval)) >= least), key=lambda x: -x.nbytes)
     if not good or all(map(is_cache, good)) or not any(map(is_cache, good)):
         raise InputError(f"the table {table.name} needs a cache and a picture to compare; measure kv and image modes")
     if not edge_holds_cache:

@@ -39,6 +39,7 @@ WAYS = {
 TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 """Of the cloud's load; drawn at equal steps of the waiting time's logarithm, ``1 / (1 - load)``."""
 STYLES = ("--", ":", "-.")
+LABELS = {"image": "send the JPEG", "embeds": "send embeddings", "kv": "send a cache"}
 WIDE = 4
 """Width of a region's name by its height, in cells of the map."""
 LABELLED = 0.05
@@ -154,10 +155,10 @@ def _fill(axes: Axes, panel: Panel, mbit: Array, load: Array, rtt: float, privac
     axes.pcolormesh(mbit, 1 / (1 - load), ways, cmap=shades, norm=norm, shading="nearest", rasterized=True)
     axes.set(xscale="log", yscale="log", xlim=(mbit[0], mbit[-1]), ylim=(1, 1 / (1 - load[-1])))
     axes.tick_params(labelsize=9)
-    caches = np.array([is_cache(x) for x in points])[best]
-    for region, text in ((~caches, "send the JPEG"), (caches, "send a cache")):
-        if region.mean() > LABELLED:
-            _label(axes, region, text, mbit, load)
+    kinds = np.array([x.kind for x in points])[best]
+    for kind, text in LABELS.items():
+        if (kinds == kind).mean() > LABELLED:
+            _label(axes, kinds == kind, text, mbit, load)
     return {names[i] for i in np.unique(ways)}
 
 
