@@ -44,13 +44,16 @@ def claim_overlap(found: Scouted, scorer: str) -> tuple[str, str]:
 
 
 def claim_share(found: Scouted, scorer: str) -> tuple[str, str]:
-    """Verdict and words on the second half of claim 11: at every retention the edge's choice is worth 99.4 %."""
+    """Verdict and words on the second half of claim 11: the edge's choice is worth 99.4 %."""
     parts, verdicts = [], []
     for row in (row for row in found.rankings if row.partition("@")[0] == scorer):
+        kept = float(row.partition("@")[2])
         share = found.share(f"{row} edge", f"{row} own")
         verdict = HOLDS if share.mean >= CLAIMED_SHARE else OPEN if share.high >= CLAIMED_SHARE else FAILS
-        verdicts.append(verdict)
-        parts.append(f"{percent(share)} % at {float(row.partition('@')[2]):.0%} ({verdict})")
+        if kept in CLAIMED_OVERLAP:
+            verdicts.append(verdict)
+        beyond = "" if kept in CLAIMED_OVERLAP else ", where the sources did not measure"
+        parts.append(f"{percent(share)} % at {kept:.0%} ({verdict}{beyond})")
     whole = next((verdict for verdict in (FAILS, OPEN) if verdict in verdicts), HOLDS)
     return whole if verdicts else OPEN, "; ".join(parts)
 
