@@ -111,7 +111,7 @@ def draw_maps(
     from matplotlib.patches import Patch
 
     columns = len(rows[0])
-    figure = Figure(figsize=(3.0 * columns + 0.9, 7.0), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 3.0 * columns + 0.9), 7.4), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, sharex=True, sharey=True)
     used: set[str] = set()
     for line, axes_line in zip(rows, grid, strict=True):
@@ -132,10 +132,10 @@ def draw_maps(
     handles.append(Line2D([], [], color="black", linewidth=2, label=f"JPEG or cache: {first:,} visual tokens"))
     for length, style in zip(others, STYLES, strict=False):
         handles.append(Line2D([], [], color="black", linestyle=style, linewidth=1.2, label=f"the same at {length:,}"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=9.5, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(2, columns), fontsize=9.5, frameon=False)
     rules = "".join(f", {rule}" for rule in sorted(privacy))
     figure.suptitle(
-        "What brings the first answer token soonest: the picture as JPEG, or its KV cache? "
+        "What brings the first answer token soonest: the picture as JPEG, or its KV cache?\n"
         f"Of caches, the mildest that beats the JPEG{rules}",
         fontsize=11,
     )
