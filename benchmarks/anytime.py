@@ -19,7 +19,8 @@ import kvferry
 from kvferry import Recipe, TruncatedError
 from kvferry.bitstream import Reader
 from kvferry.cache import KVCache
-from kvferry.evaluate.sweep import BATCH, provenance
+from kvferry.evaluate.forced import BATCH
+from kvferry.evaluate.sweep import provenance
 from kvferry.models.resume import stop_ids
 from kvferry.testbed import Sample, samples
 

@@ -17,6 +17,7 @@ from kvferry.cli.app import app
 from kvferry.errors import InputError
 from kvferry.link import parse_address, read_trace
 from kvferry.link.trace import TRACES, mean_rate
+from kvferry.policy import OperatingPoint, PointTable, write_points
 from tests.cli.test_commands import Ran, refused, run
 from tests.link.test_relay import count_then_tell, server
 
@@ -136,13 +137,23 @@ def test_simulate_user_errors(run: Ran, tmp_path: Path) -> None:
 
 def test_break_even(run: Ran, tmp_path: Path) -> None:
     out = tmp_path / "map.png"
-    code, said, _ = run("break-even", "--out", out, "--model", "Qwen2-VL-2B", "--load", "0.9", "--json")
+    points = tmp_path / "points.json"
+    image = OperatingPoint("image", 0.9, 14_000, cloud_seconds=0.05, needs=("pixels",), prefill_seconds=0.04)
+    table = PointTable("a to b", (image, OperatingPoint("kv:full|int4", 0.9, 60_000, 0.04, 0.01, 0.01, 0.01)))
+    write_points((table,), points)
+    words = ["break-even", "--out", out, "--model", "Qwen2-VL-2B", "--tokens", "1369,16384", "--points", points]
+    code, said, _ = run(*words, "--json")
     assert code == 0
-    apart, held = json.loads(said)["maps"]
-    assert sum(apart["areas"].values()) == pytest.approx(1)
-    assert held["areas"]["image"] < apart["areas"]["image"]
+    maps = json.loads(said)["maps"]
+    assert [(x.get("tokens"), x["edge_holds_cache"]) for x in maps] == [
+        (1369, False), (16384, False), (None, False), (1369, True), (16384, True), (None, True)
+    ]  # fmt: skip
+    assert all(sum(x["areas"].values()) == pytest.approx(1) for x in maps)
+    assert all(maps[i]["areas"]["image"] > maps[i + 3]["areas"]["image"] for i in range(3))
     with Image.open(out) as picture:
         assert np.asarray(picture.convert("L")).std() > 10
     assert "Qwen2-VL-7B" in refused(run("break-even", "--out", out, "--model", "GPT"))
-    assert "shares" in refused(run("break-even", "--out", out, "--load", "much"))
-    assert "load" in refused(run("break-even", "--out", out, "--load", "1"))
+    for tokens, word in (("much", "numbers of tokens"), ("1,2,3,4,5", "at most 4"), ("0", "visual token")):
+        assert word in refused(run("break-even", "--out", out, "--tokens", tokens))
+    write_points((table, PointTable("c", table.points)), points)
+    assert "holds 2 tables" in refused(run("break-even", "--out", out, "--points", points))

@@ -57,6 +57,7 @@ def test_points(points: dict[tuple[str, bool], OperatingPoint], vlm: VLM, cases:
         assert point.n == len(cases)
         assert point.interval[0] <= point.quality <= point.interval[1]
         assert point.is_local or point.cloud_seconds > 0
+        assert (point.prefill_seconds > 0) == point.prefills
     assert points["local", False].edge_seconds > 0
     assert points["kv:full|bf16", False].edge_seconds > points["image", False].edge_seconds
     needs = {mode: point.needs for (mode, held), point in points.items() if not held}

@@ -25,19 +25,24 @@ def encode_set(mask: Mask, grids: Grids, base: Mask | None = None, handle: int =
     other; without them a token's neighbour is the one before it. The form takes at most ``tokens / 8`` bytes, rounded
     up, the message 14 bytes more.
     """
-    known = np.zeros_like(mask) if base is None else base
-    changed = mask ^ known
-    edges = np.flatnonzero(np.diff(changed, prepend=False, append=False))
-    bits = changed.astype(int).tolist()
-    forms = {
-        "bitmap": np.packbits(changed, bitorder="little").tobytes(),
-        "runs": write_varints(np.diff(edges, prepend=0)),
-        "coded": encode_bits(bits, _contexts(bits, known, grids), Weights(CONTEXTS)),
-    }
+    forms = set_forms(mask, grids, base)
     smallest = min(forms, key=lambda form: len(forms[form]))
     message = PositionSet(tokens=len(mask), base=handle if base is not None else 0)
     setattr(message, smallest, forms[smallest])
     return message
+
+
+def set_forms(mask: Mask, grids: Grids, base: Mask | None = None) -> dict[str, bytes]:
+    """The same set in every form there is, by the names of :class:`PositionSet`'s fields."""
+    known = np.zeros_like(mask) if base is None else base
+    changed = mask ^ known
+    edges = np.flatnonzero(np.diff(changed, prepend=False, append=False))
+    bits = changed.astype(int).tolist()
+    return {
+        "bitmap": np.packbits(changed, bitorder="little").tobytes(),
+        "runs": write_varints(np.diff(edges, prepend=0)),
+        "coded": encode_bits(bits, _contexts(bits, known, grids), Weights(CONTEXTS)),
+    }
 
 
 def decode_set(message: PositionSet, tokens: int, grids: Grids, base: Mask | None = None) -> Mask:

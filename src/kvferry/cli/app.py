@@ -19,6 +19,7 @@ from kvferry.cli.inspect import inspect
 from kvferry.cli.link import link, trace
 from kvferry.cli.profile import profile
 from kvferry.cli.report import report
+from kvferry.cli.scout_overlap import scout_overlap
 from kvferry.cli.serve import serve
 from kvferry.cli.simulate import simulate
 from kvferry.cli.sweep import results, sweep
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile, report,
+    simulate, break_even, profile, report, scout_overlap,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

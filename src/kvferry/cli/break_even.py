@@ -16,7 +16,12 @@ def break_even(
     model: Annotated[list[str] | None, typer.Option(help="Qwen2-VL-2B, Qwen2-VL-7B, LLaVA-1.5-7B; repeatable.")] = (
         None
     ),
-    load: Annotated[str, typer.Option(help="Shares of the time that the cloud's prefill is busy.")] = "0,0.95",
+    points: Annotated[
+        Path | None, typer.Option(help="A table by `kvferry profile`: one more map, from what was measured.")
+    ] = None,
+    tokens: Annotated[
+        str, typer.Option(help="Visual tokens: the map's, and up to three more whose border is drawn.")
+    ] = "1369,16384",
     edge_tflops: Annotated[float, typer.Option(help="Assumed speed of the edge's prefill.")] = 20.0,
     cloud_tflops: Annotated[float, typer.Option(help="Assumed speed of the cloud's prefill.")] = 150.0,
     codec: Annotated[float, typer.Option(help="Assumed GB of BF16 cache encoded, or decoded, per second.")] = 2.0,
@@ -24,34 +29,44 @@ def break_even(
     privacy: Annotated[list[str] | None, typer.Option(help="no-pixels, no-embeds; repeatable.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the share of each map that a mode wins.")] = False,
 ) -> None:
-    """Where does a cache beat the picture? Maps over bandwidth, context length and cloud load, by formula."""
+    """Where does a cache beat the picture? Maps over bandwidth, cloud load and context length."""
     import numpy as np
 
-    from kvferry.policy.break_even import SHAPES, Machines, break_even_map, draw_maps
+    from kvferry.policy import read_points
+    from kvferry.policy.break_even import SHAPES, Machines, break_even_map
+    from kvferry.policy.break_even_figure import STYLES, draw_maps, panels
     from kvferry.policy.simulation.report import write_png
 
     known = {shape.name: shape for shape in SHAPES}
     if unknown := set(model or ()) - set(known):
         raise InputError(f"there are no sizes of {', '.join(sorted(unknown))}; use {', '.join(known)}")
     try:
-        loads = [float(x) for x in load.split(",")]
+        lengths = [int(x) for x in tokens.split(",")]
     except ValueError:
-        raise InputError(f"{load!r} is not a list of shares such as 0,0.95") from None
-    shapes = [known[name] for name in model or known]
+        raise InputError(f"{tokens!r} is not a list of numbers of tokens such as 1369,16384") from None
+    if len(lengths) > 1 + len(STYLES):
+        raise InputError(f"at most {1 + len(STYLES)} numbers of tokens fit into a map; leave some out")
     machines = Machines(1e12 * edge_tflops, 1e12 * cloud_tflops, 1e9 * codec, rtt / 1000)
     rules = frozenset(privacy or ())
-    mbit = np.geomspace(1, 10_000, 121)
-    tokens = np.round(np.geomspace(64, 32_768, 91)).astype(np.int64)
-    write_png(draw_maps(mbit, tokens, loads, shapes, machines, rules), out)
+    table = None
+    if points is not None:
+        table, *rest = read_points(points)
+        if rest:
+            raise InputError(f"{points} holds {1 + len(rest)} tables; give a file with one")
+    mbit = np.geomspace(1, 10_000, 241)
+    load = 1 - 1 / np.geomspace(1, 100, 161)
+    rows = panels([known[name] for name in model or known], lengths, machines, table)
+    write_png(draw_maps(rows, mbit, load, machines, rules), out)
     if not json:
         print(f"wrote {out}")
         return
     maps = []
-    for shape in shapes:
-        for held in (False, True):
-            for share in loads:
-                modes, best, _ = break_even_map(shape, mbit, tokens, share, machines, held, rules)
-                counts = np.bincount(best.ravel(), minlength=len(modes)) / best.size
-                areas = dict(zip(modes, counts.tolist(), strict=True))
-                maps.append({"model": shape.name, "load": share, "edge_holds_cache": held, "areas": areas})
+    for panel in (panel for row in rows for panel in row):
+        for length in panel.lengths:
+            found = panel.points(length)
+            best, _ = break_even_map(found, mbit, load, machines.rtt_seconds, rules)
+            counts = np.bincount(best.ravel(), minlength=len(found)) / best.size
+            areas = {x.mode: share for x, share in zip(found, counts.tolist(), strict=True)}
+            named = {"map": panel.title.replace("\n", " "), "edge_holds_cache": panel.held}
+            maps.append({**named, "tokens": length or None, "areas": areas})
     print_json({"out": str(out), "maps": maps})

@@ -48,12 +48,9 @@ def profile(
         here = there if edge == cloud else load(edge)
     modes = tuple(mode) if mode else engine.usual_modes(here, there)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    points = []
     with Progress(*columns, console=console(json), transient=True) as progress:
-        task = progress.add_task("modes", total=len(modes))
-        for point in engine.measure(here, there, modes, cases):
-            points.append(point)
-            progress.update(task, completed=len({x.mode for x in points}))
+        task = progress.add_task("questions", total=1 + len(cases))
+        points = list(engine.measure(here, there, modes, cases, lambda: progress.advance(task)))
     where = provenance(there)
     of = f"{data.name}" if data is not None else f"the testbed's {split} split"
     known = all(case.answer is not None for case in cases)

@@ -29,8 +29,12 @@ SECTIONS = {
     "policies": "Which tokens: modality policies at equal numbers of tokens",
     "construction": "Which tokens: hidden while the cache is built",
     "eval": "Answers and loyalty: kvferry eval",
+    "scout": "Which tokens, by another model: mode scout on trial",
+    "points": "Every mode: bytes, quality, time",
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
+WHERE = {"scout": "chosen by the {} model", "points": "with the {} model on the edge"}
+"""How a title goes on; "on the {} model" for the others."""
 METHODS = ("scorers", "policies", "construction")
 """Sections that compare methods at one codec; those of unknown kinds hold several of both."""
 
@@ -172,20 +176,30 @@ def results(
     details: Annotated[Path, typer.Option(help="Where the pages with every row go.")] = Path("docs/results"),
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
-    from kvferry.evaluate import codec_tables, evaluation_tables, headline, method_tables, tables
+    from kvferry.evaluate import (
+        codec_tables,
+        evaluation_tables,
+        headline,
+        method_tables,
+        mode_tables,
+        scout_tables,
+        tables,
+    )
     from kvferry.evaluate.raw import kind_of
 
-    files = sorted(raw.glob("*.jsonl"), key=_section)
+    files = sorted([*raw.glob("*.jsonl"), *raw.glob("points-*.json")], key=_section)
     if not files:
         raise InputError(f"no raw results in {raw}; `kvferry sweep` and `kvferry eval` make them")
     places = tables.Places(out, figures, details)
     renders = dict.fromkeys(METHODS, method_tables.render)
     renders |= {"headline": headline.render, "codecs": codec_tables.render}
+    renders |= {"scout": scout_tables.render, "points": mode_tables.render}
     sections = [f"# Results\n\nMade by `make results` from the raw files in `results/`.\n\n{tables.CAVEAT}\n"]
     for file in files:
         kind, _, model = file.stem.partition("-")
         render = evaluation_tables.render if kind_of(file) == "evaluation" else renders.get(kind, tables.render)
-        title = f"{SECTIONS[kind]}, on the {model} model" if kind in SECTIONS else file.stem
+        where = WHERE.get(kind, "on the {} model").format(model)
+        title = f"{SECTIONS[kind]}, {where}" if kind in SECTIONS else file.stem
         sections.append(render(file, places, title))
     out.write_text("\n".join(sections))
     print(f"wrote {out} from {len(files)} file(s)")

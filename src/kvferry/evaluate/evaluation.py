@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kvferry.errors import BudgetError, InputError, RecipeError
 from kvferry.evaluate.data import source_of
 from kvferry.evaluate.divergence import divergence
+from kvferry.evaluate.forced import BATCH
 from kvferry.evaluate.raw import Protocol, read_records
-from kvferry.evaluate.sweep import BATCH, prefills, provenance, with_room
+from kvferry.evaluate.sweep import prefills, provenance, with_room
 from kvferry.evaluate.tasks import Example, Row, task_of
 from kvferry.evaluate.work import begin, in_processes, written
 from kvferry.recipe import Recipe, compress, decompress

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -52,6 +52,7 @@ class Measured:
     compress_seconds: float
     decompress_seconds: float
     cloud_seconds: float
+    prefill_seconds: float = 0.0
 
 
 def usual_modes(edge: VLM, cloud: VLM) -> tuple[str, ...]:
@@ -92,20 +93,33 @@ def read_cases(path: Path) -> list[Case]:
     return cases
 
 
-def measure(edge: VLM, cloud: VLM, modes: Sequence[str], cases: Sequence[Case]) -> Iterator[OperatingPoint]:
+def measure(
+    edge: VLM,
+    cloud: VLM,
+    modes: Sequence[str],
+    cases: Sequence[Case],
+    on_case: Callable[[], object] = lambda: None,
+) -> Iterator[OperatingPoint]:
     """One point per mode, and a second one where a session saves bytes.
 
-    Each question goes through the mode's own sender and receiver, in this process; the first one once before it
-    counts. Quality is the share of right answers with its 95 % (Wilson) interval, bytes are the mean size of the
-    messages up, seconds are medians, and the cloud's last until the end of the answer, since that is what an edge's
-    deadline is about.
+    Each question goes through every mode's own sender and receiver, in this process; the first one once before it
+    counts. Modes take turns at each question, so that a machine that gets busier slows all of them; ``on_case`` is
+    called when one is done. Quality is the share of right answers with its 95 % (Wilson) interval, bytes are the mean
+    size of the messages up, seconds are medians, and the cloud's last until the end of the answer, since that is what
+    an edge's deadline is about.
     """
     if not cases:
         raise InputError("no questions to measure with; ask for at least one (--n)")
     parsed = [parse_mode(text) for text in modes]
     wanted = [_wanted(cloud, case) for case in cases]
-    for mode in parsed:
-        runs = [_twice(mode, edge, cloud, case) for case in (cases[0], *cases)][1:]
+    taken: list[list[tuple[Measured, Measured | None]]] = [[] for _ in parsed]
+    for number, case in enumerate((cases[0], *cases)):
+        for mode, runs in zip(parsed, taken, strict=True):
+            run = _twice(mode, edge, cloud, case)
+            if number:
+                runs.append(run)
+        on_case()
+    for mode, runs in zip(parsed, taken, strict=True):
         point = _point(mode, [first for first, _ in runs], wanted)
         yield point
         later = [again for _, again in runs if again is not None]
@@ -155,7 +169,8 @@ def _cross(mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holding
     messages.append(pb.AskRequest(end=pb.AskRequest.End(bytes=sum(map(len, chunks)))))
     here, compress, decompress, there = (b - a for a, b in pairwise(times))
     nbytes = sum(message.ByteSize() for message in messages)
-    return Measured(text, nbytes, here - encoded_before, compress + encoded_before, decompress, there)
+    seconds = here - encoded_before, compress + encoded_before, decompress, there, receiver.prefill_seconds
+    return Measured(text, nbytes, *seconds)
 
 
 def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[str]) -> OperatingPoint:
@@ -180,6 +195,7 @@ def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[st
         needs=mode.LEAVES,
         n=len(runs),
         interval=(min(low, quality), max(high, quality)),
+        prefill_seconds=median("prefill_seconds"),
     )
 
 

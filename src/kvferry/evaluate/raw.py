@@ -73,7 +73,7 @@ class Scribe:
 
     def __init__(self, path: Path) -> None:
         self._names = _Names()
-        for record in _records(path)[1:]:
+        for record in json_lines(path)[1:]:
             self._names.unpack(record)
         self._file = path.open("a")
 
@@ -108,7 +108,7 @@ def read_records(path: Path, what: str) -> tuple[dict[str, Any], list[dict[str, 
     command = {"sweep": "kvferry sweep", "evaluation": "kvferry eval"}[what]
     if not path.is_file():
         raise InputError(f"no results at {path}; `{command} --out {path}` makes them")
-    records = _records(path)
+    records = json_lines(path)
     if kind_of(path) != what:
         raise InputError(f"{path} is not a results file of `{command}`")
     names = _Names()
@@ -125,7 +125,8 @@ def kind_of(path: Path) -> str:
     return next((kind for kind in ("sweep", "evaluation") if kind in head), "")
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def json_lines(path: Path) -> list[Any]:
+    """Every line of a file that is whole."""
     records = []
     for text in path.read_text().splitlines():
         try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kvferry.errors import BudgetError, InputError
 from kvferry.evaluate.divergence import divergence, output_error
+from kvferry.evaluate.forced import forced_logits, says
 from kvferry.evaluate.raw import Line, Outcome, Protocol
 from kvferry.evaluate.work import begin, in_processes, written
 from kvferry.recipe import Recipe, compress, decompress
@@ -40,9 +41,6 @@ Apply = Literal["post_hoc", "construction"]
 
 PROXY_QUESTION = "how many shapes are there?"
 """Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
-
-BATCH = 16
-"""Caches of similar size that are judged in one forward pass."""
 
 NEEDS_QUESTION = ("question", "post_vision")
 """Rows that a scene without a question does not have: protocol B scores them with a proxy and with an oracle. A window
@@ -225,32 +223,22 @@ def _judge(
     vlm: VLM, caches: dict[str, KVCache], question: str | None, truth: str, sweep: Sweep
 ) -> dict[str, tuple[bool, tuple[float, ...]]]:
     """Whether the model says ``truth`` on top of each cache, and how far it is from the full one: KL, attention."""
-    from kvferry.models.resume import stop_ids
     from kvferry.testbed import exact_match
 
     if sweep.check == "generate":
         most = sweep.max_new_tokens
         said = {r: vlm.answer(c, question, max_new_tokens=most) for r, c in caches.items()}
         return {r: (exact_match(text, truth), ()) for r, text in said.items()}
-    wanted = vlm.tokenizer(truth, add_special_tokens=False)["input_ids"]
-    logits: dict[str, torch.Tensor] = {}
     outputs: dict[str, list[torch.Tensor]] = {}
-    by_size = sorted(caches, key=lambda row: caches[row].nbytes)
-    for batch in (by_size[i : i + BATCH] for i in range(0, len(by_size), BATCH)):
-        layers: list[torch.Tensor] = []
-        scores = vlm.score_many([caches[row] for row in batch], wanted, question, outputs=layers)
-        logits.update(zip(batch, scores, strict=True))
-        outputs.update((row, [layer[i] for layer in layers]) for i, row in enumerate(batch))
+    logits = forced_logits(vlm, caches, truth, question, outputs)
     full = next((row for row in logits if row.startswith("full|bf16")), None)
     judged: dict[str, tuple[bool, tuple[float, ...]]] = {}
     for row in caches:
-        best = logits[row].argmax(-1).tolist()
-        right = best[:-1] == wanted and best[-1] in stop_ids(vlm.model)
         far: tuple[float, ...] = ()
         if full is not None:
             kl, moved = divergence(logits[full], logits[row]), output_error(outputs[full], outputs[row])
             far = round(kl, 6), round(moved, 5)
-        judged[row] = right, far
+        judged[row] = says(vlm, logits[row], truth), far
     return judged
 
 

@@ -117,10 +117,10 @@ class ScoutSender:
         yield from self._files
         began = time.perf_counter()
         mask, grids = self._found
-        data = self._smallest(mask, grids).SerializeToString()
+        data = sealed(self._smallest(mask, grids))
         self._holdings.note(self._scene, mask)
         self.encode_seconds = time.perf_counter() - began
-        yield data + CHECKSUM.pack(crc32c(data))
+        yield data
 
     def _smallest(self, mask: Mask, grids: Grids) -> modes_pb2.PositionSet:
         """The whole set, or what changed since the last one that the cloud holds."""
@@ -132,6 +132,12 @@ class ScoutSender:
         if not handle:
             return whole
         return min(whole, encode_set(mask, grids, base, handle), key=lambda message: message.ByteSize())
+
+
+def sealed(message: modes_pb2.PositionSet) -> bytes:
+    """Positions as they cross the wire: the message and its CRC-32C."""
+    data = message.SerializeToString()
+    return data + CHECKSUM.pack(crc32c(data))
 
 
 class ScoutReceiver(NeedsAll):

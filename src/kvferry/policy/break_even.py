@@ -1,27 +1,25 @@
 """Which way of asking is the best, over bandwidth, context length and cloud load, from formula and public sizes.
 
-This needs no measurement and replaces none: seconds come from counting operations and bytes, on machines that are
-assumed. Quality plays no part. Points that were measured go into :func:`kvferry.policy.decide` instead.
+Points by formula need no measurement and replace none: seconds come from counting operations and bytes, on machines
+that are assumed, and quality plays no part. Points of ``kvferry profile`` make the same map from what was measured. One
+question is decided by :func:`kvferry.policy.decide`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from kvferry.errors import InputError
 from kvferry.link.trace import Array
-from kvferry.policy.points import OperatingPoint
+from kvferry.policy.points import OperatingPoint, PointTable
 from kvferry.policy.situation import Context
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLOURS = ("#9aa0a6", "#e8853f", "#c6dbf4", "#6aa5e3", "#1b5fa8")
+KEPT = 0.98
+"""The share of the best quality in a table that a point must be able to have to be sent."""
 JPEG_BYTES_PER_PIXEL = 225e3 / 1024**2
 """A 1024 x 1024 photo as JPEG: the middle of the usual 150 to 300 kB."""
 
@@ -123,7 +121,14 @@ def formula_points(
     edge_holds_cache : bool
         The edge has prefilled anyway, for an answer of its own or an earlier turn: tower and prefill cost nothing
         there.
+
+    Raises
+    ------
+    InputError
+        ``tokens`` is not above 0.
     """
+    if tokens < 1:
+        raise InputError(f"a picture has one visual token or more, not {tokens}")
     tower = 2 * shape.tower_parameters * shape.patches_per_token * tokens
     prefill = 2 * shape.parameters * tokens + 2 * shape.layers * shape.hidden * tokens**2
     full = shape.cache_bytes_per_token * tokens
@@ -135,6 +140,7 @@ def formula_points(
         round(JPEG_BYTES_PER_PIXEL * shape.pixels_per_token * tokens),
         cloud_seconds=(tower + prefill) / machines.cloud_flops,
         needs=("pixels",),
+        prefill_seconds=(tower + prefill) / machines.cloud_flops,
     )
     embeds = OperatingPoint(
         "embeds:int8",
@@ -143,6 +149,7 @@ def formula_points(
         edge_seconds=here * tower,
         cloud_seconds=prefill / machines.cloud_flops,
         needs=("embeds",),
+        prefill_seconds=prefill / machines.cloud_flops,
     )
     caches = (
         OperatingPoint(
@@ -154,98 +161,74 @@ def formula_points(
 
 
 def break_even_map(
-    shape: Shape,
+    points: Sequence[OperatingPoint],
     mbit: Array,
-    tokens: npt.NDArray[np.int64],
-    load: float,
-    machines: Machines,
-    edge_holds_cache: bool = False,
+    load: Array,
+    rtt_seconds: float = 0.0,
     privacy: frozenset[str] = frozenset(),
-) -> tuple[tuple[str, ...], npt.NDArray[np.int64], Array]:
-    """The best mode everywhere: a cache only where it is faster than pixels and embeddings, and then the mildest such.
+) -> tuple[npt.NDArray[np.int64], Array]:
+    """The best point everywhere: a cache only where it is faster than all that is none, and then the mildest such.
 
     Parameters
     ----------
+    points : sequence of OperatingPoint
+        By :func:`formula_points` or :func:`measured_points`; the mildest cache is the first.
     mbit : float64 ``[B]``
-    tokens : int64 ``[N]``
-    load : float
+    load : float64 ``[K]``
         Share of the time that the cloud's prefill is busy, below 1. What must be prefilled there waits
-        ``load / (1 - load)`` times its own seconds, as in a queue with random arrivals (M/M/1).
+        ``load / (1 - load)`` times its own seconds of prefill, as in a queue with random arrivals (M/M/1).
     privacy : frozenset of str
         As in :class:`Context`.
 
     Returns
     -------
-    modes : tuple of str
-        The mildest cache first among the caches.
-    best : int64 ``[N, B]``
-        Index into ``modes``.
-    seconds : float64 ``[N, B, modes]``
-        To the first token; inf for what privacy forbids.
+    best : int64 ``[K, B]``
+        Index into ``points``.
+    seconds : float64 ``[K, B, points]``
+        Inf for what privacy forbids.
 
     Raises
     ------
     InputError
-        A rate or length is not above 0, or the load is not below 1.
+        A rate is not above 0, a load is not below 1, or nothing is allowed.
     """
-    if not (0 <= load < 1 and (mbit > 0).all() and (tokens > 0).all()):
-        raise InputError("a map needs rates and lengths above 0 and a load from 0 to below 1")
-    rows = []
-    for count in tokens.tolist():
-        points = formula_points(shape, count, machines, edge_holds_cache=edge_holds_cache)
-        contexts = [
-            Context(
-                86_400, machines.rtt_seconds, prefill_queue_seconds=load / (1 - load) * x.cloud_seconds, privacy=privacy
-            )
-            for x in points
-        ]
-        fixed = [np.inf if c.refusal(x) else c.fixed_seconds(x) for x, c in zip(points, contexts, strict=True)]
-        sizes = np.array([point.nbytes for point in points], np.float64)
-        rows.append(np.array(fixed) + 8 * sizes / (1e6 * mbit[:, None]))
-    seconds = np.stack(rows)
-    caches = np.array([x.kind == "kv" for x in points])
+    if not ((load >= 0).all() and (load < 1).all() and (mbit > 0).all()):
+        raise InputError("a map needs rates above 0 and loads from 0 to below 1")
+    context = Context(86_400, rtt_seconds, privacy=privacy)
+    fixed = np.array([np.inf if context.refusal(x) else context.fixed_seconds(x) for x in points])
+    if not np.isfinite(fixed).any():
+        raise InputError("the rules leave no point; allow one")
+    waiting = np.outer(load / (1 - load), [x.prefill_seconds for x in points])
+    sizes = np.array([point.nbytes for point in points], np.float64)
+    seconds = (fixed + waiting)[:, None] + (8 * sizes / (1e6 * mbit[:, None]))[None]
+    caches = np.array([is_cache(x) for x in points])
     others = np.where(caches, np.inf, seconds)
     wins = caches & (seconds < others.min(-1, keepdims=True))
     best = np.where(wins.any(-1), wins.argmax(-1), others.argmin(-1))
-    return tuple(point.mode for point in points), best, seconds
+    return best, seconds
 
 
-def draw_maps(
-    mbit: Array,
-    tokens: npt.NDArray[np.int64],
-    loads: Sequence[float],
-    shapes: Sequence[Shape],
-    machines: Machines,
-    privacy: frozenset[str] = frozenset(),
-) -> Figure:
-    """One row per model; per load a map where the edge must prefill first, and one where it holds the cache already."""
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+def is_cache(point: OperatingPoint) -> bool:
+    """Whether a cache is carried."""
+    return point.kind == "kv"
 
-    cases = [(load, held) for held in (False, True) for load in loads]
-    figure = Figure(figsize=(2.9 * len(cases) + 0.5, 2.3 * len(shapes) + 1.2), layout="constrained")
-    grid = figure.subplots(len(shapes), len(cases), squeeze=False, sharex=True, sharey=True)
-    shades = ListedColormap(COLOURS)
-    for shape, line in zip(shapes, grid, strict=True):
-        for (load, held), axes in zip(cases, line, strict=True):
-            modes, best, _ = break_even_map(shape, mbit, tokens, load, machines, held, privacy)
-            norm = BoundaryNorm(np.arange(len(modes) + 1) - 0.5, len(COLOURS))
-            axes.pcolormesh(mbit, tokens, best, cmap=shades, norm=norm, shading="nearest", rasterized=True)
-            axes.set(xscale="log", yscale="log")
-            axes.tick_params(labelsize=8)
-            axes.set_title(f"{shape.name}, cloud {load:.0%} busy", fontsize=9, loc="left")
-            if axes is line[0]:
-                axes.set_ylabel("visual tokens", fontsize=9)
-            if shape is shapes[-1]:
-                axes.set_xlabel("Mbit/s, " + ("edge holds the cache" if held else "edge prefills"), fontsize=9)
-    patches = [Patch(color=colour, label=mode) for colour, mode in zip(COLOURS, modes, strict=False)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
-    rules = "".join(f", {rule}" for rule in sorted(privacy))
-    figure.suptitle(
-        f"Where a cache beats the rest to the first token, by formula ({machines}{rules})",
-        fontsize=9,
-        x=0.01,
-        ha="left",
-    )
-    return figure
+
+def measured_points(table: PointTable, edge_holds_cache: bool = False) -> tuple[OperatingPoint, ...]:
+    """Pictures, embeddings and caches of a table by ``kvferry profile``, the largest first.
+
+    What surely answers worse than :data:`KEPT` of the best of them (its interval ends below) is left out, and so is
+    what needs a session.
+
+    Parameters
+    ----------
+    edge_holds_cache : bool
+        As for :func:`formula_points`.
+    """
+    usable = [x for x in table.points if x.kind in ("image", "embeds", "kv") and "held_picture" not in x.needs]
+    least = KEPT * max((x.quality for x in usable), default=0.0)
+    good = sorted((x for x in usable if max((x.quality, *x.interval)) >= least), key=lambda x: -x.nbytes)
+    if not good or all(map(is_cache, good)) or not any(map(is_cache, good)):
+        raise InputError(f"the table {table.name} needs a cache and a picture to compare; measure kv and image modes")
+    if not edge_holds_cache:
+        return tuple(good)
+    return tuple(x if x.kind == "image" else replace(x, edge_seconds=0.0) for x in good)

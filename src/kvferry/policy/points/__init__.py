@@ -16,7 +16,7 @@ FALLBACKS = ("scout", "prompt", "local")
 NEEDS = ("pixels", "embeds", "held_picture")
 FORMAT = "kvferry-points/1"
 SHIPPED = Path(__file__).parent
-_SECONDS = ("edge_seconds", "compress_seconds", "decompress_seconds", "cloud_seconds")
+_SECONDS = ("edge_seconds", "compress_seconds", "decompress_seconds", "cloud_seconds", "prefill_seconds")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class OperatingPoint:
         Questions it was measured on; 0 where that is not known.
     interval : tuple of float
         Of the quality, lower and upper end, where it is known.
+    prefill_seconds : float
+        The part of ``cloud_seconds`` that is prefill; 0 where there is none, or where it is not known.
     """
 
     mode: str
@@ -53,6 +55,7 @@ class OperatingPoint:
     needs: tuple[str, ...] = ()
     n: int = 0
     interval: tuple[float, ...] = ()
+    prefill_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -66,6 +69,8 @@ class OperatingPoint:
             raise InputError(
                 f"the point {self.mode}: an interval lies around the quality, which {self.interval} do not"
             )
+        if self.prefill_seconds > self.cloud_seconds:
+            raise InputError(f"the point {self.mode}: prefill_seconds are a part of cloud_seconds, not more")
         if unknown := set(self.needs) - set(NEEDS):
             raise InputError(f"the point {self.mode} needs {', '.join(sorted(unknown))}; known are {', '.join(NEEDS)}")
 
