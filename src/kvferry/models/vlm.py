@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from kvferry.models.layout import layout_of
 from kvferry.models.pictures import open_picture
 from kvferry.models.prefill import Watch, read_prompt
 from kvferry.models.prompt import Prompt, Prompter
-from kvferry.models.resume import Continuation, Decoder, continue_from
+from kvferry.models.resume import Continuation, Decoder, continue_from, recall
 from kvferry.models.rotary import rotary_of
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
 from kvferry.rope import Rotary
@@ -200,28 +201,46 @@ class VLM:
         *,
         max_new_tokens: int = 16,
         on_token: Callable[[int, str], None] | None = None,
+        keep: bool = False,
     ) -> Continuation:
         """Answer from a cache, greedily; the cache stays as it is.
 
         Parameters
         ----------
         question : str, optional
-            Only for a scene that was cached without one.
+            Only for a scene that was cached without one, and for the next turn of a conversation: a cache that ends
+            with an answer.
         on_token : callable, optional
             Called with every token and the text it adds, as soon as it is known.
+        keep : bool
+            Keep the cache with question and answer, as :attr:`Continuation.cache`; another question goes on from it.
 
         Raises
         ------
         FingerprintError
             The cache was made by another model.
         InputError
-            A question is missing, or there already is one.
+            A question is missing, there already is one, or the conversation has become longer than the model reads.
         """
         self._check(cache)
-        feed = self._feed(cache, question)
+        feed, roles = self._feed(cache, question)
         stream = _Stream(self.tokenizer, on_token)
-        done = continue_from(self.model, cache, feed, max_new_tokens, on_token=stream.add)
-        return Continuation(stream.finish(), done.token_ids, done.first_token_seconds, done.seconds)
+        done = continue_from(
+            self.model, cache, feed, max_new_tokens, on_token=stream.add, keep=roles if keep else None
+        )
+        return replace(done, text=stream.finish())
+
+    def recall(self, cache: KVCache, said: Sequence[int], question: str | None = None) -> KVCache:
+        """The cache that :meth:`resume` keeps, of an answer that was given before, equal to the bit.
+
+        Parameters
+        ----------
+        said : sequence of int
+            The answer's token ids; ``cache`` and ``question`` are those of :meth:`resume`.
+        """
+        self._check(cache)
+        feed, roles = self._feed(cache, question, len(said))
+        return recall(self.model, cache, feed, said, roles)
 
     def answer(
         self,
@@ -260,7 +279,7 @@ class VLM:
         """
         for cache in caches:
             self._check(cache)
-        feed = [*self._feed(caches[0], question), *(int(x) for x in token_ids)]
+        feed = [*self._feed(caches[0], question)[0], *(int(x) for x in token_ids)]
         return Decoder(self.model, *caches).feed(feed, logits=len(token_ids) + 1)
 
     def _pictures(self, images: Sequence[Any] | Any) -> list[Any]:
@@ -281,12 +300,13 @@ class VLM:
                 longer[name] = torch.nn.functional.pad(longer[name], (0, 1), value=int(name == "attention_mask"))
         return _with_roles(layout_of(self.model, longer, np.zeros(n + 1, dtype=bool)).head(n), prompt.roles)
 
-    def _check_length(self, layout: PromptLayout) -> None:
+    def _check_length(self, layout: PromptLayout, more: int = 0) -> None:
+        """Refuse a prompt that is longer, with ``more`` tokens behind it, than the model reads."""
         longest = getattr(text_config(self.model), "max_position_embeddings", None)
-        if longest is not None and layout.next_position > longest:
+        if longest is not None and layout.next_position + more > longest:
             raise InputError(
-                f"the prompt reaches position {layout.next_position:,}, beyond the model's {longest:,}; "
-                "shorten the text or scale the pictures down"
+                f"the prompt reaches position {layout.next_position + more:,}, beyond the model's {longest:,}; "
+                "shorten the text, scale the pictures down, or begin a new conversation"
             )
 
     def _check(self, cache: KVCache) -> None:
@@ -296,16 +316,25 @@ class VLM:
                 f"this cache was made by another model{made_by}, not by {self.name}; load the model that made it"
             )
 
-    def _feed(self, cache: KVCache, question: str | None) -> list[int]:
+    def _feed(self, cache: KVCache, question: str | None, more: int = 0) -> tuple[list[int], list[Role]]:
+        """What to feed on top of a cache, and the roles of those tokens that its prompt lacks."""
         if len(cache.pending):
             if question is not None:
                 raise InputError("this cache already holds a question; leave question out, or cache a scene without")
-            return [int(x) for x in cache.pending]
-        if question is None:
-            raise InputError("this cache holds a scene without a question; pass question=...")
+            self._check_length(cache.layout, more)
+            return [int(x) for x in cache.pending], []
         layout = cache.layout
-        has_context = bool(((layout.role == Role.CONTEXT) & ~layout.visual).any())
-        return self._prompter.question_ids(question, images=bool(layout.visual.any()), context=has_context)
+        answered = bool(layout.question.any())
+        if question is None:
+            what = "ends with an answer" if answered else "holds a scene without a question"
+            raise InputError(f"this cache {what}; pass question=...")
+        if answered:
+            ids, roles = self._prompter.turn(question)
+        else:
+            has_context = bool(((layout.role == Role.CONTEXT) & ~layout.visual).any())
+            ids, roles = self._prompter.question(question, images=bool(layout.visual.any()), context=has_context)
+        self._check_length(layout, len(ids) + more)
+        return ids, roles
 
 
 def _with_roles(layout: PromptLayout, roles: np.ndarray[Any, np.dtype[np.uint8]]) -> PromptLayout:
