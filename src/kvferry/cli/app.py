@@ -16,6 +16,7 @@ from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
 from kvferry.cli.inspect import inspect
 from kvferry.cli.link import link, trace
+from kvferry.cli.long_runs import long_runs
 from kvferry.cli.profile import profile
 from kvferry.cli.serve import serve
 from kvferry.cli.simulate import simulate
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile,
+    simulate, break_even, profile, long_runs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -167,10 +167,10 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         full = full or prefilled
         recipe = Recipe.parse(row.split(" ")[0])
         if sweep.apply == "construction" and not isinstance(recipe.selection, Full):
-            kept = _with_room(partial(_select, prefilled), recipe)
+            kept = with_room(partial(_select, prefilled), recipe)
             prefilled = vlm.prefill(sample.images, sample.question, construct=kept)
             recipe = Recipe(Full(), codec=recipe.codec, lossless=recipe.lossless)
-        blob = _with_room(partial(compress, prefilled), recipe)
+        blob = with_room(partial(compress, prefilled), recipe)
         caches[row], sizes[row] = decompress(blob), len(blob)
     if full is None:
         raise InputError("a sweep needs at least one recipe")
@@ -212,7 +212,7 @@ def _select(source: Prefilled, recipe: Recipe) -> Selection:
     return recipe.select(source)
 
 
-def _with_room(work: Callable[[Recipe], T], recipe: Recipe) -> T:
+def with_room(work: Callable[[Recipe], T], recipe: Recipe) -> T:
     """``work(recipe)``; with the smallest fraction that works where its own leaves no room for what must stay."""
     try:
         return work(recipe)
@@ -251,21 +251,22 @@ def _prefills(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Ite
     """Row names with the prefill they start from; each distinct prefill runs once."""
     requests = {r: Recipe.parse(r).requests for r in sweep.recipes}
     if protocol == "A":
-        prefilled = vlm.prefill(sample.images, sample.question, requests=_union(requests.values()))
+        prefilled = vlm.prefill(sample.images, sample.question, requests=union(requests.values()))
         yield from ((recipe, prefilled) for recipe in sweep.recipes)
         return
     blind = [r for r in sweep.recipes if not any(q.rows in NEEDS_QUESTION for q in requests[r])]
-    scene = vlm.prefill(sample.images, requests=_union(requests[r] for r in blind))
+    scene = vlm.prefill(sample.images, requests=union(requests[r] for r in blind))
     yield from ((recipe, scene) for recipe in blind)
     aware = [r for r in sweep.recipes if any(q.rows in (*NEEDS_QUESTION, "window") for q in requests[r])]
     if not aware:
         return
     for label, question in (("proxy", PROXY_QUESTION), ("oracle", sample.question)):
-        scene = vlm.prefill(sample.images, requests=_union(requests[r] for r in aware), proxy_question=question)
+        scene = vlm.prefill(sample.images, requests=union(requests[r] for r in aware), proxy_question=question)
         yield from ((f"{recipe} {label}", scene) for recipe in aware)
 
 
-def _union(requests: Iterable[Sequence[EvidenceRequest]]) -> tuple[EvidenceRequest, ...]:
+def union(requests: Iterable[Sequence[EvidenceRequest]]) -> tuple[EvidenceRequest, ...]:
+    """All requests, each once."""
     return tuple(dict.fromkeys(request for each in requests for request in each))
 
 

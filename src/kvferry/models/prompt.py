@@ -129,8 +129,8 @@ class Prompter:
         for source in (self._processor, self._tokenizer):
             if getattr(source, "chat_template", None):
                 said = [{"role": "user", "content": self._content(question, images)}]
-                roles = ("assistant", "user")
-                said += [{"role": role, "content": self._content(text)} for role, text in zip(roles, later, strict=False)]
+                for role, text in zip(("assistant", "user"), later, strict=False):
+                    said.append({"role": role, "content": self._content(text)})
                 return str(source.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
         placeholder = f"{self._tokenizer.convert_ids_to_tokens(next(iter(self._visual)))}\n" if images else ""
         rest = " {}\n{}\nAnswer:".format(*later) if later else ""

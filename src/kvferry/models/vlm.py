@@ -225,9 +225,7 @@ class VLM:
         self._check(cache)
         feed, roles = self._feed(cache, question)
         stream = _Stream(self.tokenizer, on_token)
-        done = continue_from(
-            self.model, cache, feed, max_new_tokens, on_token=stream.add, keep=roles if keep else None
-        )
+        done = continue_from(self.model, cache, feed, max_new_tokens, on_token=stream.add, keep=roles if keep else None)
         return replace(done, text=stream.finish())
 
     def recall(self, cache: KVCache, said: Sequence[int], question: str | None = None) -> KVCache:
@@ -252,6 +250,10 @@ class VLM:
     ) -> str:
         """The text of :meth:`resume`."""
         return self.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token).text
+
+    def turn_ids(self, question: str) -> list[int]:
+        """Token ids from the end of an answer to where the answer to a further question begins."""
+        return self._prompter.turn(question)[0]
 
     def score(self, cache: KVCache, token_ids: Sequence[int], question: str | None = None) -> torch.Tensor:
         """Logits for every one of ``token_ids`` as an answer, and for what follows it, in one pass.
