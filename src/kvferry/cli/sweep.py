@@ -28,10 +28,16 @@ SECTIONS = {
     "scorers": "Which tokens: every scorer",
     "policies": "Which tokens: modality policies at equal numbers of tokens",
     "construction": "Which tokens: hidden while the cache is built",
+    "turns": "Long runs: ten questions in turn",
+    "drift": "Long runs: two hundred tokens on one cache",
+    "pictures": "Long runs: several pictures in one prompt",
+    "rare": "Long runs: what is seldom seen",
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
 METHODS = ("scorers", "policies", "construction")
 """Sections that compare methods at one codec; those of unknown kinds hold several of both."""
+LONG_RUNS = ("turns", "drift", "pictures", "rare")
+"""Sections whose raw files are those of ``kvferry long-runs``."""
 
 
 def _numbers(text: str) -> list[float]:
@@ -171,13 +177,13 @@ def results(
     details: Annotated[Path, typer.Option(help="Where the pages with every row go.")] = Path("docs/results"),
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
-    from kvferry.evaluate import codec_tables, headline, method_tables, tables
+    from kvferry.evaluate import codec_tables, headline, long_tables, method_tables, tables
 
     files = sorted(raw.glob("*.jsonl"), key=_section)
     if not files:
         raise InputError(f"no raw results in {raw}; `kvferry sweep` makes them")
     places = tables.Places(out, figures, details)
-    renders = dict.fromkeys(METHODS, method_tables.render)
+    renders = dict.fromkeys(METHODS, method_tables.render) | dict.fromkeys(LONG_RUNS, long_tables.render)
     renders |= {"headline": headline.render, "codecs": codec_tables.render}
     sections = [f"# Results\n\nMade by `make results` from the raw files in `results/`.\n\n{tables.CAVEAT}\n"]
     for file in files:
