@@ -122,7 +122,7 @@ def drift(recipes: Sequence[str], records: Sequence[Record]) -> tuple[list[str],
     text = [
         f"n = {len(records)} scenes. Every cache (protocol A for the first question) is made to read the same "
         f"{BUCKETS[-1][1]} tokens: questions about the scene with their true answers. Top-1 agreement with the full "
-        "cache in percent, and KL(full || recipe) in nats, by position; "
+        "cache in percent, and KL(full || recipe) in nats, by position. "
         + TESTS.format(unit="scenes")
         + ". A model of "
         "three million parameters that answers in one to four tokens shows whether a difference grows or fades with "
