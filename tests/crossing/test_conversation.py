@@ -16,6 +16,7 @@ from kvferry.cloud import Limits
 from kvferry.cloud.sessions import Sessions
 from kvferry.edge import Conversation
 from kvferry.modes import RECEIVERS, Holdings, Question, parse_mode
+from kvferry.policy import OperatingPoint, PointTable
 from kvferry.testbed.data import sample
 from kvferry.testbed.questions import MAKERS
 from kvferry.wire import service_pb2 as pb
@@ -138,6 +139,17 @@ def test_here(vlm: VLM, picture: Path) -> None:
     expected = alone(vlm, vlm.prefill([picture], QUESTIONS[0]).cache, [None, *QUESTIONS[1:]])
     with Edge(vlm) as edge:
         assert crossed(edge.conversation([picture], mode="local")) == expected
+
+
+def test_auto_chooses_once(cloud: CloudProcess, vlm: VLM, picture: Path) -> None:
+    table = PointTable("one", (OperatingPoint(KV, 0.9, 1_500),))
+    with Edge(vlm, cloud.address, points=table, deadline=100) as edge:
+        expected = crossed(edge.conversation([picture], mode=KV))
+        talk = edge.conversation([picture], mode="auto")
+        answers = [talk.ask(question, max_new_tokens=NEW) for question in QUESTIONS]
+    assert [turn.said for turn in talk.turns] == expected
+    assert {(x.mode, x.why) for x in answers} == {("kv", answers[0].why)}
+    assert KV in answers[0].why
 
 
 def test_two_at_once(cloud: CloudProcess, vlm: VLM, picture: Path) -> None:

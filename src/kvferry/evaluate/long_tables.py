@@ -164,7 +164,7 @@ def pictures(recipes: Sequence[str], records: Sequence[Record]) -> tuple[list[st
         "",
     ]
     for count, what in (
-        ("2", "Two pictures, as in a twelfth of the questions that the model was trained on"),
+        ("2", "Two pictures, as the model saw them in training"),
         ("3", "The same questions with a third picture behind, which the model was never trained on"),
     ):
         rows = []
