@@ -123,6 +123,22 @@ def test_ship_first(run: Ran, cloud: CloudProcess, model_folder: Path, picture: 
     assert json.loads(out)["recipe"] == "knorm@0.5|int8"
 
 
+def test_follow(run: Ran, cloud: CloudProcess, vlm: VLM, model_folder: Path, picture: Path, tmp_path: Path) -> None:
+    options = ["--cloud", cloud.address, "--model", model_folder, "--mode", "kv:knorm@0.5|int8", "--follow", "and now?"]
+    first = kvferry.decompress(kvferry.compress(vlm.prefill([picture], QUESTION, recipe="knorm@0.5"), "knorm@0.5|int8"))
+    said = vlm.resume(first, keep=True)
+    assert said.cache is not None
+    expected = [said.text, vlm.answer(said.cache, "and now?")]
+    code, out, err = run("ask", picture, QUESTION, *options)
+    assert (code, out.splitlines()) == (0, expected)
+    assert len(err.splitlines()) == 2
+    code, out, _ = run("ask", picture, QUESTION, *options, "--json")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [x["text"] for x in answers] == expected
+    assert answers[1]["bitstream_bytes"] == 0 < answers[0]["bitstream_bytes"]
+    assert "--save" in refused(run("ask", picture, QUESTION, *options, "--save", tmp_path / "x"))
+
+
 def test_user_errors(
     run: Ran, cloud: CloudProcess, model_folder: Path, other_folder: Path, picture: Path, tmp_path: Path
 ) -> None:

@@ -105,6 +105,21 @@ def test_time_to_live() -> None:
         sessions.take(session, handle, str)
 
 
+def test_dropped_is_gone_and_makes_room() -> None:
+    sessions = Sessions(room(2))
+    session, first = put(sessions, b"", "a")
+    _, second = put(sessions, session, "b")
+    sessions.drop(session, first)
+    sessions.drop(session, first)
+    sessions.drop(b"another", second)
+    assert sessions.nbytes == KB + OVERHEAD
+    with pytest.raises(NotHeldError):
+        sessions.take(session, first, str)
+    _, third = put(sessions, session, "c")
+    assert third > second
+    assert (sessions.take(session, second, str), sessions.take(session, third, str)) == ("b", "c")
+
+
 def test_what_does_not_fit_is_not_held() -> None:
     sessions = Sessions(Limits(session_bytes=KB))
     assert put(sessions, b"", "a") == (b"", 0)

@@ -17,6 +17,7 @@ from kvferry.cli.diagnose import diagnose
 from kvferry.cli.evaluate import evaluate
 from kvferry.cli.inspect import inspect
 from kvferry.cli.link import link, trace
+from kvferry.cli.long_runs import long_runs
 from kvferry.cli.profile import profile
 from kvferry.cli.report import report
 from kvferry.cli.scout_overlap import scout_overlap
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile, report, scout_overlap,
+    simulate, break_even, profile, report, scout_overlap, long_runs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -56,11 +56,17 @@ def ask(
         float | None, typer.Option(help="Seconds after which the cloud answers from the tiers that have arrived.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 16,
+    follow: Annotated[
+        list[str] | None,
+        typer.Option(help="A further question, asked with the ones before and their answers in context; repeatable."),
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="Keep what was sent, for `kvferry inspect`.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Ask a cloud a question about pictures."""
     *pictures, question = words
+    if follow and (tiers > 1 or fallback or answer_by is not None or save is not None):
+        raise InputError("--follow goes without --tiers, --fallback, --answer-by and --save; leave them out")
     for picture in pictures:
         if not Path(picture).is_file():
             raise InputError(f"there is no picture at {picture}; give picture files, then the question in quotes")
@@ -86,6 +92,16 @@ def ask(
         if not json:
             print(text, end="", flush=True)
 
+    def show(answer: Answer) -> None:
+        if json:
+            print_json(answer.as_dict())
+            return
+        print(answer.text.removeprefix("".join(said)))
+        said.clear()
+        console().print(_summary(answer), style="dim", soft_wrap=True)
+        if explain and answer.why:
+            console().print(escape(answer.why), soft_wrap=True)
+
     with (
         Edge(
             vlm,
@@ -99,29 +115,30 @@ def ask(
             privacy=rules,
         ) as edge,
         _copy_to(save) as keep,
-        SendingBar(json) as bar,
     ):
-        answer = edge.ask(
-            pictures,
-            question,
-            recipe=recipe,
-            mode=mode,
-            ship_first=ship_first,
-            tiers=tiers,
-            fallback="local" if fallback else None,
-            max_new_tokens=max_new_tokens,
-            answer_by=answer_by,
-            on_token=speak,
-            on_sent=bar.show,
-            keep=keep,
-        )
-    if json:
-        print_json(answer.as_dict())
-        return
-    print(answer.text.removeprefix("".join(said)))
-    console().print(_summary(answer), style="dim", soft_wrap=True)
-    if explain:
-        console().print(escape(answer.why), soft_wrap=True)
+        if follow:
+            talk = edge.conversation(pictures, recipe=recipe, mode=mode, ship_first=ship_first)
+            for turn in (question, *follow):
+                with SendingBar(json) as bar:
+                    answer = talk.ask(turn, max_new_tokens=max_new_tokens, on_token=speak, on_sent=bar.show)
+                show(answer)
+            return
+        with SendingBar(json) as bar:
+            answer = edge.ask(
+                pictures,
+                question,
+                recipe=recipe,
+                mode=mode,
+                ship_first=ship_first,
+                tiers=tiers,
+                fallback="local" if fallback else None,
+                max_new_tokens=max_new_tokens,
+                answer_by=answer_by,
+                on_token=speak,
+                on_sent=bar.show,
+                keep=keep,
+            )
+    show(answer)
 
 
 def _copy_to(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO | None]:
@@ -136,7 +153,11 @@ def _copy_to(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO | 
 def _summary(answer: Answer) -> str:
     """What it cost, in one line."""
     part = f", from {answer.share:.0%} of the cache" if answer.partial else ""
-    ratio = f", {answer.bf16_bytes / answer.bitstream_bytes:.1f}x below BF16" if answer.bf16_bytes else ""
+    ratio = (
+        f", {answer.bf16_bytes / answer.bitstream_bytes:.1f}x below BF16"
+        if answer.bf16_bytes and answer.bitstream_bytes
+        else ""
+    )
     wire = f"{answer.wire_bytes_up:,} bytes on the wire" if answer.wire_bytes_up is not None else "link not measured"
     what = ":".join(filter(None, [answer.mode, answer.recipe]))
     if answer.mode == "local":

@@ -31,12 +31,18 @@ SECTIONS = {
     "eval": "Answers and loyalty: kvferry eval",
     "scout": "Which tokens, by another model: mode scout on trial",
     "points": "Every mode: bytes, quality, time",
+    "turns": "Long runs: ten questions in turn",
+    "drift": "Long runs: two hundred tokens on one cache",
+    "pictures": "Long runs: several pictures in one prompt",
+    "rare": "Long runs: what is seldom seen",
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
 WHERE = {"scout": "chosen by the {} model", "points": "with the {} model on the edge"}
 """How a title goes on; "on the {} model" for the others."""
 METHODS = ("scorers", "policies", "construction")
 """Sections that compare methods at one codec; those of unknown kinds hold several of both."""
+LONG_RUNS = ("turns", "drift", "pictures", "rare")
+"""Sections whose raw files are those of ``kvferry long-runs``."""
 
 
 def _numbers(text: str) -> list[float]:
@@ -180,6 +186,7 @@ def results(
         codec_tables,
         evaluation_tables,
         headline,
+        long_tables,
         method_tables,
         mode_tables,
         scout_tables,
@@ -191,7 +198,7 @@ def results(
     if not files:
         raise InputError(f"no raw results in {raw}; `kvferry sweep` and `kvferry eval` make them")
     places = tables.Places(out, figures, details)
-    renders = dict.fromkeys(METHODS, method_tables.render)
+    renders = dict.fromkeys(METHODS, method_tables.render) | dict.fromkeys(LONG_RUNS, long_tables.render)
     renders |= {"headline": headline.render, "codecs": codec_tables.render}
     renders |= {"scout": scout_tables.render, "points": mode_tables.render}
     sections = [f"# Results\n\nMade by `make results` from the raw files in `results/`.\n\n{tables.CAVEAT}\n"]

@@ -15,7 +15,7 @@ from kvferry.cloud.engine import Engine
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.sessions import Sessions, SessionShelf
 from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
-from kvferry.modes import RECEIVERS, ProtocolError, Receiver
+from kvferry.modes import RECEIVERS, ProtocolError, Receiver, receiver_of
 from kvferry.modes.faults import to_wire
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
@@ -104,14 +104,15 @@ class _Conversation:
         start = await self._start()
         shelf = self._sessions.shelf(start.session, start.hold)
         receiver = await self._engine.decode(self._receiver, start, shelf)
-        accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name)
+        turns = len(start.conversation.turns)
+        accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)
         await self._write(pb.AskReply(accepted=accepted))
         share = await self._receive(receiver)
         await self._answer(receiver, shelf, start.max_new_tokens, share)
 
     def _receiver(self, start: pb.AskRequest.Start, shelf: SessionShelf) -> Receiver:
         """The first use of a mode may read weights for their fingerprint, so this runs in a thread."""
-        return RECEIVERS[start.mode](self._vlm, start, shelf, self._limits.request_bytes)
+        return receiver_of(self._vlm, start, shelf, self._limits.request_bytes)
 
     async def _start(self) -> pb.AskRequest.Start:
         request = await anext(self._requests, None)

@@ -111,6 +111,13 @@ class Sessions:
                     return session, handle
             return session, self._add(session, found, _Held(item, digest, nbytes))
 
+    def drop(self, session: bytes, handle: int) -> None:
+        """See :meth:`kvferry.modes.base.Shelf.drop`."""
+        with self._lock:
+            found = self._sessions.get(session)
+            if found is not None and handle in found.items:
+                self._drop(found, handle)
+
     def _add(self, session: bytes, found: _Session, held: _Held) -> int:
         """Give it a handle, and make room for it."""
         handle = found.next_handle
@@ -148,9 +155,12 @@ class Sessions:
         self._nbytes -= self._sessions.pop(session).nbytes
 
     def _drop_oldest(self, session: _Session) -> None:
-        _, held = session.items.popitem(last=False)
-        session.nbytes -= held.nbytes
-        self._nbytes -= held.nbytes
+        self._drop(session, next(iter(session.items)))
+
+    def _drop(self, session: _Session, handle: int) -> None:
+        nbytes = session.items.pop(handle).nbytes
+        session.nbytes -= nbytes
+        self._nbytes -= nbytes
 
 
 class SessionShelf:
@@ -165,6 +175,10 @@ class SessionShelf:
     def take(self, handle: int, kind: type[T]) -> T:
         """See :meth:`kvferry.modes.base.Shelf.take`."""
         return self._sessions.take(self.session, handle, kind)
+
+    def drop(self, handle: int) -> None:
+        """See :meth:`kvferry.modes.base.Shelf.drop`."""
+        self._sessions.drop(self.session, handle)
 
     def put(self, digest: bytes, item: object, nbytes: int) -> None:
         """See :meth:`kvferry.modes.base.Shelf.put`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from kvferry.errors import InputError
+
 if TYPE_CHECKING:
     from kvferry.summary import Summary
 
@@ -92,3 +94,10 @@ class Answer:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
         return asdict(self) | {"partial": self.partial}
+
+
+def checked_deadline(seconds: float) -> float:
+    """A deadline that can be kept to; InputError for any other."""
+    if not 0 < seconds <= 86_400:
+        raise InputError(f"a deadline is a positive number of seconds, at most a day, not {seconds}")
+    return seconds

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future
 from kvferry.edge.answer import Answer, CloudSeconds, Seconds
 from kvferry.edge.transfer import Transfer
 from kvferry.errors import LinkError
-from kvferry.modes import Mode, OnToken, Sender
+from kvferry.modes import Mode, OnToken, ProtocolError, Sender
 from kvferry.modes.faults import from_wire
 from kvferry.wire import service_pb2 as pb
 
@@ -64,6 +64,11 @@ class Crossing:
         """What the last call sent, where it was to be kept."""
         return bytes(self._calls[-1][0].copy)
 
+    @property
+    def said(self) -> tuple[int, ...]:
+        """The token ids of the answer."""
+        return tuple(self._calls[-1][1].token_ids)
+
     def outgoing(self) -> Outgoing:
         """The messages of a new call."""
         self.start = self.sender.start()
@@ -73,6 +78,11 @@ class Crossing:
             self.start.answer_by = max(self._answer_by - (time.perf_counter() - self._began), AT_ONCE)
         self._outgoing = Outgoing(self.start, self._keep)
         return self._outgoing
+
+    @property
+    def turns(self) -> int:
+        """Of a conversation, that the cloud must read."""
+        return len(self.start.conversation.turns)
 
     def replies(self, call: Iterator[pb.AskReply]) -> Replies:
         """What comes back."""
@@ -177,14 +187,18 @@ class Replies:
 
     def __init__(self, call: Iterator[pb.AskReply]) -> None:
         self.message_bytes = 0
+        self.token_ids: list[int] = []
         self.received_at = 0.0
         self.first_token_at = 0.0
         self._replies = self._checked(call)
 
-    def expect_accepted(self) -> None:
-        """Wait until the cloud agrees to take the bytes."""
-        if next(self._replies).WhichOneof("part") != "accepted":
+    def expect_accepted(self, turns: int) -> None:
+        """Wait until the cloud agrees to take the bytes, and to read so many turns of a conversation."""
+        reply = next(self._replies)
+        if reply.WhichOneof("part") != "accepted":
             raise LinkError("the cloud did not accept the question; update the older end")
+        if reply.accepted.turns != turns:
+            raise ProtocolError("this cloud knows no conversations; update it, or ask each question alone")
 
     def until_done(self, outgoing: Outgoing, on_token: OnToken | None, on_sent: OnSent | None) -> pb.AskReply.Done:
         """Follow the conversation to its end."""
@@ -201,6 +215,7 @@ class Replies:
                 outgoing.stop()
             elif part == "token":
                 self.first_token_at = self.first_token_at or time.perf_counter()
+                self.token_ids.append(reply.token.id)
                 if on_token is not None:
                     on_token(reply.token.id, reply.token.text)
             elif part == "done":

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import grpc
 
-from kvferry.edge.answer import Answer, Seconds
+from kvferry.edge.answer import Answer, Seconds, checked_deadline
 from kvferry.edge.call import Crossing, OnSent
+from kvferry.edge.conversation import Conversation, Opened
+from kvferry.edge.line import Line
 from kvferry.edge.pilot import Asked, Pilot
-from kvferry.errors import DeadlineError, InputError, KVFerryError, LinkError
-from kvferry.link import Rate, ShapedLink, parse_address
+from kvferry.errors import DeadlineError, InputError, LinkError
+from kvferry.link import Rate
 from kvferry.modes import (
     DEFAULT_RECIPE,
-    BusyError,
-    Holdings,
     LocalMode,
-    NotHeldError,
     OnToken,
     ProtocolError,
     Question,
@@ -32,20 +31,10 @@ from kvferry.modes import (
 from kvferry.policy import Decision, PointTable, Way, explain, read_points
 from kvferry.policy.situation import PRIVACY, broken_rule
 from kvferry.wire import service_pb2 as pb
-from kvferry.wire import service_pb2_grpc
 
 if TYPE_CHECKING:
     from kvferry.models import VLM
     from kvferry.recipe import Recipe
-
-OPTIONS = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.min_reconnect_backoff_ms", 3_000),  # how long one attempt to connect may take
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 20_000),  # a ping may stand behind a queue of our own bytes
-)
 
 
 class Edge:
@@ -95,25 +84,17 @@ class Edge:
         policy: str = "risk-aware",
         privacy: Collection[str] = (),
     ) -> None:
-        parse_address(cloud)
         self._privacy = _checked_rules(privacy)
-        self._pilot = None if points is None else Pilot(_one_table(points), Way.parse(policy), self._translated)
         self._vlm = vlm
-        self._cloud = cloud
-        self._deadline = _checked_deadline(deadline)
-        self._link: ShapedLink | None = None
-        if uplink is not None or downlink is not None or delay_ms:
-            self._link = ShapedLink(cloud, uplink, downlink, delay_ms)
-        self._channel = grpc.insecure_channel(self._link.address if self._link else cloud, options=OPTIONS)
-        self._stub = service_pb2_grpc.FerryStub(self._channel)
-        self._greeted = False
-        self._holdings = Holdings(hold)
+        self._deadline = checked_deadline(deadline)
+        table, way = None if points is None else _one_table(points), Way.parse(policy)
+        self._line = Line(cloud, uplink, downlink, delay_ms, hold)
+        self._pilot = None if table is None else Pilot(table, way, self._line.translated)
+        self._line.pilot = self._pilot
 
     def close(self) -> None:
         """Close the connection, and the emulated link with it."""
-        self._channel.close()
-        if self._link is not None:
-            self._link.close()
+        self._line.close()
 
     def __enter__(self) -> Edge:
         return self
@@ -126,9 +107,9 @@ class Edge:
     def describe(self) -> dict[str, Any]:
         """What the cloud serves: its model's name and fingerprint, modes and limits."""
         try:
-            reply = self._stub.Describe(pb.DescribeRequest(), timeout=self._deadline)
+            reply = self._line.stub.Describe(pb.DescribeRequest(), timeout=self._deadline)
         except grpc.RpcError as error:
-            raise self._translated(error, self._deadline) from None
+            raise self._line.translated(error, self._deadline) from None
         return {
             "kvferry_version": reply.kvferry_version,
             "model": reply.model,
@@ -203,7 +184,7 @@ class Edge:
             The cloud is away, went away, is too busy, or was too slow; in mode ``auto``, nothing can be in time.
         """
         began = time.perf_counter()
-        seconds = self._deadline if deadline is None else _checked_deadline(deadline)
+        seconds = self._deadline if deadline is None else checked_deadline(deadline)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
         if answer_by is not None and not 0 < answer_by <= seconds:
@@ -212,39 +193,72 @@ class Edge:
         asked = Question(images if isinstance(images, list | tuple) else [images], question, ship_first, tiers)
         if fallback is not None and self._vlm is None:
             raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
-        before = (self._link.uplink_bytes, self._link.downlink_bytes) if self._link else None
-        why = why_local = ""
-        if mode == "auto":
-            decision, why_local = self._decide(asked, rules, began, seconds)
-            mode, why = decision.point.mode, explain(decision)
-            if any(point.is_local for point in decision.points):
-                fallback = "local"
-        chosen = parse_mode(mode, recipe)
-        if ship_first and chosen.NAME != "kv":
-            raise InputError(f"only a cache ships before its question; mode {chosen.NAME} takes no ship_first")
-        if broken := broken_rule(chosen.LEAVES, rules):
-            raise InputError(f"mode {chosen} is not allowed here ({broken}); use kv or local")
-        if isinstance(chosen, LocalMode):
-            return replace(self._answer_here(asked, max_new_tokens, on_token, began, why_local), why=why)
-        sender = chosen.sender(self._vlm, asked, self._holdings)
-        crossing = Crossing(sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None, answer_by)
+        before = self._line.carried
+        opened = self._open(asked, mode, recipe, rules, began, seconds)
+        why = opened.why
+        if isinstance(opened.mode, LocalMode) or opened.sender is None:
+            return replace(self._answer_here(asked, max_new_tokens, on_token, began, opened.why_local), why=why)
+        keeps = keep is not None
+        crossing = Crossing(opened.sender, max_new_tokens, on_token, on_sent, began, seconds, keeps, answer_by)
         try:
-            done = self._cross(crossing)
+            answer = self._line.cross(crossing, opened.mode, before)
         except (DeadlineError, ProtocolError):
             raise
         except LinkError as error:
-            if fallback is None or crossing.first_token_at:
+            if (fallback is None and not opened.or_here) or crossing.first_token_at:
                 raise
             return replace(self._answer_here(asked, max_new_tokens, on_token, began, str(error)), why=why)
-        finally:
-            self._learn(crossing)
         if keep is not None:
             keep.write(crossing.sent)
-        answer = replace(crossing.answer(done, chosen), why=why)
-        if self._link is None or before is None:
-            return answer
-        up, down = self._link.uplink_bytes - before[0], self._link.downlink_bytes - before[1]
-        return replace(answer, wire_bytes_up=up, wire_bytes_down=down)
+        return replace(answer, why=why)
+
+    def conversation(
+        self,
+        images: Sequence[Any] | Any,
+        *,
+        recipe: str | Recipe = DEFAULT_RECIPE,
+        mode: str = "kv",
+        ship_first: bool = False,
+        privacy: Collection[str] | None = None,
+    ) -> Conversation:
+        """Begin a conversation about the same pictures: every question is asked with the earlier ones and their
+        answers in context.
+
+        What the first question sends is all that is ever sent of the pictures: in mode ``kv`` a cache that was
+        compressed for that question, on which all others must live (``ship_first`` compresses without any question).
+        ``auto`` chooses a mode once, at the first question. For other pictures, begin another conversation.
+
+        Parameters are those of :meth:`ask`.
+
+        Examples
+        --------
+        >>> talk = edge.conversation(["scene.png"], mode="kv:full|transform:80")  # doctest: +SKIP
+        >>> talk.ask("what colour is the circle?").text, talk.ask("how many squares are there?").text  # doctest: +SKIP
+        """
+        rules = self._privacy if privacy is None else _checked_rules(privacy)
+        pictures = images if isinstance(images, list | tuple) else [images]
+
+        def open_(question: str, began: float, seconds: float) -> Opened:
+            return self._open(Question(pictures, question, ship_first), mode, recipe, rules, began, seconds)
+
+        return Conversation(self._line, self._vlm, self._deadline, open_)
+
+    def _open(
+        self, asked: Question, mode: str, recipe: object, rules: frozenset[str], began: float, seconds: float
+    ) -> Opened:
+        """Choose a mode where that is left to the policy, and make the edge's half of it."""
+        why, why_local, or_here = "", "", False
+        if mode == "auto":
+            decision, why_local = self._decide(asked, rules, began, seconds)
+            mode, why = decision.point.mode, explain(decision)
+            or_here = any(point.is_local for point in decision.points)
+        chosen = parse_mode(mode, recipe)
+        if asked.ship_first and chosen.NAME != "kv":
+            raise InputError(f"only a cache ships before its question; mode {chosen.NAME} takes no ship_first")
+        if broken := broken_rule(chosen.LEAVES, rules):
+            raise InputError(f"mode {chosen} is not allowed here ({broken}); use kv or local")
+        sender = None if isinstance(chosen, LocalMode) else chosen.sender(self._vlm, asked, self._line.holdings)
+        return Opened(asked, chosen, sender, why, why_local, or_here)
 
     def _decide(self, asked: Question, privacy: frozenset[str], began: float, seconds: float) -> tuple[Decision, str]:
         """What to send, and why the cloud cannot be asked if it cannot."""
@@ -252,52 +266,10 @@ class Edge:
             raise InputError("mode auto chooses among measured points; pass those of `kvferry profile` as points")
 
         def describe(request: pb.DescribeRequest, timeout: float) -> Any:
-            return self._stub.Describe.future(request, timeout=max(timeout, 0.0))
+            return self._line.stub.Describe.future(request, timeout=max(timeout, 0.0))
 
-        known = Asked(asked, self._vlm, self._holdings, privacy)
+        known = Asked(asked, self._vlm, self._line.holdings, privacy)
         return self._pilot.choose(known, describe, began, seconds)
-
-    def _learn(self, crossing: Crossing) -> None:
-        """Tell the pilot what was acknowledged how fast."""
-        if self._pilot is not None:
-            for transfer in crossing.transfers:
-                if (measured := transfer.measured(self._pilot.rtt_seconds)) is not None:
-                    self._pilot.learn(*measured)
-
-    def _cross(self, crossing: Crossing) -> pb.AskReply.Done:
-        """One call; a second one with everything in it where the cloud has lost what the first referred to."""
-        try:
-            done = self._call(crossing)
-        except NotHeldError:
-            self._holdings.forget()
-            done = self._call(crossing)
-        if crossing.start.hold:
-            self._holdings.learn(done)
-        return done
-
-    def _call(self, crossing: Crossing) -> pb.AskReply.Done:
-        outgoing = crossing.outgoing()
-        call = self._stub.Ask(iter(outgoing), timeout=max(crossing.seconds_left, 0.0))
-        outgoing.on_failure(call.cancel)
-        replies = crossing.replies(call)
-        try:
-            if not self._greeted:  # do no work for a cloud that may not be there
-                replies.expect_accepted()
-            crossing.sender.prepare()
-            if not self._greeted:
-                self._greeted = True
-            else:
-                replies.expect_accepted()
-            outgoing.payload.set_result(crossing.sender.chunks())
-            return crossing.follow()
-        except grpc.RpcError as error:
-            self._greeted = False
-            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                outgoing.transfer.cut()
-            raise outgoing.failure or self._translated(error, crossing.seconds) from None
-        finally:
-            outgoing.payload.cancel()
-            call.cancel()
 
     def _answer_here(
         self, asked: Question, max_new_tokens: int, on_token: OnToken | None, began: float, why: str = ""
@@ -309,28 +281,6 @@ class Edge:
         total = time.perf_counter() - began
         seconds = Seconds(prefill=prefill, first_token=first, total=total)
         return Answer(done.text, "local", "", len(done.token_ids), seconds=seconds, why_local=why)
-
-    def _translated(self, error: grpc.RpcError, seconds: float) -> KVFerryError:
-        """What gRPC reports, in our words."""
-        code, details = error.code(), error.details() or "no details"
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return DeadlineError(f"no answer within {seconds:g} s; allow more time, or send less (a smaller recipe)")
-        if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return BusyError(f"the cloud at {self._cloud} takes no more calls now ({details}); try again in a while")
-        if code == grpc.StatusCode.UNIMPLEMENTED:
-            return LinkError(f"what answers at {self._cloud} is no kvferry cloud, or an older one; check the address")
-        if code == grpc.StatusCode.UNAVAILABLE:
-            return LinkError(
-                f"the cloud at {self._cloud} cannot be reached or went away ({details}); "
-                "see that `kvferry serve` runs there"
-            )
-        return LinkError(f"the call to {self._cloud} failed ({code.name}: {details}); try again")
-
-
-def _checked_deadline(seconds: float) -> float:
-    if not 0 < seconds <= 86_400:
-        raise InputError(f"a deadline is a positive number of seconds, at most a day, not {seconds}")
-    return seconds
 
 
 def _checked_rules(privacy: Collection[str]) -> frozenset[str]:

@@ -217,6 +217,11 @@ class _Session:
         del nbytes
         self._held.append((digest, item))
 
+    def drop(self, handle: int) -> None:
+        """See :meth:`kvferry.modes.base.Shelf.drop`."""
+        if 0 < handle <= len(self._held):
+            self._held[handle - 1] = (b"", None)
+
     def done(self) -> pb.AskReply.Done:
         """What a cloud would say it holds."""
         handles = enumerate((digest for digest, _ in self._held), 1)

@@ -256,21 +256,22 @@ def prefills(
     """
     requests = {r: Recipe.parse(r).requests for r in recipes}
     if protocol == "A":
-        prefilled = scene(question, requests=_union(requests.values()))
+        prefilled = scene(question, requests=union(requests.values()))
         yield from ((recipe, prefilled) for recipe in recipes)
         return
     blind = [r for r in recipes if not any(q.rows in NEEDS_QUESTION for q in requests[r])]
-    before = scene(requests=_union(requests[r] for r in blind))
+    before = scene(requests=union(requests[r] for r in blind))
     yield from ((recipe, before) for recipe in blind)
     aware = [r for r in recipes if any(q.rows in (*NEEDS_QUESTION, "window") for q in requests[r])]
     if not aware:
         return
     for label, asked in (("proxy", proxy), ("oracle", question)):
-        before = scene(requests=_union(requests[r] for r in aware), proxy_question=asked)
+        before = scene(requests=union(requests[r] for r in aware), proxy_question=asked)
         yield from ((f"{recipe} {label}", before) for recipe in aware)
 
 
-def _union(requests: Iterable[Sequence[EvidenceRequest]]) -> tuple[EvidenceRequest, ...]:
+def union(requests: Iterable[Sequence[EvidenceRequest]]) -> tuple[EvidenceRequest, ...]:
+    """All requests, each once."""
     return tuple(dict.fromkeys(request for each in requests for request in each))
 
 

@@ -73,6 +73,10 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
         both: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, *args, **kwargs)
         return both
 
+    def stored(self) -> LayerCache:
+        """What this layer of one prompt holds now."""
+        return LayerCache(self.keys[0], self.values[0], self.positions[0])
+
     def get_seq_length(self) -> int:
         """Tokens this layer stands for, dropped ones included."""
         return self.length
@@ -164,6 +168,10 @@ class RaggedLayer(KeptLayer):
         self.length += new
         index, _ = self._padded()
         return self.keys[0, 0, index], self.values[0, 0, index]
+
+    def stored(self) -> LayerCache:
+        """What this layer of one prompt holds now."""
+        return LayerCache(self.keys[0], self.values[0], self.positions[None], self.counts)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length of the longest head after ``query_length`` more tokens, and no offset."""

@@ -6,7 +6,7 @@ scene cached without its question continues exactly as if the question had been 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from kvferry.models.pictures import MAX_VISUAL_TOKENS
 from kvferry.models.support import visual_token_ids
 
 Picture = Image.Image | VisualEmbeds
-_CONTEXT, _QUESTION = "KVFERRYCONTEXT", "KVFERRYQUESTION"
+_CONTEXT, _QUESTION, _ANSWER, _NEXT = (f"KVFERRY{what}" for what in ("CONTEXT", "QUESTION", "ANSWER", "NEXT"))
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,22 @@ class Prompter:
             roles[scene - first : scene - last] = Role.CONTEXT
         if question is not None:
             ids, asked = self._ask(template, question)
-            roles = np.concatenate([roles, np.where(asked, Role.QUESTION, Role.SPECIAL).astype(np.uint8)])
+            roles = np.concatenate([roles, np.array(_roles(asked), dtype=np.uint8)])
             _append(inputs, ids)
         return Prompt(inputs, roles, scene)
 
-    def question_ids(self, question: str, *, images: bool, context: bool) -> list[int]:
-        """The tokens of a question and of the template after it, to be fed on top of a scene."""
-        return self._ask(self._template(int(images), context), question)[0]
+    def question(self, question: str, *, images: bool, context: bool) -> tuple[list[int], list[Role]]:
+        """The tokens of a question and of the template after it, to be fed on top of a scene, and their roles."""
+        ids, asked = self._ask(self._template(int(images), context), question)
+        return ids, _roles(asked)
+
+    def turn(self, question: str) -> tuple[list[int], list[Role]]:
+        """The same of a further question, to be fed on top of an answer: with the end of that turn before it."""
+        between, after = self._turn()
+        bare = between.rstrip(" ")
+        ids, asked = self._ask(Template(bare, between[len(bare) :], after), question)
+        ended = self._ids(bare, special=False)[0].tolist()
+        return [*ended, *ids], _roles([False] * len(ended) + asked)
 
     def check_text(self, text: str | None, name: str) -> None:
         """Refuse empty words and words that the tokenizer would read as template tokens."""
@@ -115,14 +124,28 @@ class Prompter:
         bare = before.rstrip(" ")
         return Template(bare, before[len(bare) :], after, context_start)
 
-    def _render(self, images: int, text: str) -> str:
+    def _render(self, images: int, question: str, *later: str) -> str:
+        """The model's own words around a question, or around a question, its answer and another question."""
         for source in (self._processor, self._tokenizer):
             if getattr(source, "chat_template", None):
-                content: Any = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-                message = {"role": "user", "content": content if self._visual else text}
-                return str(source.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+                said = [{"role": "user", "content": self._content(question, images)}]
+                for role, text in zip(("assistant", "user"), later, strict=False):
+                    said.append({"role": role, "content": self._content(text)})
+                return str(source.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
         placeholder = f"{self._tokenizer.convert_ids_to_tokens(next(iter(self._visual)))}\n" if images else ""
-        return f"{placeholder * images}{text}\nAnswer:"
+        rest = " {}\n{}\nAnswer:".format(*later) if later else ""
+        return f"{placeholder * images}{question}\nAnswer:{rest}"
+
+    def _content(self, text: str, images: int = 0) -> Any:
+        return [{"type": "image"}] * images + [{"type": "text", "text": text}] if self._visual else text
+
+    def _turn(self) -> tuple[str, str]:
+        """What the template writes from an answer to the next question, and behind that question."""
+        text = self._render(0, _QUESTION, _ANSWER, _NEXT)
+        between, found, after = text.partition(_ANSWER)[2].partition(_NEXT)
+        if not found:
+            raise UnsupportedModelError("this model's chat template has no room for a second question; ask each alone")
+        return between, after
 
     def _read(self, before: str, images: Sequence[Picture]) -> dict[str, Any]:
         bos = getattr(self._tokenizer, "bos_token", None)
@@ -197,6 +220,10 @@ class Prompter:
         behind = [(token, span) for token, span in both if span[0] >= seam and span != (0, 0)]
         straddles = any(a < seam < b for _, (a, b) in both)
         return [token for token, _ in behind], [span for _, span in behind], straddles
+
+
+def _roles(asked: Iterable[bool]) -> list[Role]:
+    return [Role.QUESTION if each else Role.SPECIAL for each in asked]
 
 
 def _special_strings(tokenizer: Any, visual: dict[int, Any]) -> tuple[str, ...]:

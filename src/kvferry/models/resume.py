@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvferry.cache import KVCache, PromptLayout
+from kvferry.cache import KVCache, Modality, PromptLayout, Role
 from kvferry.errors import FingerprintError, InputError
 from kvferry.models.attention import Session, attached, session
 from kvferry.models.kept import KeptLayer, RaggedLayer
@@ -31,12 +31,15 @@ class Continuation:
         From the call until the first token was known.
     seconds : float
         From the call until the end.
+    cache : KVCache, optional
+        The prompt and what was said, where that was to be kept: what the next turn of a conversation goes on from.
     """
 
     text: str
     token_ids: tuple[int, ...]
     first_token_seconds: float
     seconds: float
+    cache: KVCache | None = None
 
 
 def kept_layers(model: PreTrainedModel, caches: Sequence[KVCache], length: int) -> list[KeptLayer]:
@@ -82,7 +85,9 @@ class Decoder:
         self._layout, self.length = caches[0].layout, caches[0].length
         if any(x.length != self.length or x.layout.rope_delta != self._layout.rope_delta for x in caches):
             raise InputError("these caches stand for different prompts; feed each of them alone")
+        self._caches = caches
         self._batch = len(caches)
+        self._fed: list[int] = []
         self._kept = kept_layers(model, caches, self.length)
         self._past = Cache(layers=self._kept)
 
@@ -106,8 +111,24 @@ class Decoder:
                 logits_to_keep=logits,
             )
         self.length += len(token_ids)
+        self._fed += token_ids
         scores: torch.Tensor = output.logits.float()
         return scores
+
+    def cache(self, roles: Sequence[Role]) -> KVCache:
+        """The one cache with all that was fed on top of it; ``roles`` are those of the tokens beyond its prompt."""
+        (before,) = self._caches
+        layout = before.layout
+        new = self._fed[len(layout) - before.length :]
+        positions = positions_after(layout, len(layout), len(new)).numpy().astype(np.int32)
+        longer = replace(
+            layout,
+            token_ids=np.concatenate([layout.token_ids, np.array(new, dtype=np.int32)]),
+            modality=np.concatenate([layout.modality, np.full(len(new), Modality.TEXT, dtype=np.uint8)]),
+            role=np.concatenate([layout.role, np.array(roles, dtype=np.uint8)]),
+            positions=np.concatenate([layout.positions, positions], axis=1),
+        )
+        return replace(before, layers=tuple(x.stored() for x in self._kept), layout=longer, length=self.length)
 
 
 def positions_after(layout: PromptLayout, start: int, count: int) -> torch.Tensor:
@@ -134,6 +155,7 @@ def continue_from(
     *,
     stop: Collection[int] | None = None,
     on_token: Callable[[int], None] | None = None,
+    keep: Sequence[Role] | None = None,
 ) -> Continuation:
     """Greedy decoding on top of a cache; the cache is not changed.
 
@@ -147,6 +169,9 @@ def continue_from(
         Tokens that end the answer; by default the generation configuration's.
     on_token : callable, optional
         Called with every token as soon as it is known.
+    keep : sequence of Role, optional
+        Keep the longer cache too, which ends with the last token said; these are the roles of what was fed and is not
+        in the cache's prompt.
 
     Raises
     ------
@@ -173,4 +198,27 @@ def continue_from(
             if on_token is not None:
                 on_token(token)
             feed = [token]
-    return Continuation("", tuple(said), first, time.perf_counter() - began)
+        else:
+            if keep is not None:
+                decoder.feed(feed)
+    longer = None if keep is None else decoder.cache([*keep, *_answered(said)])
+    return Continuation("", tuple(said), first, time.perf_counter() - began, longer)
+
+
+def recall(
+    model: PreTrainedModel, cache: KVCache, token_ids: Sequence[int], said: Sequence[int], roles: Sequence[Role]
+) -> KVCache:
+    """The longer cache that :func:`continue_from` keeps, of an answer that was given before.
+
+    Tokens are fed one by one as they were then: fed together they would make the same cache but for rounding, and an
+    answer might then differ. ``token_ids`` and ``roles`` are those of the question, as there.
+    """
+    with attached(model):
+        decoder = Decoder(model, cache)
+        for block in (token_ids, *([token] for token in said)):
+            decoder.feed(block)
+    return decoder.cache([*roles, *_answered(said)])
+
+
+def _answered(said: Sequence[int]) -> list[Role]:
+    return [Role.CONTEXT] * len(said)

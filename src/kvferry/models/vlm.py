@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +21,9 @@ from kvferry.models.layout import layout_of
 from kvferry.models.pictures import open_picture
 from kvferry.models.prefill import Watch, read_prompt
 from kvferry.models.prompt import Prompt, Prompter
-from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from
+from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from, recall
 from kvferry.models.rotary import rotary_of
+from kvferry.models.stream import TextStream
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
 from kvferry.rope import Rotary
 from kvferry.selection.base import Selection
@@ -224,28 +226,44 @@ class VLM:
         *,
         max_new_tokens: int = 16,
         on_token: Callable[[int, str], None] | None = None,
+        keep: bool = False,
     ) -> Continuation:
         """Answer from a cache, greedily; the cache stays as it is.
 
         Parameters
         ----------
         question : str, optional
-            Only for a scene that was cached without one.
+            Only for a scene that was cached without one, and for the next turn of a conversation: a cache that ends
+            with an answer.
         on_token : callable, optional
             Called with every token and the text it adds, as soon as it is known.
+        keep : bool
+            Keep the cache with question and answer, as :attr:`Continuation.cache`; another question goes on from it.
 
         Raises
         ------
         FingerprintError
             The cache was made by another model.
         InputError
-            A question is missing, or there already is one.
+            A question is missing, there already is one, or the conversation has become longer than the model reads.
         """
         self._check(cache)
-        feed = self.to_feed(cache, question)
-        stream = _Stream(self.tokenizer, on_token)
-        done = continue_from(self.model, cache, feed, max_new_tokens, on_token=stream.add)
-        return Continuation(stream.finish(), done.token_ids, done.first_token_seconds, done.seconds)
+        feed, roles = self._feed(cache, question)
+        stream = TextStream(self.tokenizer, on_token)
+        done = continue_from(self.model, cache, feed, max_new_tokens, on_token=stream.add, keep=roles if keep else None)
+        return replace(done, text=stream.finish())
+
+    def recall(self, cache: KVCache, said: Sequence[int], question: str | None = None) -> KVCache:
+        """The cache that :meth:`resume` keeps, of an answer that was given before, equal to the bit.
+
+        Parameters
+        ----------
+        said : sequence of int
+            The answer's token ids; ``cache`` and ``question`` are those of :meth:`resume`.
+        """
+        self._check(cache)
+        feed, roles = self._feed(cache, question, len(said))
+        return recall(self.model, cache, feed, said, roles)
 
     def answer(
         self,
@@ -257,6 +275,10 @@ class VLM:
     ) -> str:
         """The text of :meth:`resume`."""
         return self.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token).text
+
+    def turn_ids(self, question: str) -> list[int]:
+        """Token ids from the end of an answer to where the answer to a further question begins."""
+        return self._prompter.turn(question)[0]
 
     def score(self, cache: KVCache, token_ids: Sequence[int], question: str | None = None) -> torch.Tensor:
         """Logits for every one of ``token_ids`` as an answer, and for what follows it, in one pass.
@@ -302,15 +324,7 @@ class VLM:
         InputError
             A question is missing, or there already is one.
         """
-        if len(cache.pending):
-            if question is not None:
-                raise InputError("this cache already holds a question; leave question out, or cache a scene without")
-            return [int(x) for x in cache.pending]
-        if question is None:
-            raise InputError("this cache holds a scene without a question; pass question=...")
-        layout = cache.layout
-        has_context = bool(((layout.role == Role.CONTEXT) & ~layout.visual).any())
-        return self._prompter.question_ids(question, images=bool(layout.visual.any()), context=has_context)
+        return self._feed(cache, question)[0]
 
     def _pictures(self, images: Sequence[Any] | Any) -> list[Any]:
         many = images if isinstance(images, (list, tuple)) else [images]
@@ -330,12 +344,13 @@ class VLM:
                 longer[name] = torch.nn.functional.pad(longer[name], (0, 1), value=int(name == "attention_mask"))
         return _with_roles(layout_of(self.model, longer, np.zeros(n + 1, dtype=bool)).head(n), prompt.roles)
 
-    def _check_length(self, layout: PromptLayout) -> None:
+    def _check_length(self, layout: PromptLayout, more: int = 0) -> None:
+        """Refuse a prompt that is longer, with ``more`` tokens behind it, than the model reads."""
         longest = getattr(text_config(self.model), "max_position_embeddings", None)
-        if longest is not None and layout.next_position > longest:
+        if longest is not None and layout.next_position + more > longest:
             raise InputError(
-                f"the prompt reaches position {layout.next_position:,}, beyond the model's {longest:,}; "
-                "shorten the text or scale the pictures down"
+                f"the prompt reaches position {layout.next_position + more:,}, beyond the model's {longest:,}; "
+                "shorten the text, scale the pictures down, or begin a new conversation"
             )
 
     def _check(self, cache: KVCache) -> None:
@@ -344,6 +359,26 @@ class VLM:
             raise FingerprintError(
                 f"this cache was made by another model{made_by}, not by {self.name}; load the model that made it"
             )
+
+    def _feed(self, cache: KVCache, question: str | None, more: int = 0) -> tuple[list[int], list[Role]]:
+        """What to feed on top of a cache, and the roles of those tokens that its prompt lacks."""
+        if len(cache.pending):
+            if question is not None:
+                raise InputError("this cache already holds a question; leave question out, or cache a scene without")
+            self._check_length(cache.layout, more)
+            return [int(x) for x in cache.pending], []
+        layout = cache.layout
+        answered = bool(layout.question.any())
+        if question is None:
+            what = "ends with an answer" if answered else "holds a scene without a question"
+            raise InputError(f"this cache {what}; pass question=...")
+        if answered:
+            ids, roles = self._prompter.turn(question)
+        else:
+            has_context = bool(((layout.role == Role.CONTEXT) & ~layout.visual).any())
+            ids, roles = self._prompter.question(question, images=bool(layout.visual.any()), context=has_context)
+        self._check_length(layout, len(ids) + more)
+        return ids, roles
 
 
 def _with_roles(layout: PromptLayout, roles: np.ndarray[Any, np.dtype[np.uint8]]) -> PromptLayout:
@@ -358,25 +393,3 @@ def _requests(recipe: Any) -> tuple[EvidenceRequest, ...]:
 
         recipe = Recipe.parse(recipe)
     return tuple(recipe.requests)
-
-
-class _Stream:
-    """Turns tokens into text piece by piece; a piece waits until its last character is complete."""
-
-    def __init__(self, tokenizer: Any, on_token: Callable[[int, str], None] | None) -> None:
-        self._tokenizer = tokenizer
-        self._on_token = on_token
-        self._ids: list[int] = []
-        self._text = ""
-
-    def add(self, token: int) -> None:
-        self._ids.append(token)
-        if self._on_token is None:
-            return
-        text = self.finish()
-        piece = "" if text.endswith("\ufffd") or not text.startswith(self._text) else text[len(self._text) :]
-        self._text = self._text + piece
-        self._on_token(token, piece)
-
-    def finish(self) -> str:
-        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))

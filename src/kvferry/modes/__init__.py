@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kvferry.codecs.grammar import lookup
 from kvferry.errors import InputError, RecipeError
 from kvferry.modes.base import CHUNK_BYTES, Mode, OnToken, Question, Receiver, Sender, Shelf
+from kvferry.modes.conversation import Turn, TurnReceiver, TurnSender
 from kvferry.modes.embeds import EmbedsMode, EmbedsReceiver
 from kvferry.modes.faults import BusyError, NotHeldError, ProtocolError
 from kvferry.modes.holdings import Holdings
@@ -14,6 +17,9 @@ from kvferry.modes.local import LocalMode, answer_here
 from kvferry.modes.prompt import PromptMode, PromptReceiver
 from kvferry.modes.scout import ScoutMode, ScoutReceiver
 from kvferry.wire import service_pb2 as pb
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM
 
 DEFAULT_RECIPE = "balanced"
 
@@ -32,6 +38,15 @@ RECEIVERS: dict[
     pb.MODE_SCOUT: ScoutReceiver,
     pb.MODE_PROMPT: PromptReceiver,
 }
+
+
+def receiver_of(vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> Receiver:
+    """The cloud's half for one request: that of its mode, or that of a conversation around it."""
+    talk = start.conversation if start.HasField("conversation") else None
+    if talk is not None and talk.handle:
+        return TurnReceiver(vlm, start, shelf, None)
+    first = RECEIVERS[start.mode](vlm, start, shelf, max_bytes)
+    return first if talk is None else TurnReceiver(vlm, start, shelf, first)
 
 
 def parse_mode(text: str, recipe: object = DEFAULT_RECIPE) -> Mode | LocalMode:
@@ -77,7 +92,10 @@ __all__ = [
     "Receiver",
     "Sender",
     "Shelf",
+    "Turn",
+    "TurnSender",
     "answer_here",
     "mode_name",
     "parse_mode",
+    "receiver_of",
 ]

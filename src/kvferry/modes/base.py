@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -13,6 +14,7 @@ from kvferry.wire import service_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kvferry.cache import KVCache
     from kvferry.models import VLM, Continuation
     from kvferry.summary import Summary
 
@@ -69,12 +71,21 @@ class Mode(Protocol):
 class Sender(Protocol):
     """The edge's half, made for one question. When state was lost in the cloud, it is asked for all of it again."""
 
-    bf16_bytes: int | None
-    """What the uncompressed cache (every prompt token, BF16) would take, where a cache is sent."""
-    kept: Summary | None
-    """What the compressed cache holds, once it has been selected."""
-    prefill_seconds: float
-    encode_seconds: float
+    @property
+    def bf16_bytes(self) -> int | None:
+        """What the uncompressed cache (every prompt token, BF16) would take, where a cache is sent."""
+
+    @property
+    def kept(self) -> Summary | None:
+        """What the compressed cache holds, once it has been selected."""
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Spent on reading the prompt so far."""
+
+    @property
+    def encode_seconds(self) -> float:
+        """Spent on making bytes so far."""
 
     def start(self) -> pb.AskRequest.Start:
         """What the cloud must know before the first byte. Raises InputError for what can be seen to be wrong."""
@@ -89,7 +100,9 @@ class Sender(Protocol):
 class Receiver(Protocol):
     """The cloud's half, made for one request from its start. Its methods run in worker threads, one at a time."""
 
-    prefill_seconds: float
+    @property
+    def prefill_seconds(self) -> float:
+        """Spent on reading the prompt, once there is an answer."""
 
     def feed(self, data: bytes) -> None:
         """Take in the next bytes. Raises a KVFerryError as soon as they can be seen to be wrong."""
@@ -107,7 +120,35 @@ class Receiver(Protocol):
         """Run the model. What ``on_token`` raises ends it."""
 
 
-class NeedsAll:
+class ModeReceiver(ABC):
+    """What the receivers of all modes have in common: they answer from a cache."""
+
+    _vlm: VLM
+    prefill_seconds: float = 0.0
+
+    @abstractmethod
+    def feed(self, data: bytes) -> None:
+        """See :meth:`Receiver.feed`."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """See :meth:`Receiver.finish`."""
+
+    @abstractmethod
+    def settle(self) -> float:
+        """See :meth:`Receiver.settle`."""
+
+    @abstractmethod
+    def ground(self) -> tuple[KVCache, str | None]:
+        """The cache to answer from, and the question where the cache does not hold it."""
+
+    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
+        """See :meth:`Receiver.answer`."""
+        cache, question = self.ground()
+        return self._vlm.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token)
+
+
+class NeedsAll(ModeReceiver):
     """A receiver that can do nothing with the beginning of what was sent."""
 
     def settle(self) -> float:
@@ -126,6 +167,10 @@ class Shelf(Protocol):
 
     def put(self, digest: bytes, item: object, nbytes: int) -> None:
         """Keep ``item`` for later requests, if the edge wants that and there is room."""
+        ...
+
+    def drop(self, handle: int) -> None:
+        """Forget what ``handle`` names, if it is there: something else has taken its place."""
         ...
 
 

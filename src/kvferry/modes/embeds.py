@@ -16,14 +16,15 @@ from kvferry.bitstream.records import CHECKSUM, compress, crc32c, decompress, pa
 from kvferry.cache import Modality, PromptLayout, Role
 from kvferry.codecs import BF16, Codec, Integer, codec_text, parse_codec
 from kvferry.errors import CorruptError, FingerprintError, InputError, RecipeError, TruncatedError
-from kvferry.modes.base import NeedsAll, OnToken, Question, Shelf, check_count, check_question, cut
+from kvferry.modes.base import NeedsAll, Question, Shelf, check_count, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import modes_pb2
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
-    from kvferry.models import VLM, Continuation, VisualEmbeds
+    from kvferry.cache import KVCache
+    from kvferry.models import VLM, VisualEmbeds
     from kvferry.summary import Summary
 
 SIZE = struct.Struct("<I")
@@ -176,11 +177,11 @@ class EmbedsReceiver(NeedsAll):
         if rest:
             raise CorruptError(f"{len(rest)} bytes after the last picture's embeddings; send them again")
 
-    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
+    def ground(self) -> tuple[KVCache, str | None]:
         began = time.perf_counter()
         prefilled = self._vlm.prefill(self._pictures, self._question)
         self.prefill_seconds = time.perf_counter() - began
-        return self._vlm.resume(prefilled.cache, max_new_tokens=max_new_tokens, on_token=on_token)
+        return prefilled.cache, None
 
 
 def pack_embeds(picture: VisualEmbeds, codec: Codec) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.codecs.grammar import number_text, with_options
 from kvferry.errors import InputError
-from kvferry.modes.base import NeedsAll, OnToken, Question, Shelf, check_question, cut
+from kvferry.modes.base import NeedsAll, Question, Shelf, check_question, cut
 from kvferry.modes.files import JPEG_QUALITY, FilesIn, FilesOut, as_jpeg, file_bytes
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.masked import flatten
@@ -18,7 +18,8 @@ from kvferry.recipe import Recipe
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
-    from kvferry.models import VLM, Continuation
+    from kvferry.cache import KVCache
+    from kvferry.models import VLM
     from kvferry.summary import Summary
 
 
@@ -168,8 +169,8 @@ class ImageReceiver(NeedsAll):
     def finish(self) -> None:
         self._pictures = self._files.open(bytes(self._data))
 
-    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
+    def ground(self) -> tuple[KVCache, str | None]:
         began = time.perf_counter()
         prefilled = self._vlm.prefill(self._pictures, self._question)
         self.prefill_seconds = time.perf_counter() - began
-        return self._vlm.resume(prefilled.cache, max_new_tokens=max_new_tokens, on_token=on_token)
+        return prefilled.cache, None

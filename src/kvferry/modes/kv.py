@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from kvferry.bitstream import MAX_TIERS, Reader
 from kvferry.cache import KVCache
 from kvferry.errors import DeadlineError, FingerprintError, InputError, TruncatedError
-from kvferry.modes.base import OnToken, Question, Shelf, check_question, cut
+from kvferry.modes.base import ModeReceiver, Question, Shelf, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
 from kvferry.modes.faults import ProtocolError
 from kvferry.modes.holdings import Holdings
@@ -20,7 +20,7 @@ from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
     from kvferry.evidence import Prefilled
-    from kvferry.models import VLM, Continuation
+    from kvferry.models import VLM
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class KVSender:
 
     With the question (protocol A) it is part of the prompt and may guide the selection. Shipped first (protocol B), the
     scene is prefilled and selected without looking at the question, which the cloud then asks; a session holds it for
-    further questions.
+    further questions. What has been sent is kept as the bytes it was, so that sending it again is sending the same.
     """
 
     def __init__(self, recipe: Recipe, vlm: VLM, question: Question, holdings: Holdings) -> None:
@@ -76,6 +76,8 @@ class KVSender:
         self._scene = self._scene_digest() if question.ship_first else b""
         self._item: pb.AskRequest.Item | None = None
         self._prefilled: Prefilled | None = None
+        self._stream: list[bytes] = []
+        self._complete = False
 
     def start(self) -> pb.AskRequest.Start:
         check_question(self._question.text)
@@ -90,7 +92,7 @@ class KVSender:
         return start
 
     def prepare(self) -> None:
-        if self._prefilled is not None:
+        if self._prefilled is not None or self._complete:
             return
         if self._held:
             self.bf16_bytes, self.kept = self._holdings.noted(self._scene) or (None, None)
@@ -106,8 +108,12 @@ class KVSender:
     def chunks(self) -> Iterator[bytes]:
         if self._held:
             return
+        if self._complete:
+            yield from self._stream
+            return
         if self._prefilled is None:
             raise InputError("nothing to send yet; call prepare() first")
+        self._stream.clear()
         pieces = cut(self._pieces(self._prefilled))
         while True:
             began = time.perf_counter()
@@ -115,7 +121,9 @@ class KVSender:
             self.encode_seconds += time.perf_counter() - began
             if piece is None:
                 break
+            self._stream.append(piece)
             yield piece
+        self._complete, self._prefilled = True, None
         if self._question.ship_first:
             self._holdings.note(self._scene, (self.bf16_bytes, self.kept))
 
@@ -137,7 +145,7 @@ class KVSender:
         yield from write_frames(kept, self._recipe, importance, tiers)
 
 
-class KVReceiver:
+class KVReceiver(ModeReceiver):
     """The cloud's half.
 
     Raises
@@ -147,8 +155,6 @@ class KVReceiver:
     RecipeError
         This version does not know the recipe.
     """
-
-    prefill_seconds = 0.0
 
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
         del max_bytes  # a bitstream's unfolded size is bounded by its reader
@@ -189,10 +195,10 @@ class KVReceiver:
         self._cache = partial.cache
         return partial.share
 
-    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
+    def ground(self) -> tuple[KVCache, str | None]:
         if self._cache is None:
             raise ProtocolError("no cache has arrived; update the edge")
-        return self._vlm.resume(self._cache, self._question, max_new_tokens=max_new_tokens, on_token=on_token)
+        return self._cache, self._question
 
 
 def _check_fingerprint(fingerprint: str, vlm: VLM) -> None:

@@ -37,13 +37,14 @@ class LocalMode:
 
 
 def answer_here(
-    vlm: VLM | None, question: Question, max_new_tokens: int, on_token: OnToken | None
+    vlm: VLM | None, question: Question, max_new_tokens: int, on_token: OnToken | None, keep: bool = False
 ) -> tuple[Continuation, float]:
-    """What the edge's model says, and the seconds its prefill took."""
+    """What the edge's model says, and the seconds its prefill took; ``keep`` is that of :meth:`VLM.resume`."""
     if vlm is None:
         raise InputError("mode local needs a model on this side; load one")
     check_question(question.text)
     began = time.perf_counter()
     prefilled = vlm.prefill(question.images, question.text)
     seconds = time.perf_counter() - began
-    return vlm.resume(prefilled.cache, max_new_tokens=max_new_tokens, on_token=on_token), seconds
+    done = vlm.resume(prefilled.cache, max_new_tokens=max_new_tokens, on_token=on_token, keep=keep)
+    return done, seconds

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.errors import InputError
-from kvferry.modes.base import NeedsAll, OnToken, Question, Shelf, check_question
+from kvferry.modes.base import NeedsAll, Question, Shelf, check_question
 from kvferry.modes.faults import ProtocolError
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
-    from kvferry.models import VLM, Continuation
+    from kvferry.cache import KVCache
+    from kvferry.models import VLM
     from kvferry.summary import Summary
 
 
@@ -88,8 +89,8 @@ class PromptReceiver(NeedsAll):
     def finish(self) -> None:
         """Nothing follows the start."""
 
-    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
+    def ground(self) -> tuple[KVCache, str | None]:
         began = time.perf_counter()
         prefilled = self._vlm.prefill((), self._question)
         self.prefill_seconds = time.perf_counter() - began
-        return self._vlm.resume(prefilled.cache, max_new_tokens=max_new_tokens, on_token=on_token)
+        return prefilled.cache, None

@@ -17,7 +17,7 @@ import numpy as np
 from kvferry.bitstream.records import CHECKSUM, crc32c, parse
 from kvferry.bitstream.sets import Grids, Mask, decode_set, encode_set
 from kvferry.errors import CorruptError, FingerprintError, InputError, TruncatedError
-from kvferry.modes.base import NeedsAll, OnToken, Question, Shelf, check_question, cut
+from kvferry.modes.base import NeedsAll, Question, Shelf, check_question, cut
 from kvferry.modes.digests import made_digest, set_digest
 from kvferry.modes.files import FilesIn, FilesOut, file_bytes
 from kvferry.modes.holdings import Holdings
@@ -28,7 +28,8 @@ from kvferry.wire import modes_pb2
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
-    from kvferry.models import VLM, Continuation
+    from kvferry.cache import KVCache
+    from kvferry.models import VLM
     from kvferry.summary import Summary
 
 DEFAULT_FRACTION = 0.25
@@ -182,7 +183,7 @@ class ScoutReceiver(NeedsAll):
         if self._message.base:
             self._base = self._shelf.take(self._message.base, np.ndarray)
 
-    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
+    def ground(self) -> tuple[KVCache, str | None]:
         began = time.perf_counter()
         prefilled = self._vlm.prefill(self._pictures, self._question)
         layout = prefilled.cache.layout
@@ -190,4 +191,4 @@ class ScoutReceiver(NeedsAll):
         self._shelf.put(set_digest(mask, self._files.digests), mask, mask.nbytes)
         kept = evict(prefilled.cache, selection_of(prefilled, mask))
         self.prefill_seconds = time.perf_counter() - began
-        return self._vlm.resume(kept, max_new_tokens=max_new_tokens, on_token=on_token)
+        return kept, None

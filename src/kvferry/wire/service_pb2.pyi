@@ -66,8 +66,24 @@ class AskRequest(_message.Message):
         size: int
         handle: int
         def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
+    class Turn(_message.Message):
+        __slots__ = ("answer", "question")
+        ANSWER_FIELD_NUMBER: _ClassVar[int]
+        QUESTION_FIELD_NUMBER: _ClassVar[int]
+        answer: _containers.RepeatedScalarFieldContainer[int]
+        question: str
+        def __init__(self, answer: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ...) -> None: ...
+    class Conversation(_message.Message):
+        __slots__ = ("digest", "handle", "turns")
+        DIGEST_FIELD_NUMBER: _ClassVar[int]
+        HANDLE_FIELD_NUMBER: _ClassVar[int]
+        TURNS_FIELD_NUMBER: _ClassVar[int]
+        digest: bytes
+        handle: int
+        turns: _containers.RepeatedCompositeFieldContainer[AskRequest.Turn]
+        def __init__(self, digest: _Optional[bytes] = ..., handle: _Optional[int] = ..., turns: _Optional[_Iterable[_Union[AskRequest.Turn, _Mapping]]] = ...) -> None: ...
     class Start(_message.Message):
-        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by")
+        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by", "conversation")
         REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
         MODE_FIELD_NUMBER: _ClassVar[int]
         MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +94,7 @@ class AskRequest(_message.Message):
         SESSION_FIELD_NUMBER: _ClassVar[int]
         HOLD_FIELD_NUMBER: _ClassVar[int]
         ANSWER_BY_FIELD_NUMBER: _ClassVar[int]
+        CONVERSATION_FIELD_NUMBER: _ClassVar[int]
         request_id: str
         mode: Mode
         max_new_tokens: int
@@ -88,7 +105,8 @@ class AskRequest(_message.Message):
         session: bytes
         hold: bool
         answer_by: float
-        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ..., answer_by: _Optional[float] = ...) -> None: ...
+        conversation: AskRequest.Conversation
+        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ..., answer_by: _Optional[float] = ..., conversation: _Optional[_Union[AskRequest.Conversation, _Mapping]] = ...) -> None: ...
     class Chunk(_message.Message):
         __slots__ = ("data",)
         DATA_FIELD_NUMBER: _ClassVar[int]
@@ -110,12 +128,14 @@ class AskRequest(_message.Message):
 class AskReply(_message.Message):
     __slots__ = ("accepted", "received", "token", "done", "error", "enough")
     class Accepted(_message.Message):
-        __slots__ = ("fingerprint", "model")
+        __slots__ = ("fingerprint", "model", "turns")
         FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
         MODEL_FIELD_NUMBER: _ClassVar[int]
+        TURNS_FIELD_NUMBER: _ClassVar[int]
         fingerprint: str
         model: str
-        def __init__(self, fingerprint: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+        turns: int
+        def __init__(self, fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., turns: _Optional[int] = ...) -> None: ...
     class Received(_message.Message):
         __slots__ = ("bytes",)
         BYTES_FIELD_NUMBER: _ClassVar[int]

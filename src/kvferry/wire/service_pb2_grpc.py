@@ -34,6 +34,11 @@ class FerryStub:
     something in that session only and is never used twice in it. Later requests refer to what is held by its handle
     instead of sending it again. The cloud forgets when it likes: what is not there any more it answers with
     ERROR_KIND_NOT_HELD before it answers anything else, and the edge sends the request anew with everything in it.
+
+    Conversations. A request with Start.conversation is one turn of one; its answer is given with all earlier turns in
+    context. With Start.hold the cloud keeps the cache that the answer left, under Conversation.digest, and the next turn
+    names that by its handle and brings nothing but its question. Where it is not held, the next turn is the first
+    request again, with all turns since then: the cloud reads the old answers as it once said them.
     """
 
     def __init__(self, channel):
@@ -63,6 +68,11 @@ class FerryServicer:
     something in that session only and is never used twice in it. Later requests refer to what is held by its handle
     instead of sending it again. The cloud forgets when it likes: what is not there any more it answers with
     ERROR_KIND_NOT_HELD before it answers anything else, and the edge sends the request anew with everything in it.
+
+    Conversations. A request with Start.conversation is one turn of one; its answer is given with all earlier turns in
+    context. With Start.hold the cloud keeps the cache that the answer left, under Conversation.digest, and the next turn
+    names that by its handle and brings nothing but its question. Where it is not held, the next turn is the first
+    request again, with all turns since then: the cloud reads the old answers as it once said them.
     """
 
     def Ask(self, request_iterator, context):
@@ -110,6 +120,11 @@ class Ferry:
     something in that session only and is never used twice in it. Later requests refer to what is held by its handle
     instead of sending it again. The cloud forgets when it likes: what is not there any more it answers with
     ERROR_KIND_NOT_HELD before it answers anything else, and the edge sends the request anew with everything in it.
+
+    Conversations. A request with Start.conversation is one turn of one; its answer is given with all earlier turns in
+    context. With Start.hold the cloud keeps the cache that the answer left, under Conversation.digest, and the next turn
+    names that by its handle and brings nothing but its question. Where it is not held, the next turn is the first
+    request again, with all turns since then: the cloud reads the old answers as it once said them.
     """
 
     @staticmethod
