@@ -126,8 +126,8 @@ def grid(
     return tuple(ends + middle)
 
 
-def provenance(model: VLM) -> dict[str, Any]:
-    """Where a result comes from: commit, versions, machine, model."""
+def provenance(model: VLM | None = None) -> dict[str, Any]:
+    """Where a result comes from: commit, versions, machine, and model where there is one."""
     import torch
     import transformers
 
@@ -140,10 +140,13 @@ def provenance(model: VLM) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "dtype": str(model.model.dtype).removeprefix("torch."),
+        **({} if model is None else _identity(model)),
     }
+
+
+def _identity(model: VLM) -> dict[str, str]:
+    dtype = str(model.model.dtype).removeprefix("torch.")
+    return {"model": model.name, "fingerprint": model.fingerprint, "dtype": dtype}
 
 
 def _git(*words: str) -> str:
