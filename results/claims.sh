@@ -16,7 +16,8 @@ for model in cloud edge; do
     done
 done
 
-ways=(--policy greedy --policy risk-aware --policy 'static:kv:full|'{int8,mixed,int4})
+ways=(--policy greedy --policy risk-aware)
+for codec in int8 mixed int4; do ways+=(--policy "static:kv:full|$codec"); done
 made results/simulate-5g-uplink.json kvferry simulate --trace "$traces/5g-driving-downlink" --scale 0.07 "${ways[@]}" --json
 made results/simulate-5g-downlink.json kvferry simulate --trace "$traces/5g-driving-downlink" "${ways[@]}" --json
 made results/simulate-cellular.json kvferry simulate --trace "$traces/cellular-uplink" "${ways[@]}" --json
