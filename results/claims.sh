@@ -30,4 +30,5 @@ made results/simulate-fallback-8.json kvferry simulate --trace 50mbit --table qw
     --policy risk-aware --json
 
 made results/decode.json python benchmarks/decode.py --json
-made results/evidence.json python benchmarks/evidence.py --tokens 4096 --json
+made results/evidence.json python benchmarks/evidence.py --tokens 4096 --layers 1 --rounds 5 \
+    --kinds question 'after the picture' 'after the picture, and densities' --json
