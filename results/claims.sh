@@ -10,7 +10,7 @@ for model in cloud edge control; do
 done
 
 for model in cloud edge; do
-    for bits in 4 3 2; do
+    for bits in 4 2; do
         out=results/diagnose-$model-int$bits.json
         [ -s "$out" ] || kvferry diagnose "testbed/$model" --bits "$bits" --n 270 --check 540 --out "$out"
     done
@@ -28,6 +28,12 @@ for agents in 4 8; do
 done
 made results/simulate-fallback-8.json kvferry simulate --trace 50mbit --table qwen-7b-scout --deadline 5 --agents 8 \
     --policy risk-aware --json
+
+for model in cloud edge; do
+    kvferry sweep --model "testbed/$model" --check forced --n 1000 --codecs bf16 --lossless '' --protocols A \
+        --fractions 0.75,0.25 --selections q2c,snapkv,h2o,random --modalities text_preserving \
+        --out "results/text-$model.jsonl" --processes 1
+done
 
 made results/decode.json python benchmarks/decode.py --json
 made results/evidence.json python benchmarks/evidence.py --tokens 4096 --layers 1 --rounds 5 \
