@@ -26,11 +26,12 @@ SECTIONS = {
     "codecs": "How few bits: every codec",
     "selection": "Which tokens, how few bits: a first look",
     "scorers": "Which tokens: every scorer",
+    "text": "Which tokens: the sources' scorers with all text kept",
     "policies": "Which tokens: modality policies at equal numbers of tokens",
     "construction": "Which tokens: hidden while the cache is built",
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
-METHODS = ("scorers", "policies", "construction")
+METHODS = ("scorers", "text", "policies", "construction")
 """Sections that compare methods at one codec; those of unknown kinds hold several of both."""
 
 
@@ -171,7 +172,7 @@ def results(
     details: Annotated[Path, typer.Option(help="Where the pages with every row go.")] = Path("docs/results"),
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
-    from kvferry.evaluate import codec_tables, headline, method_tables, tables
+    from kvferry.evaluate import claims, codec_tables, headline, method_tables, tables
 
     files = sorted(raw.glob("*.jsonl"), key=_section)
     if not files:
@@ -180,6 +181,7 @@ def results(
     renders = dict.fromkeys(METHODS, method_tables.render)
     renders |= {"headline": headline.render, "codecs": codec_tables.render}
     sections = [f"# Results\n\nMade by `make results` from the raw files in `results/`.\n\n{tables.CAVEAT}\n"]
+    sections.append(claims.render(raw, places))
     for file in files:
         kind, _, model = file.stem.partition("-")
         render = renders.get(kind, tables.render)

@@ -50,10 +50,14 @@ def render(folder: Path, places: Places) -> str:
 def _verdict(raw: Raw, claim: Claim) -> Verdict:
     raw.heads.clear()
     try:
-        finding = FINDINGS[claim.number](raw)
+        finding = FINDINGS.get(claim.number, _unread)(raw)
     except MissingError as error:
         finding = Finding("", UNMEASURED, f"Run `{claim.make}`: {error}.", "")
     return Verdict(claim, finding, tuple((name, _command(head), _commit(head)) for name, head in raw.heads.items()))
+
+
+def _unread(raw: Raw) -> Finding:
+    raise MissingError(f"nothing in {raw.folder} is read for it")
 
 
 def _command(head: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +37,11 @@ def rank(raw: Raw) -> Finding:
     ratios, parts, tokens = {}, [], set()
     for model in raw.models(ANALYSIS):
         found = raw.json(ANALYSIS.format(model))
-        samples = _rows(found["rank"]["samples"])
+        samples = np.array(found["rank"]["samples"], np.float64)
         kinds: list[str] = found["axes"]["kind"]
-        both = samples[:, [kinds.index("keys"), kinds.index("values")]].mean(1)
+        both = _known(samples[:, [kinds.index("keys"), kinds.index("values")]].mean(1))
         ratios[model] = ratio_interval(both[:, 0], both[:, 1])
-        each = {k: ratio_interval(samples[:, i, 0], samples[:, i, 1]) for i, k in enumerate(kinds)}
+        each = {k: ratio_interval(*_known(samples[:, i]).T) for i, k in enumerate(kinds)}
         parts.append(f"{model}: {', '.join(f'{k} {interval(x, 2)}' for k, x in each.items())}")
         tokens.add(round(found["rank"]["tokens"]))
     return Finding(
@@ -60,7 +59,7 @@ def tail(raw: Raw) -> Finding:
     shares, parts = {}, []
     for model in raw.models(ANALYSIS):
         found = raw.json(ANALYSIS.format(model))["tail"]
-        shares[model] = mean_interval(_rows(found["samples"]))
+        shares[model] = mean_interval(_known(np.array(found["samples"], np.float64)))
         layers = [layer[10] for layer in found["visual"]]
         heavy = sum(x > EXPONENTIAL for x in layers)
         parts.append(f"{model}: above it in {heavy} of {len(layers)} layers ({', '.join(f'{x:.0%}' for x in layers)})")
@@ -110,7 +109,7 @@ def skip(raw: Raw) -> Finding:
     shares, others, parts = {}, {}, []
     for model in raw.models(ANALYSIS, ("cloud", "edge")):
         found = raw.json(ANALYSIS.format(model))["harm"]
-        samples = _rows(found["samples"])
+        samples = _known(np.array(found["samples"], np.float64))
         same, alone = samples[:, -1], samples[:, 0] == 0
         shares[model] = mean_interval(same[alone])
         others[model] = mean_interval(same[~alone])
@@ -158,11 +157,10 @@ def _policies(raw: Raw) -> list[str]:
     return said
 
 
-def _rows(values: list[Any]) -> Floats:
+def _known(values: Floats) -> Floats:
     """Per-prompt values without the prompts where one was not measured."""
-    array = np.array(values, np.float64)
-    whole: Floats = array[~np.isnan(array.reshape(len(array), -1)).any(-1)]
-    return whole
+    known: Floats = values[~np.isnan(values.reshape(len(values), -1)).any(-1)]
+    return known
 
 
 def _each(found: Mapping[str, Estimate], digits: int, unit: str = "") -> str:

@@ -39,7 +39,7 @@ CLAIMS = (
     Claim(
         5, "At 25 % of the tokens Q2C beats SnapKV beats H2O beats random",
         "F1 .428 / .292 / .205 / .193 (Qwen-7B, n = 50); a later run, n = 200: Q2C and SnapKV equal", f"{A}; {B}",
-        SWEEP, _SCORERS,
+        f"{SWEEP}; {MORE}", _SCORERS,
     ),
     Claim(
         6, "INT8 is lossless, INT4 nearly, INT3 loses a little, INT2 nearly all",
@@ -54,7 +54,10 @@ CLAIMS = (
         9, "SVD falls off a cliff; few singular values hold the energy",
         "59 % at rank 32, 95 % at 64; the top 5 % hold 61.6 %", TOPIC_1, f"{CODECS}; {MORE}", _CODECS,
     ),
-    Claim(10, "Q2C at 75 % with INT4 keeps nearly all", "96 % at 18.75 % of the bytes (3B)", TOPIC_1, CODECS, _CODECS),
+    Claim(
+        10, "Q2C at 75 % with INT4 keeps nearly all", "96 % at 18.75 % of the bytes (3B)", TOPIC_1, f"{CODECS}; {MORE}",
+        _CODECS,
+    ),
     Claim(
         11, "A smaller model chooses what the larger one would",
         "overlap 82 to 84 % at 75 %, 64 to 70 % at 50 %, 45 to 59 % at 25 %; 99.4 % of the F1 (7B for 14B)", B, SCOUT,
