@@ -21,7 +21,7 @@ from kvferry.evaluate.claims.base import (
 )  # fmt: skip
 from kvferry.evaluate.claims.selection import DECODE, SCORERS, memory, speeds, with_text
 from kvferry.evaluate.codec_rows import SAME, Measured
-from kvferry.evaluate.codec_tables import NEAR, delta_pairs, p_text, percent, svd_points
+from kvferry.evaluate.codec_tables import NEAR, compared, delta_pairs, p_head, p_text, percent, svd_points
 from kvferry.evaluate.stats import Estimate, mean_interval
 from kvferry.evaluate.tables import interval
 
@@ -134,13 +134,13 @@ def delta(raw: Raw) -> Finding:
             raise MissingError("the results hold no pair of delta:10 and delta:0; sweep both")
         n = measured.n
         worse = []
-        for what, a, b in pairs:
-            against, size = measured.compare(a.name, b.name), measured.size_ratio(a.name, b.name)
+        for (what, a, b), against in zip(pairs, compared(measured, pairs), strict=True):
+            size = measured.size_ratio(a.name, b.name)
             kl = measured.kl_ratio(a.name, b.name)
             more = "" if kl is None else f", KL {interval(kl, 2)} times"
             parts.append(
-                f"{model}, {what}: `{a.name}` to `{b.name}`: {interval(size, 2)} times the bytes, "
-                f"{percent(against.difference)} points (p {p_text(against.p)}): {against.words}{more}"
+                f"{model}, {what}: `{a.name}` to `{b.name}`: {interval(size, 2)} times the bytes, points "
+                f"{percent(against.difference)} ({p_head(len(pairs))} {p_text(against.p)}): {against.words}{more}"
             )
             if what == "same steps":
                 worse.append(size.low > 1 and against.difference.low <= 0)

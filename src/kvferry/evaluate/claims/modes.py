@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvferry.codecs import Mixed
 from kvferry.evaluate.claims.base import Finding, MissingError, Raw, judge, listed, need, within
 from kvferry.evaluate.codec_rows import Measured, Point
-from kvferry.evaluate.codec_tables import p_text, percent
+from kvferry.evaluate.codec_tables import p_head, p_text, percent
 from kvferry.evaluate.stats import holm
 
 CODECS = "codecs-{}.jsonl"
@@ -28,13 +28,14 @@ def steps(raw: Raw) -> Finding:
             f"{within(measured.of_full(row))} at {measured.bytes[row] / measured.bf16:.2f}" for row in rows
         )
         over, under = measured.compare(mixed.name, INT4), measured.compare(INT8, mixed.name)
-        sure = [p < SURE for p in holm([over.p, under.p])]
+        p = holm([over.p, under.p])
         held["INT8 lossless"][model] = measured.of_full(INT8).low >= LOSSLESS
-        held["mixed above INT4"][model] = over.difference.low > 0 and sure[0]
-        held["mixed below INT8"][model] = under.difference.low > 0 and sure[1]
+        held["mixed above INT4"][model] = over.difference.low > 0 and p[0] < SURE
+        held["mixed below INT8"][model] = under.difference.low > 0 and p[1] < SURE
         parts += [f"{model}, `{row}`: {percent(measured.of_full(row))} % of full, {measured.bytes[row]:,.0f} bytes"
                   for row in rows]  # fmt: skip
-        parts.append(f"{model}, mixed minus INT4: {percent(over.difference)} points (p {p_text(over.p)}): {over.words}")
+        points = f"{percent(over.difference)} points, {p_head(2)} {p_text(p[0])}: {over.words}"
+        parts.append(f"{model}, mixed minus INT4: {points}")
     return Finding(
         f"full / INT8 / mixed / INT4, % of full at the share of BF16 bytes, protocol A: {listed(texts, n)}",
         judge(held),
