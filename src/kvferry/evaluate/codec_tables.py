@@ -21,8 +21,8 @@ BYTES = (
     "Bytes are whole bitstreams (header, positions and framing included) as means, without the framing of gRPC and TCP"
 )
 TESTS = (
-    "Intervals are 95 %, by resampling questions, and paired; p is McNemar's (exact, two-sided), of KL that of Wilcoxon's "
-    "signed ranks, corrected by Holm's method for as many comparisons as stand beside its name; "
+    "Intervals are 95 %, by resampling questions, and paired; p is McNemar's (exact, two-sided), of KL that of "
+    "Wilcoxon's signed ranks, corrected by Holm's method for as many comparisons as stand beside its name; "
     '"no difference shown" where the interval, which is of one comparison by itself, holds 0 (of a ratio: 1); an '
     "interval without width comes of rows that do alike on every question"
 )

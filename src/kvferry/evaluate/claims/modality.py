@@ -20,6 +20,7 @@ from kvferry.selection.modality import SkipVisual
 ANALYSIS = "analyze-{}.json"
 HALF = 1 / math.sqrt(2)
 """Below it a ratio is nearer to a half than to one."""
+STRANGER = "the control model was asked kinds of question too that it was not trained on"
 EXPONENTIAL = 0.1 * (1 + math.log(10))
 """What the largest tenth of exponentially distributed weights holds; tails that hold more are heavy."""
 LESS = 0.7
@@ -63,6 +64,7 @@ def tail(raw: Raw) -> Finding:
         layers = [layer[10] for layer in found["visual"]]
         heavy = sum(x > EXPONENTIAL for x in layers)
         parts.append(f"{model}: above it in {heavy} of {len(layers)} layers ({', '.join(f'{x:.0%}' for x in layers)})")
+    parts.append(STRANGER)
     return Finding(
         "of the question's attention on the picture the top 10 % of tokens hold: " + _each(shares, 1, " %"),
         judge({"": {model: x.low > EXPONENTIAL for model, x in shares.items()}}),

@@ -24,7 +24,7 @@ def table(verdicts: Sequence[Verdict], places: Places) -> str:
         for x in verdicts
     ]  # fmt: skip
     counts = Counter(_word(x) for x in verdicts)
-    said = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
+    said = ", ".join(f"{word} {counts[word]}" for word in WORDS if counts[word])
     return "\n".join([
         f"## {TITLE}",
         "",
