@@ -14,6 +14,7 @@ from kvferry.cli.break_even import break_even
 from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
+from kvferry.cli.export import export
 from kvferry.cli.inspect import inspect
 from kvferry.cli.link import link, trace
 from kvferry.cli.profile import profile
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile,
+    simulate, break_even, profile, export,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)
