@@ -70,6 +70,9 @@ def sweep(
         str, typer.Option(help="'post_hoc' evicts from the finished cache; 'construction' hides while it is built.")
     ] = "post_hoc",
     processes: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
+    ray: Annotated[
+        str, typer.Option(help="Spread over a Ray cluster instead: auto, local, or its head's HOST:PORT.")
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run recipes over test questions, paired, under protocols A and B, and print the table."""
@@ -121,7 +124,7 @@ def sweep(
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{len(recipes)} recipes", total=n * len(plan.protocols), completed=before)
         command = "kvferry " + shlex.join(sys.argv[1:])
-        for _ in engine.run(plan, out, processes or os.cpu_count() or 1, command):
+        for _ in engine.run(plan, out, processes or os.cpu_count() or 1, command, ray):
             progress.advance(task)
     _, lines = raw.read(out)
     tables = {p: summarise(lines, p) for p in plan.protocols}

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kvferry.errors import BudgetError, InputError, KVFerryError
+from kvferry.evaluate.cluster import over_ray
 from kvferry.evaluate.divergence import divergence, output_error
 from kvferry.evaluate.raw import Line, Outcome, Protocol, Scribe, drop_half_line, read
 from kvferry.recipe import Recipe, compress, decompress
@@ -280,10 +281,11 @@ def _union(requests: Iterable[Sequence[EvidenceRequest]]) -> tuple[EvidenceReque
     return tuple(dict.fromkeys(request for each in requests for request in each))
 
 
-def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Iterator[Line]:
+def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "", ray: str = "") -> Iterator[Line]:
     """Run what ``out`` does not hold yet, append it line by line, yield each line as it comes.
 
-    ``command`` is what a person types to get the same file; tables quote it.
+    ``command`` is what a person types to get the same file; tables quote it. ``ray`` is the address of a cluster that
+    does the work instead of ``processes`` (:func:`kvferry.evaluate.cluster.over_ray`).
 
     Raises
     ------
@@ -307,7 +309,7 @@ def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Itera
         out.write_text(json.dumps(head) + "\n")
     jobs = [(i, p) for i in range(sweep.start, sweep.start + sweep.n) for p in sweep.protocols if (i, p) not in done]
     with Scribe(out) as scribe:
-        for line in _work(sweep, jobs, processes):
+        for line in over_ray(partial(_anywhere, sweep), jobs, ray) if ray else _work(sweep, jobs, processes):
             scribe.write(line)
             yield line
 
@@ -338,6 +340,13 @@ def _start(sweep: Sweep) -> None:
 
     torch.set_num_threads(1)
     _state.update(vlm=load(sweep.model), sweep=sweep)
+
+
+def _anywhere(sweep: Sweep, job: tuple[int, Protocol]) -> Line:
+    """One job in a worker that may have done some of this sweep, or of another one."""
+    if _state.get("sweep") != sweep:
+        _start(sweep)
+    return _job(job)
 
 
 def _job(job: tuple[int, Protocol]) -> Line:
