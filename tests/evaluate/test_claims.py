@@ -294,6 +294,31 @@ def test_a_smaller_cache_and_its_collapse(tmp_path: Path) -> None:
     assert found(tmp_path, 18).verdict == FAILS
 
 
+def scouted(folder: Path, shares: Sequence[float], edge: int, sent: int) -> None:
+    """A trial of 40 questions of 100 visual tokens: overlaps by fraction, right answers of 40 by the edge's choice."""
+    fractions = [0.75, 0.5, 0.25]
+    plan = {"edge": "e", "cloud": "c", "scorers": ["q2c"], "fractions": fractions, "split": "test", "n": 40, "start": 0,
+            "kinds": []}  # fmt: skip
+    questions = [
+        [i, "colour", 100, 100_000, 500, 1, 0, 1, [1, 1, 1],
+         [[round(share * 100 * kept), 1, int(i < edge), sent, 60, 20]
+          for share, kept in zip(shares, fractions, strict=True)]]
+        for i in range(40)
+    ]  # fmt: skip
+    text = "\n".join(json.dumps(x) for x in [{**HEAD, "scout": plan}, *questions])
+    (folder / "scout-edge.jsonl").write_text(text + "\n")
+
+
+def test_one_model_chooses_for_another(tmp_path: Path) -> None:
+    scouted(tmp_path, (0.84, 0.66, 0.48), 40, 30)
+    assert found(tmp_path, 11).verdict == HOLDS
+    assert found(tmp_path, 12).verdict == HOLDS
+    assert "3333±0x" in found(tmp_path, 12).measured
+    scouted(tmp_path, (0.8, 0.6, 0.48), 20, 200)
+    assert found(tmp_path, 11).verdict == f"{PART}: overlap on 25%"
+    assert found(tmp_path, 12).verdict == FAILS
+
+
 def test_a_verdict_names_its_files_and_commands(tmp_path: Path) -> None:
     analysis(tmp_path)
     first = verdicts(tmp_path)[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvferry.evaluate.claims import codecs, modality, modes, network, selection
+from kvferry.evaluate.claims import codecs, modality, modes, network, scout, selection
 from kvferry.evaluate.claims.base import UNMEASURED, Claim, Finding, MissingError, Raw, Verdict
 from kvferry.evaluate.claims.page import DETAIL, page, table
 from kvferry.evaluate.claims.sources import CLAIMS
@@ -24,6 +24,8 @@ FINDINGS: dict[int, Callable[[Raw], Finding]] = {
     8: codecs.delta,
     9: codecs.spectrum,
     10: codecs.retention,
+    11: scout.overlap,
+    12: scout.payload,
     13: modes.steps,
     14: network.adaptive,
     15: network.agents,
@@ -50,14 +52,10 @@ def render(folder: Path, places: Places) -> str:
 def _verdict(raw: Raw, claim: Claim) -> Verdict:
     raw.heads.clear()
     try:
-        finding = FINDINGS.get(claim.number, _unread)(raw)
+        finding = FINDINGS[claim.number](raw)
     except MissingError as error:
         finding = Finding("", UNMEASURED, f"Run `{claim.make}`: {error}.", "")
     return Verdict(claim, finding, tuple((name, _command(head), _commit(head)) for name, head in raw.heads.items()))
-
-
-def _unread(raw: Raw) -> Finding:
-    raise MissingError(f"nothing in {raw.folder} is read for it")
 
 
 def _command(head: dict[str, Any]) -> str:
