@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, Qwen2VLConfig, Qwen2VLForConditionalGeneration, logging
 
+from kvferry.evaluate.sweep import provenance
 from kvferry.evidence import EvidenceRequest
 from kvferry.models.attention import attached
 from kvferry.models.layout import layout_of
@@ -103,8 +105,8 @@ class Bench:
         if not self.cpu:
             torch.cuda.synchronize()
 
-    def seconds(self, kinds: list[str], rounds: int) -> dict[str, float]:
-        """Median per kind."""
+    def seconds(self, kinds: list[str], rounds: int) -> dict[str, list[float]]:
+        """Of every round, per kind."""
         clock = time.process_time if self.cpu else time.perf_counter
         seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         for turn in range(rounds + 1):
@@ -113,7 +115,7 @@ class Bench:
                 self.read(kind)
                 if turn:
                     seconds[kind].append(clock() - began)
-        return {kind: statistics.median(times) for kind, times in seconds.items()}
+        return seconds
 
     def peak(self, kind: str) -> float:
         """Peak memory of this process after one prefill, MiB."""
@@ -156,10 +158,12 @@ def main() -> None:
         return
     kinds = [PLAIN, *given.kinds]
     memory = peaks(kinds)
-    seconds = Bench(given).seconds(kinds, given.rounds)
+    rounds = Bench(given).seconds(kinds, given.rounds)
+    seconds = {kind: statistics.median(times) for kind, times in rounds.items()}
     rows = {
         kind: {
             "seconds": seconds[kind],
+            "rounds": rounds[kind],
             "ratio": seconds[kind] / seconds[PLAIN],
             "bound": KINDS[kind][1] if kind in KINDS else None,
             "peak_mib": memory[kind],
@@ -175,7 +179,8 @@ def main() -> None:
         "dtype": given.dtype, "torch": torch.__version__,
     }  # fmt: skip
     if given.json:
-        print(json.dumps({**facts, "kinds": rows}, indent=2))
+        command = shlex.join(["python", "benchmarks/evidence.py", *sys.argv[1:]])
+        print(json.dumps({"command": command, **provenance(), **facts, "kinds": rows}, indent=2))
         return
     print(f"Prefill of {given.tokens} tokens, {facts}\n")
     print("| prefill | median s | ratio to plain SDPA | bound | peak MiB | ratio | bound |")

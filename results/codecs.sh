@@ -30,9 +30,12 @@ done
 # The recipes that `kvferry tune` chose on validation questions, once on the test split.
 for model in cloud edge; do
     words=()
-    for recipe in 'full|bf16' 'none|bf16' "tiny@testbed/$model/presets.json" "balanced@testbed/$model/presets.json" \
-        "tiny@testbed/$model/presets-B.json" "balanced@testbed/$model/presets-B.json" 'full|int4|zstd' \
-        'leaveout@0.05|int4|zstd'; do words+=(--recipe "$recipe"); done
+    for recipe in 'full|bf16' 'none|bf16' 'full|int4|zstd' 'leaveout@0.05|int4|zstd'; do words+=(--recipe "$recipe"); done
+    for presets in "testbed/$model/presets.json" "testbed/$model/presets-B.json"; do
+        for name in tiny balanced; do  # a preset is missing where no recipe passed
+            ! grep -q "\"$name\":" "$presets" || words+=(--recipe "$name@$presets")
+        done
+    done
     kvferry sweep --model "testbed/$model" --check forced --n 1000 --protocols AB --jpeg 90,60,40,30,25,20,15,10,5 \
         --embeds int4,int3,int2 --out "results/headline-$model.jsonl" "${words[@]}"
 done

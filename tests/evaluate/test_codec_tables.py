@@ -12,10 +12,11 @@ import pytest
 
 from kvferry.codecs.profile import read as read_profile
 from kvferry.evaluate.codec_figures import edge, looks
-from kvferry.evaluate.codec_rows import SAME, Measured, Point
+from kvferry.evaluate.codec_rows import SAME, Measured, Point, corrected
 from kvferry.evaluate.codec_tables import (
     cliff_note,
     command_note,
+    comparison_table,
     delta_pairs,
     integer_table,
     kept_table,
@@ -119,6 +120,29 @@ def test_a_comparison_is_paired(measured: Measured) -> None:
     assert measured.compare("full|int8", "full|int2").words == "more right"
 
 
+def test_a_family_of_comparisons_is_corrected(measured: Measured) -> None:
+    alone = [measured.compare(row, measured.full) for row in ("full|int4", "full|int2")]
+    both = corrected(alone)
+    assert [x.difference for x in both] == [x.difference for x in alone]
+    assert [x.p for x in both] == [alone[0].p, pytest.approx(2 * alone[1].p)]
+    rows = ("full|bf16", "full|svd:16", "full|svd:4", "full|int4")
+    table = rows_table(measured, [Point(x) for x in rows]).splitlines()
+    assert "p (Holm, 3)" in table[0]
+    # Four wrong of a hundred: 2 / 16 alone, and it is the second least of three.
+    assert "| 0.250 |" in table[3]
+
+
+def test_kl_is_compared_question_by_question(measured: Measured) -> None:
+    assert measured.kl_p("full|int4", "full|int4") == 1.0
+    pairs = [("", Point("full|mixed@m.json"), Point("full|int4"))]
+    p = measured.kl_p("full|mixed@m.json", "full|int4")
+    assert p is not None
+    assert p < 1e-9
+    table = comparison_table(measured, pairs).splitlines()
+    assert table[0].count("p (Holm, 1)") == 2
+    assert "<0.001 | less harm" in table[2]
+
+
 def test_ratios_are_of_means(measured: Measured) -> None:
     bf16 = np.mean([x.bf16_bytes for x in measured.lines])
     size = np.mean([x.outcomes["full|int4"][1] for x in measured.lines])
@@ -135,6 +159,7 @@ def test_old_files_without_kl_have_none() -> None:
     old = [replace(x, outcomes={k: Outcome(o[0], o[1]) for k, o in x.outcomes.items()}) for x in lines()]
     measured = Measured(old, "A")
     assert measured.kl("full|int4") is None
+    assert measured.kl_p("full|int4", "full|int2") is None
     assert measured.kl_ratio("full|int4", "full|int2") is None
     assert rows_table(measured, [Point("full|int4")]).splitlines()[2].count("|") == 10
 

@@ -221,14 +221,15 @@ def test_the_page_comes_out_the_same_twice(tmp_path: Path) -> None:
     assert made[0] == made[1]
     assert {p.name for p in made[0]} == {
         "RESULTS.md", "scorers-x.png", "scorers-x.md", "construction-x.png", "construction-x.md", "codecs-x.png",
-        "codecs-x.md", "headline-x.md",
+        "codecs-x.md", "headline-x.md", "claims.md",
     }  # fmt: skip
     page = out.read_text()
+    assert page.index("What the sources claim") < page.index("The headline")
     assert page.index("The headline") < page.index("every codec") < page.index("every scorer")
     assert page.index("every scorer") < page.index("hidden while the cache is built")
     assert page.count("Dropped tokens were hidden while the cache was built") == 1
     for link in re.findall(r"\]\(([^)]+)\)", page):
-        assert (tmp_path / link).is_file()
+        assert (tmp_path / link.partition("#")[0]).is_file()
 
 
 def test_grid_crosses_budgets_and_policies() -> None:

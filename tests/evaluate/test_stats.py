@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from scipy.stats import wilcoxon as scipy_wilcoxon
 
 from kvferry.errors import InputError
-from kvferry.evaluate.stats import difference_interval, mcnemar, mean_interval, ratio_interval
+from kvferry.evaluate.stats import difference_interval, holm, mcnemar, mean_interval, ratio_interval, wilcoxon
 
 
 def test_interval_of_a_share_agrees_with_the_normal_approximation() -> None:
@@ -66,3 +67,41 @@ def test_mcnemar_of_many_questions() -> None:
     better = np.arange(3000) < 2900
     assert mcnemar(better, ~better) == 0.0
     assert mcnemar(better, np.roll(better, 1500)) == 1.0
+
+
+@pytest.mark.parametrize("n", [1, 5, 20, 50])
+def test_signed_ranks_of_few_questions_are_exact(n: int) -> None:
+    draw = np.random.default_rng(n)
+    one, other = draw.normal(0.3, 1, n), draw.normal(size=n)
+    assert wilcoxon(one, other) == pytest.approx(scipy_wilcoxon(one, other, method="exact").pvalue)
+    assert wilcoxon(one, other) == wilcoxon(other, one)
+
+
+@pytest.mark.parametrize("digits", [1, 6])
+def test_signed_ranks_of_many_questions_with_ties_and_zeros(digits: int) -> None:
+    draw = np.random.default_rng(digits)
+    one, other = draw.normal(0.05, 1, 900).round(digits), draw.normal(size=900).round(digits)
+    expected = scipy_wilcoxon(one, other, method="asymptotic", correction=False, zero_method="wilcox").pvalue
+    assert wilcoxon(one, other) == pytest.approx(expected)
+
+
+def test_signed_ranks_with_ties_by_hand() -> None:
+    # Differences 1, 1, 2 with ranks 1.5, 1.5, 3, all above 0: one of eight ways on either side.
+    assert wilcoxon([1, 2, 3], [0, 1, 1]) == pytest.approx(2 / 8)
+    # -1, 1, 2: sums of at most 1.5 come from no rank, or either of the tied ones.
+    assert wilcoxon([0, 2, 3], [1, 1, 1]) == pytest.approx(2 * 3 / 8)
+    assert wilcoxon([1, 2], [1, 2]) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.2]) == [0.2]
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_never_lowers_and_keeps_the_order(ps: list[float]) -> None:
+    adjusted = holm(ps)
+    assert all(p <= a <= min(1.0, len(ps) * p) for p, a in zip(ps, adjusted, strict=True))
+    assert [adjusted[i] for i in np.argsort(ps, kind="stable")] == sorted(adjusted)

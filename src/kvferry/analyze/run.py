@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kvferry.analyze.apart import Apart, ApartResult
+from kvferry.analyze.energy import Energy, EnergyResult
 from kvferry.analyze.harm import Harm, HarmResult
 from kvferry.analyze.mass import Mass, MassResult
 from kvferry.analyze.observe import DROPS, FRACTIONS, Observation, Subject
@@ -43,6 +44,7 @@ class Analysis:
     layers: int
     prompts: Prompts
     rank: RankResult
+    energy: EnergyResult
     sparsity: SparsityResult
     mass: MassResult
     tail: TailResult
@@ -95,11 +97,12 @@ def analyze(
     other = None if against is None else Subject(against, scorers)
     count = _Counter()
     rank, sparsity, mass, tail, apart, harm = Rank(), Sparsity(), Mass(), Tail(), Apart(), Harm()
+    energy = Energy()
     overlap, survivors = Overlap(subject.scorers), Survivors(subject.scorers)
     for asked in questions.each():
         seen = subject.observe(asked)
         overlap.add(seen, None if other is None else other.choose(asked))
-        for measurement in (count, rank, sparsity, mass, tail, apart, harm, survivors):
+        for measurement in (count, rank, energy, sparsity, mass, tail, apart, harm, survivors):
             measurement.add(seen)
         if on_sample is not None:
             on_sample()
@@ -114,7 +117,9 @@ def analyze(
         questions.label,
         vlm.layers,
         prompts,
-        *found,
+        found[0],
+        energy.result(),
+        *found[1:],
         answers(prompts.with_pictures, *found),
     )
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kvferry.cli.console import print_json, waiting
+from kvferry.cli.console import print_json, typed, waiting
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def analyze(
         from kvferry.analyze import analyze as measure
         from kvferry.analyze import paragraph
         from kvferry.analyze.report import write_html
+        from kvferry.evaluate.sweep import provenance
         from kvferry.models import load
 
         asked = _questions(questions, images, split, n)
@@ -57,7 +58,7 @@ def analyze(
     if html is not None:
         write_html(analysis, html)
     if json:
-        print_json(analysis.as_dict())
+        print_json({"command": typed(), **provenance(vlm), **analysis.as_dict()})
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(paragraph(analysis.answers), markup=False)

@@ -15,6 +15,7 @@ from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
 from kvferry.cli.evaluate import evaluate
+from kvferry.cli.export import export
 from kvferry.cli.inspect import inspect
 from kvferry.cli.link import link, trace
 from kvferry.cli.long_runs import long_runs
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile, report, scout_overlap, long_runs,
+    simulate, break_even, profile, report, export, scout_overlap, long_runs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

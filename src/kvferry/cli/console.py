@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ def print_json(record: dict[str, Any]) -> None:
 def console(json: bool = False) -> Console:
     """A console on stderr that is silent for scripts."""
     return Console(stderr=True, quiet=json, highlight=False)
+
+
+def typed() -> str:
+    """The command as it was typed."""
+    return "kvferry " + shlex.join(sys.argv[1:])
 
 
 @contextmanager

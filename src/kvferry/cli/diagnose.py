@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kvferry.cli.console import print_json, waiting
+from kvferry.cli.console import print_json, typed, waiting
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,18 +64,18 @@ def diagnose(
         raise InputError("--check asks questions of the testbed; leave it out with --questions")
     with waiting(f"loading {model}", json):
         from kvferry.evaluate.diagnose import Diagnosis, bits_of
+        from kvferry.evaluate.sweep import provenance
         from kvferry.models import load
 
         asked = _questions(questions, images, split, n)
         vlm = load(model)
     found = _find(vlm, asked, bits or TRIED, bytes_per_token)
     profile: dict[str, Any] = {
-        "fingerprint": vlm.fingerprint,
-        "model": vlm.name,
+        **provenance(vlm),
         "bits": bits_of(found.plan),
         "questions": asked.label,
         "n": asked.total,
-        "command": "kvferry " + shlex.join(sys.argv[1:]),
+        "command": typed(),
         **found.as_dict(),
     }
     _write(out, profile)

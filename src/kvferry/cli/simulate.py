@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kvferry.cli.console import print_json
+from kvferry.cli.console import print_json, typed
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def simulate(
     json: Annotated[bool, typer.Option("--json", help="Print every row as one JSON object.")] = False,
 ) -> None:
     """Run policies over traces and compare them with the oracle and with single modes."""
+    from kvferry.evaluate.sweep import provenance
     from kvferry.policy import Context, Way
     from kvferry.policy.allocation import ALLOCATORS
     from kvferry.policy.simulation import Scenario, report
@@ -121,7 +122,8 @@ def simulate(
         facts = {"command": "kvferry " + " ".join(sys.argv[1:]), **{x.name: x.source for x in tables}}
         report.write_html(rows, facts, title, html)
     if json:
-        print_json({"title": title, "rows": [x.as_dict() for x in rows]})
+        about = {"command": typed(), **provenance(), "tables": {x.name: x.source for x in tables}, "rtt": rtt / 1000}
+        print_json({"title": title, **about, "requests": requests, "rows": [x.as_dict() for x in rows]})
         return
     _print(rows, title, several)
 

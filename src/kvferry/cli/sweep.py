@@ -26,6 +26,7 @@ SECTIONS = {
     "codecs": "How few bits: every codec",
     "selection": "Which tokens, how few bits: a first look",
     "scorers": "Which tokens: every scorer",
+    "text": "Which tokens: the sources' scorers with all text kept",
     "policies": "Which tokens: modality policies at equal numbers of tokens",
     "construction": "Which tokens: hidden while the cache is built",
     "eval": "Answers and loyalty: kvferry eval",
@@ -39,7 +40,7 @@ SECTIONS = {
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
 WHERE = {"scout": "chosen by the {} model", "points": "with the {} model on the edge"}
 """How a title goes on; "on the {} model" for the others."""
-METHODS = ("scorers", "policies", "construction")
+METHODS = ("scorers", "text", "policies", "construction")
 """Sections that compare methods at one codec; those of unknown kinds hold several of both."""
 LONG_RUNS = ("turns", "drift", "pictures", "rare")
 """Sections whose raw files are those of ``kvferry long-runs``."""
@@ -80,6 +81,9 @@ def sweep(
         str, typer.Option(help="'post_hoc' evicts from the finished cache; 'construction' hides while it is built.")
     ] = "post_hoc",
     processes: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
+    ray: Annotated[
+        str, typer.Option(help="Spread over a Ray cluster instead: auto, local, or its head's HOST:PORT.")
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run recipes over test questions, paired, under protocols A and B, and print the table."""
@@ -131,7 +135,7 @@ def sweep(
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{len(recipes)} recipes", total=n * len(plan.protocols), completed=before)
         command = "kvferry " + shlex.join(sys.argv[1:])
-        for _ in engine.run(plan, out, processes or os.cpu_count() or 1, command):
+        for _ in engine.run(plan, out, processes or os.cpu_count() or 1, command, ray):
             progress.advance(task)
     _, lines = raw.read(out)
     tables = {p: summarise(lines, p) for p in plan.protocols}
@@ -183,6 +187,7 @@ def results(
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
     from kvferry.evaluate import (
+        claims,
         codec_tables,
         evaluation_tables,
         headline,
@@ -202,6 +207,7 @@ def results(
     renders |= {"headline": headline.render, "codecs": codec_tables.render}
     renders |= {"scout": scout_tables.render, "points": mode_tables.render}
     sections = [f"# Results\n\nMade by `make results` from the raw files in `results/`.\n\n{tables.CAVEAT}\n"]
+    sections.append(claims.render(raw, places))
     for file in files:
         kind, _, model = file.stem.partition("-")
         render = evaluation_tables.render if kind_of(file) == "evaluation" else renders.get(kind, tables.render)

@@ -12,7 +12,7 @@ import numpy as np
 from kvferry.codecs import BF16, SVD, AnyCodec, Delta, Integer, Transform, codec_text
 from kvferry.evaluate.methods import Answers
 from kvferry.evaluate.raw import Line, Outcome, Protocol
-from kvferry.evaluate.stats import Estimate, estimate_of, mcnemar, means_with_draws
+from kvferry.evaluate.stats import Estimate, estimate_of, holm, mcnemar, means_with_draws, wilcoxon
 from kvferry.recipe import Recipe
 
 KEPT = 0.98
@@ -139,6 +139,11 @@ class Comparison:
         return "more right" if self.difference.mean > 0 else "fewer right"
 
 
+def corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """The same comparisons, their p adjusted for how many they are (Holm)."""
+    return [replace(x, p=p) for x, p in zip(found, holm([x.p for x in found]), strict=True)]
+
+
 class Measured(Answers):
     """Answers, bytes and divergences of every row of one protocol, with the draws of questions that intervals need.
 
@@ -153,9 +158,10 @@ class Measured(Answers):
         self._sizes = means_with_draws(sizes)
         self._bf16 = means_with_draws(np.array([[x.bf16_bytes for x in self.lines]], np.float64))[0]
         outcomes = [[Outcome(*x.outcomes[n]) for x in self.lines] for n in self.names]
-        self._kl, self._moved = (
-            means_with_draws(np.array([[x[column] for x in row] for row in outcomes], np.float64)) for column in (2, 3)
+        self._each_kl, moved = (
+            np.array([[x[column] for x in row] for row in outcomes], np.float64) for column in (2, 3)
         )
+        self._kl, self._moved = means_with_draws(self._each_kl), means_with_draws(moved)
 
     def of_full(self, row: str) -> Estimate:
         """Right answers as a share of the full cache's."""
@@ -200,6 +206,11 @@ class Measured(Answers):
         if np.isnan(one).any() or not (two > 0).all():
             return None
         return self.estimate(one / two)
+
+    def kl_p(self, row: str, other: str) -> float | None:
+        """p of the signed-rank test of both rows' KL, question by question; None where one was not measured."""
+        one, two = self._each_kl[self._row[row]], self._each_kl[self._row[other]]
+        return None if np.isnan(one + two).any() else wilcoxon(one, two)
 
     def families(self) -> dict[str, list[Point]]:
         """Rows by family, by falling bytes; neither the uncompressed ceiling nor the floor is one."""

@@ -12,18 +12,19 @@ from typing import Any
 
 from kvferry.codecs import Delta, Integer, Mixed, codec_text
 from kvferry.evaluate.codec_figures import draw_codecs
-from kvferry.evaluate.codec_rows import KEPT, SAME, Measured, Point
+from kvferry.evaluate.codec_rows import KEPT, SAME, Comparison, Measured, Point, corrected
 from kvferry.evaluate.raw import Line, Outcome, Protocol, read
-from kvferry.evaluate.stats import Estimate
+from kvferry.evaluate.stats import Estimate, holm
 from kvferry.evaluate.tables import PROTOCOLS, Places, interval, kind_table, markdown, provenance_note, proxy_note
 
 BYTES = (
     "Bytes are whole bitstreams (header, positions and framing included) as means, without the framing of gRPC and TCP"
 )
 TESTS = (
-    "Intervals are 95 %, by resampling questions, and paired; p is McNemar's (exact, two-sided), not corrected for how "
-    'many rows there are; "no difference shown" where the interval holds 0 (of a ratio: 1); an interval without width '
-    "comes of rows that do alike on every question"
+    "Intervals are 95 %, by resampling questions, and paired; p is McNemar's (exact, two-sided), of KL that of "
+    "Wilcoxon's signed ranks, corrected by Holm's method for as many comparisons as stand beside its name; "
+    '"no difference shown" where the interval, which is of one comparison by itself, holds 0 (of a ratio: 1); an '
+    "interval without width comes of rows that do alike on every question"
 )
 NEAR = 1.25
 """Ratio of bytes up to which two rows count as equally large."""
@@ -54,6 +55,11 @@ def p_text(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def p_head(comparisons: int) -> str:
+    """Of a column of probabilities."""
+    return f"p (Holm, {comparisons})"
+
+
 def kl_text(a: Estimate | None) -> str:
     """Nats, or nothing where they were not measured."""
     return "" if a is None else interval(a, 5)
@@ -69,23 +75,24 @@ def rows_table(
     """One line a row: accuracy, what is shown against the full cache, KL, attention error, bytes, ``extra`` columns."""
     rows = []
     watched = any(measured.moved(point.name) is not None for point in points)
+    others = [point.name for point in points if point.name != measured.full]
+    found = dict(zip(others, corrected([measured.compare(row, measured.full) for row in others]), strict=True))
     for point in points:
         row = point.name
-        against = measured.compare(row, measured.full)
-        ceiling = row == measured.full
+        against = found.get(row)
         rows.append([
             str(name(point)),
             interval(measured.accuracy(row)),
             percent(measured.of_full(row)),
-            "" if ceiling else p_text(against.p),
-            "(ceiling)" if ceiling else against.words,
+            "" if against is None else p_text(against.p),
+            "(ceiling)" if against is None else against.words,
             kl_text(measured.kl(row)),
             *([percent(moved)] if (moved := measured.moved(row)) is not None else [""] * watched),
             f"{measured.bytes[row]:,.0f}",
             times(measured.shrink(row).mean),
             *(cell(point) for cell in extra.values()),
         ])  # fmt: skip
-    head = [first, "accuracy", "% of full", "p", "against full", "KL to full (nats)"]
+    head = [first, "accuracy", "% of full", p_head(len(others)), "against full", "KL to full (nats)"]
     head += ["attention error, %"] * watched + ["bytes", "smaller than BF16"]
     return markdown([*head, *extra], rows, left=(4,))
 
@@ -149,9 +156,10 @@ def _judged(line: Line, point: Point) -> tuple[int, float | None]:
 def comparison_table(measured: Measured, pairs: Sequence[Pair]) -> str:
     """Rows against others: bytes, accuracy and KL, paired."""
     rows = []
-    for what, point, other in pairs:
+    kl_ps = [measured.kl_p(a.name, b.name) for _, a, b in pairs]
+    known = iter(holm([p for p in kl_ps if p is not None]))
+    for (what, point, other), against, kl_p in zip(pairs, compared(measured, pairs), kl_ps, strict=True):
         a, b = point.name, other.name
-        against = measured.compare(a, b)
         kl = measured.kl_ratio(a, b)
         rows.append([
             f"`{a}`",
@@ -163,10 +171,16 @@ def comparison_table(measured: Measured, pairs: Sequence[Pair]) -> str:
             p_text(against.p),
             against.words,
             "" if kl is None else interval(kl, 2),
+            "" if kl_p is None else p_text(next(known)),
             "" if kl is None else _less(kl),
         ])  # fmt: skip
-    head = ["row", "against", "bytes", "ratio of bytes", "accuracy", "points", "p", "", "ratio of KL", ""]
-    return markdown(head, rows, left=(1, 7, 9))
+    head = ["row", "against", "bytes", "ratio of bytes", "accuracy", "points", p_head(len(pairs)), "", "ratio of KL"]
+    return markdown([*head, p_head(sum(p is not None for p in kl_ps)), ""], rows, left=(1, 7, 10))
+
+
+def compared(measured: Measured, pairs: Sequence[Pair]) -> list[Comparison]:
+    """Each pair, p corrected for how many there are."""
+    return corrected([measured.compare(a.name, b.name) for _, a, b in pairs])
 
 
 def _less(ratio: Estimate) -> str:
@@ -221,12 +235,14 @@ def cliff_note(measured: Measured) -> list[str]:
     points = svd_points(measured)
     if len(points) < 2:
         return []
-    falls = [(measured.compare(b.name, a.name), a, b) for a, b in pairwise(points)]
-    worst, a, b = min(falls, key=lambda fall: fall[0].difference.mean)
+    steps = [("", b, a) for a, b in pairwise(points)]
+    falls = zip(compared(measured, steps), steps, strict=True)
+    worst, (_, b, a) = min(falls, key=lambda fall: fall[0].difference.mean)
     text = (
         f"The largest fall from one rank to the next measured: {a.rank} to {b.rank}, "
-        f"{percent(worst.difference)} points (p {p_text(worst.p)}: {worst.words}; {measured.of_full(a.name).mean:.1%} "
-        f"to {measured.of_full(b.name).mean:.1%} of full). The sources saw 95 % fall to 59 % between 64 and 32."
+        f"{percent(worst.difference)} points ({p_head(len(steps))} {p_text(worst.p)}: {worst.words}; "
+        f"{measured.of_full(a.name).mean:.1%} to {measured.of_full(b.name).mean:.1%} of full). "
+        "The sources saw 95 % fall to 59 % between 64 and 32."
     )
     return [text, ""]
 
@@ -308,16 +324,15 @@ def _section(measured: Measured) -> Iterable[str]:
 def _findings(measured: Measured) -> list[str]:
     """Mixed against uniform, delta against direct, the cliff: a sentence each."""
     found = []
-    mixed = [pair for pair in uniform_pairs(measured) if isinstance(pair[1].codec, Mixed)]
-    for what, pairs in (("Mixed against uniform", mixed), ("Delta against direct", delta_pairs(measured))):
-        for way, a, b in pairs:
-            against, kl = measured.compare(a.name, b.name), measured.kl_ratio(a.name, b.name)
-            harm = "" if kl is None else f"; KL {interval(kl, 2)} times: {_less(kl)}"
-            found.append(
-                f"* {what}{f', {way}' if way else ''}: `{a.name}` to `{b.name}`: "
-                f"{interval(measured.size_ratio(a.name, b.name), 2)} times the bytes, {percent(against.difference)} "
-                f"points (p {p_text(against.p)}): {against.words}{harm}."
-            )
+    pairs = [("Mixed against uniform", a, b) for _, a, b in uniform_pairs(measured) if isinstance(a.codec, Mixed)]
+    pairs += [(f"Delta against direct, {way}", a, b) for way, a, b in delta_pairs(measured)]
+    for (what, a, b), against in zip(pairs, compared(measured, pairs), strict=True):
+        kl = measured.kl_ratio(a.name, b.name)
+        harm = "" if kl is None else f"; KL {interval(kl, 2)} times: {_less(kl)}"
+        found.append(
+            f"* {what}: `{a.name}` to `{b.name}`: {interval(measured.size_ratio(a.name, b.name), 2)} times the bytes, "
+            f"{percent(against.difference)} points ({p_head(len(pairs))} {p_text(against.p)}): {against.words}{harm}."
+        )
     found += [f"* SVD: {line}" for line in cliff_note(measured) if line]
     return [*found, ""] if found else []
 

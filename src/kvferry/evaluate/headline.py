@@ -11,8 +11,18 @@ from kvferry.codecs import Transform
 from kvferry.codecs.profile import Profile
 from kvferry.codecs.shelf import for_encoding
 from kvferry.errors import FingerprintError, InputError
-from kvferry.evaluate.codec_rows import KEPT, PICTURES, SAME, Measured, Point
-from kvferry.evaluate.codec_tables import BYTES, TESTS, command_note, kl_text, p_text, percent, rows_table, times
+from kvferry.evaluate.codec_rows import KEPT, PICTURES, SAME, Comparison, Measured, Point, corrected
+from kvferry.evaluate.codec_tables import (
+    BYTES,
+    TESTS,
+    command_note,
+    kl_text,
+    p_head,
+    p_text,
+    percent,
+    rows_table,
+    times,
+)
 from kvferry.evaluate.raw import read
 from kvferry.evaluate.stats import Estimate
 from kvferry.evaluate.tables import PROTOCOLS, Places, interval, markdown, proxy_note
@@ -65,25 +75,39 @@ def references(measured: Measured) -> list[tuple[str, Point]]:
     return named
 
 
+def shown(measured: Measured) -> list[Point]:
+    """All rows but the pictures of other qualities than those of :func:`references`."""
+    named = [other.name for _, other in references(measured)]
+    return [p for p in measured.points.values() if p.family != PICTURES or p.name in named]
+
+
+def against_each(measured: Measured, point: Point) -> dict[str, Comparison]:
+    """``point`` minus every other row that is shown, p corrected for how many these are."""
+    others = [p.name for p in shown(measured) if p.name != point.name]
+    return dict(zip(others, corrected([measured.compare(point.name, row) for row in others]), strict=True))
+
+
 def headline(measured: Measured, point: Point, beforehand: bool) -> list[str]:
     """The sentences that everything else is there for; only what was chosen beforehand is set in bold."""
     row = point.name
     share, shrink = measured.of_full(row), measured.shrink(row)
-    against = measured.compare(row, measured.full)
+    others = against_each(measured, point)
+    against, p_is = others[measured.full], p_head(len(others))
     how = "chosen on validation" if beforehand else "chosen on these very questions, so it flatters itself"
     bold = "**" if beforehand else ""
     lines = [
         f"* {bold}`{row}` ({how}): {interval(measured.size(row), 0)} bytes a question, {_times(shrink)} smaller than "
         f"the BF16 cache ({measured.bf16:,.0f} bytes), at {percent(share)} % of the full cache's accuracy{bold} "
-        f"(difference {percent(against.difference)} points, p {p_text(against.p)}: {against.words}). {_reach(share)}"
+        f"(difference {percent(against.difference)} points, {p_is} {p_text(against.p)}: {against.words}). "
+        f"{_reach(share)}"
     ]
     for name, other in references(measured):
-        against, ratio = measured.compare(row, other.name), measured.size_ratio(other.name, row)
+        against, ratio = others[other.name], measured.size_ratio(other.name, row)
         more = interval(ratio, 1 if ratio.mean >= 10 else 2)
         lines.append(
             f"* {name}: {measured.bytes[other.name]:,.0f} bytes at {percent(measured.of_full(other.name))} % of full. "
             f"The picture takes {more} times the recipe's bytes: {_bytes_words(ratio)}; recipe minus "
-            f"picture: {percent(against.difference)} points (p {p_text(against.p)}): {against.words}."
+            f"picture: {percent(against.difference)} points ({p_is} {p_text(against.p)}): {against.words}."
         )
     if pictures(measured) and measured.smallest_good(pictures(measured)) is None:
         lines.append(f"* No JPEG measured keeps {KEPT:.0%} of the full cache's accuracy.")
@@ -121,22 +145,22 @@ def _bytes_words(ratio: Estimate) -> str:
 
 
 def headline_table(measured: Measured, picked: dict[str, dict[str, Any]], point: Point | None) -> str:
-    """All rows but the pictures of other qualities: bytes and accuracy with intervals, and ``point`` against each."""
+    """All rows that are :func:`shown`: bytes and accuracy with intervals, and ``point`` against each."""
     named = {other.name: name for name, other in references(measured)}
-    shown = [p for p in measured.points.values() if p.family != PICTURES or p.name in named]
+    others = {} if point is None else against_each(measured, point)
     rows = []
-    for p in measured.by_size(shown):
+    for p in measured.by_size(shown(measured)):
         row = p.name
         what = named.get(row) or f"`{row}`{_role(measured, row, picked)}"
         cells = [what, interval(measured.size(row), 0), times(measured.shrink(row).mean)]
         cells += [interval(measured.accuracy(row)), percent(measured.of_full(row)), kl_text(measured.kl(row))]
-        if point is not None and row != point.name:
-            against = measured.compare(point.name, row)
+        if row in others:
+            against = others[row]
             cells += [percent(against.difference), p_text(against.p), against.words]
         rows.append([*cells, *[""] * (9 - len(cells))])
     head = ["sent", "bytes", "smaller than BF16", "accuracy", "% of full", "KL to full (nats)"]
     ahead = "points" if point is None else f"`{point.name}` minus this: points"
-    return markdown([*head, ahead, "p", ""], rows, left=(8,))
+    return markdown([*head, ahead, p_head(len(others)), ""], rows, left=(8,))
 
 
 def _role(measured: Measured, row: str, picked: dict[str, dict[str, Any]]) -> str:

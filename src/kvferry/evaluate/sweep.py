@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kvferry.errors import BudgetError, InputError
+from kvferry.evaluate.cluster import over_ray
 from kvferry.evaluate.divergence import divergence, output_error
 from kvferry.evaluate.forced import forced_logits, says
 from kvferry.evaluate.raw import Line, Outcome, Protocol
@@ -122,8 +123,8 @@ def grid(
     return tuple(ends + middle)
 
 
-def provenance(model: VLM) -> dict[str, Any]:
-    """Where a result comes from: commit, versions, machine, model."""
+def provenance(model: VLM | None = None) -> dict[str, Any]:
+    """Where a result comes from: commit, versions, machine, and model where there is one."""
     import torch
     import transformers
 
@@ -136,10 +137,13 @@ def provenance(model: VLM) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "model": model.name,
-        "fingerprint": model.fingerprint,
-        "dtype": str(model.model.dtype).removeprefix("torch."),
+        **({} if model is None else _identity(model)),
     }
+
+
+def _identity(model: VLM) -> dict[str, str]:
+    dtype = str(model.model.dtype).removeprefix("torch.")
+    return {"model": model.name, "fingerprint": model.fingerprint, "dtype": dtype}
 
 
 def _git(*words: str) -> str:
@@ -275,10 +279,11 @@ def union(requests: Iterable[Sequence[EvidenceRequest]]) -> tuple[EvidenceReques
     return tuple(dict.fromkeys(request for each in requests for request in each))
 
 
-def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Iterator[Line]:
+def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "", ray: str = "") -> Iterator[Line]:
     """Run what ``out`` does not hold yet, append it line by line, yield each line as it comes.
 
-    ``command`` is what a person types to get the same file; tables quote it.
+    ``command`` is what a person types to get the same file; tables quote it. ``ray`` is the address of a cluster that
+    does the work instead of ``processes`` (:func:`kvferry.evaluate.cluster.over_ray`).
 
     Raises
     ------
@@ -292,7 +297,10 @@ def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "") -> Itera
     absent = {"kinds": [], "apply": "post_hoc", "jpeg": [], "embeds": []}
     done = begin(out, head, fixed, absent)
     jobs = [(i, p) for i in range(sweep.start, sweep.start + sweep.n) for p in sweep.protocols if (i, p) not in done]
-    yield from written(out, in_processes(partial(_start, sweep), _job, jobs, processes))
+    if ray:
+        yield from written(out, over_ray(partial(_anywhere, sweep), jobs, ray))
+    else:
+        yield from written(out, in_processes(partial(_start, sweep), _job, jobs, processes))
 
 
 _state: dict[str, Any] = {}
@@ -306,6 +314,13 @@ def _start(sweep: Sweep) -> None:
 
     torch.set_num_threads(1)
     _state.update(vlm=load(sweep.model), sweep=sweep)
+
+
+def _anywhere(sweep: Sweep, job: tuple[int, Protocol]) -> Line:
+    """One job in a worker that may have done some of this sweep, or of another one."""
+    if _state.get("sweep") != sweep:
+        _start(sweep)
+    return _job(job)
 
 
 def _job(job: tuple[int, Protocol]) -> Line:
