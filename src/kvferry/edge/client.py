@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -13,7 +14,9 @@ import grpc
 
 from kvferry.edge.answer import Answer, Seconds
 from kvferry.edge.call import Crossing, OnSent
-from kvferry.edge.pilot import Asked, Pilot
+from kvferry.edge.membership import Membership
+from kvferry.edge.pacing import Meter, Pacer
+from kvferry.edge.pilot import LOOK_SHARE, Asked, Pilot
 from kvferry.errors import DeadlineError, InputError, KVFerryError, LinkError
 from kvferry.link import Rate, ShapedLink, parse_address
 from kvferry.modes import (
@@ -74,6 +77,10 @@ class Edge:
         How it chooses: ``risk-aware``, ``greedy:0.8@ewma:0.3``, ``static:image``; see :mod:`kvferry.policy`.
     privacy : collection of str
         ``no-pixels``, ``no-embeds``: modes that would let them leave this device are refused.
+    coordinator : str, optional
+        ``host:port`` of a ``kvferry coordinate`` that shares this edge's uplink with other edges. While it is there,
+        everything is sent at the rate that it grants, and ``auto`` takes the best point that fits into that; while it
+        is away, all is as without one. Needs ``points``.
 
     Examples
     --------
@@ -94,9 +101,12 @@ class Edge:
         points: str | Path | PointTable | None = None,
         policy: str = "risk-aware",
         privacy: Collection[str] = (),
+        coordinator: str | None = None,
     ) -> None:
         parse_address(cloud)
         self._privacy = _checked_rules(privacy)
+        if coordinator is not None and points is None:
+            raise InputError("a coordinator shares the uplink by what each edge could send; pass points with it")
         self._pilot = None if points is None else Pilot(_one_table(points), Way.parse(policy), self._translated)
         self._vlm = vlm
         self._cloud = cloud
@@ -108,9 +118,17 @@ class Edge:
         self._stub = service_pb2_grpc.FerryStub(self._channel)
         self._greeted = False
         self._holdings = Holdings(hold)
+        self._membership: Membership | None = None
+        self._pacer: Pacer | None = None
+        if coordinator is not None and self._pilot is not None:
+            meter, usable = Meter(), self._pilot.usable(vlm, self._privacy)
+            self._membership = member = Membership(coordinator, usable, self._deadline, meter, socket.gethostname())
+            self._pacer = Pacer(lambda: member.bits_per_second, meter)
 
     def close(self) -> None:
-        """Close the connection, and the emulated link with it."""
+        """Close the connection, leave the coordinator, and close the emulated link."""
+        if self._membership is not None:
+            self._membership.close()
         self._channel.close()
         if self._link is not None:
             self._link.close()
@@ -216,7 +234,7 @@ class Edge:
         why = why_local = ""
         if mode == "auto":
             decision, why_local = self._decide(asked, rules, began, seconds)
-            mode, why = decision.point.mode, explain(decision)
+            mode, why = decision.point.mode, self._explained(decision)
             if any(point.is_local for point in decision.points):
                 fallback = "local"
         chosen = parse_mode(mode, recipe)
@@ -227,7 +245,10 @@ class Edge:
         if isinstance(chosen, LocalMode):
             return replace(self._answer_here(asked, max_new_tokens, on_token, began, why_local), why=why)
         sender = chosen.sender(self._vlm, asked, self._holdings)
-        crossing = Crossing(sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None, answer_by)
+        rtt = 0.0 if self._pilot is None else self._pilot.rtt_seconds
+        crossing = Crossing(
+            sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None, answer_by, self._pacer, rtt
+        )
         try:
             done = self._cross(crossing)
         except (DeadlineError, ProtocolError):
@@ -255,10 +276,27 @@ class Edge:
             return self._stub.Describe.future(request, timeout=max(timeout, 0.0))
 
         known = Asked(asked, self._vlm, self._holdings, privacy)
-        return self._pilot.choose(known, describe, began, seconds)
+        if self._membership is None:
+            return self._pilot.choose(known, describe, began, seconds)
+        share = self._membership.share(LOOK_SHARE * seconds)
+        decision, why = self._pilot.choose(known, describe, began, seconds, share)
+        self._membership.plan(decision.context.deadline - decision.context.rtt_seconds - decision.context.queue_seconds)
+        return decision, why
+
+    def _explained(self, decision: Decision) -> str:
+        """The reasons, and what the coordinator had to do with them."""
+        if self._membership is None:
+            return explain(decision)
+        share = self._membership.share()
+        if share is None:
+            return f"{explain(decision)}\n{self._membership.why_alone or 'the coordinator is silent'}"
+        granted = f"{share.bits_per_second / 1e6:.4g} Mbit/s, with {share.mode or 'nothing'} in mind"
+        return f"{explain(decision)}\nthe coordinator grants {granted}; {share.members} agents on the uplink"
 
     def _learn(self, crossing: Crossing) -> None:
         """Tell the pilot what was acknowledged how fast."""
+        if self._pacer is not None:
+            self._pacer.meter.end()
         if self._pilot is not None:
             for transfer in crossing.transfers:
                 if (measured := transfer.measured(self._pilot.rtt_seconds)) is not None:
@@ -288,7 +326,7 @@ class Edge:
                 self._greeted = True
             else:
                 replies.expect_accepted()
-            outgoing.payload.set_result(crossing.sender.chunks())
+            outgoing.payload.set_result(crossing.chunks())
             return crossing.follow()
         except grpc.RpcError as error:
             self._greeted = False
