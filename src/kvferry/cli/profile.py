@@ -25,6 +25,9 @@ def profile(
     split: Annotated[str, typer.Option(help="Without --data: of the testbed's questions.")] = "validation",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 30,
     mode: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; repeatable.")] = None,
+    tiers: Annotated[
+        int, typer.Option(help="Caches travel in so many parts, and parts of them are measured too.", min=1)
+    ] = 1,
     out: Annotated[Path, typer.Option(help="The table, for `kvferry ask --points` and `kvferry simulate`.")] = Path(
         "points.json"
     ),
@@ -51,7 +54,7 @@ def profile(
     points = []
     with Progress(*columns, console=console(json), transient=True) as progress:
         task = progress.add_task("modes", total=len(modes))
-        for point in engine.measure(here, there, modes, cases):
+        for point in engine.measure(here, there, modes, cases, tiers):
             points.append(point)
             progress.update(task, completed=len({x.mode for x in points}))
     where = provenance(there)

@@ -16,7 +16,7 @@ from kvferry.edge.answer import Answer, Seconds
 from kvferry.edge.call import Crossing, OnSent
 from kvferry.edge.membership import Membership
 from kvferry.edge.pacing import Meter, Pacer
-from kvferry.edge.pilot import LOOK_SHARE, Asked, Pilot
+from kvferry.edge.pilot import LOOK_SHARE, Asked, Pilot, latest_start
 from kvferry.errors import DeadlineError, InputError, KVFerryError, LinkError
 from kvferry.link import Rate, ShapedLink, parse_address
 from kvferry.modes import (
@@ -193,7 +193,8 @@ class Edge:
             Protocol B, only for mode ``kv``: compress the scene without looking at the question, and ask it in the
             cloud. Further questions about the same pictures then cross alone.
         tiers : int
-            In how many parts a cache travels, the most important tokens first; see :func:`kvferry.compress`.
+            In how many parts a cache travels, the most important tokens first; see :func:`kvferry.compress`. With
+            ``auto``, 1 leaves this to the point, and so that where time is short the cloud answers from what is there.
         fallback : {"local"}, optional
             What to do where the cloud cannot be reached, goes away before it says a word, or is too busy: answer with
             the edge's own model. A deadline that has passed stays an error, since no time is left.
@@ -234,7 +235,11 @@ class Edge:
         why = why_local = ""
         if mode == "auto":
             decision, why_local = self._decide(asked, rules, began, seconds)
-            mode, why = decision.point.mode, self._explained(decision)
+            point, why = decision.point, self._explained(decision)
+            mode = point.mode
+            if tiers == 1 and point.tiers > 1 and answer_by is None:
+                asked = replace(asked, tiers=point.tiers)
+                answer_by = latest_start(decision, seconds)
             if any(point.is_local for point in decision.points):
                 fallback = "local"
         chosen = parse_mode(mode, recipe)

@@ -199,6 +199,13 @@ def _within(share: Share, points: Sequence[OperatingPoint], context: Context) ->
     return decision
 
 
+def latest_start(decision: Decision, seconds: float) -> float | None:
+    """Seconds after the question at which the cloud must begin to answer from what it has; None where that is past."""
+    point, context = decision.point, decision.context
+    after = context.fixed_seconds(point) - point.edge_seconds - point.compress_seconds
+    return seconds - after if after < seconds else None
+
+
 def _left(began: float, seconds: float) -> float:
     left = seconds - (time.perf_counter() - began)
     if left <= 0:
