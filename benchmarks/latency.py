@@ -1,9 +1,9 @@
 """Measured end-to-end time against the model, between two processes: ``python benchmarks/latency.py``.
 
 ``T = T_edge + T_compress + 8 S / B + RTT + queue + T_decompress + T_cloud``, every stage as the same answer measured it
-but the transfer, which is the bytes on the wire over the emulated rate. Caches are encoded and decoded while they cross,
-so this T is too long by what hides behind the transfer; beside it stands the ratio to a T with only the longer of
-encoding and transfer, and without decoding (``pipelined``). Questions of the validation split.
+but the transfer, which is the bytes on the wire over the emulated rate. Caches are encoded and decoded while they
+cross, so this T is too long by what hides behind the transfer; beside it stands the ratio to a T with the longer of
+encoding and transfer only, and without decoding (``pipelined``). Questions of the validation split.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
             print("|---|---:|---:|---:|---:|---:|")
             for rate in map(Rate.parse, arguments.rates.split(",")):
                 with kvferry.Edge(vlm, address, uplink=rate, delay_ms=arguments.delay, deadline=300) as edge:
-                    edge.ask(pictures, sample.question, mode="prompt")  # connects
+                    edge.describe()  # connects
                     answers = [
                         edge.ask(pictures, sample.question, recipe=arguments.recipe) for _ in range(arguments.repeats)
                     ]
