@@ -1,7 +1,7 @@
 """Deadlines met and quality kept, with caches in tiers and without: ``python benchmarks/deadlines.py --traces FOLDER``.
 
 Measured points (``kvferry profile --tiers 8``) of the caches alone, on the shipped links and, where a folder with
-``cellular-uplink`` and ``5g-driving-downlink`` is given, on recorded ones. Seconds of computing count 0 unless
+``cellular-uplink`` or ``5g-driving-downlink`` is given, on recorded ones. Seconds of computing count 0 unless
 ``--seconds`` is given: the question is what the link does. ``--published`` takes the published points of Qwen-7B, whose
 qualities differ, and *assumes* for each of them the curve that was measured of ``full|int4`` on the testbed.
 """
@@ -103,9 +103,10 @@ def _cells(table: PointTable, traces: tuple[Trace, ...], deadline: float, ways: 
 def _links(folder: Path | None) -> Iterator[tuple[str, tuple[Trace, ...]]]:
     yield "shipped (4)", tuple(read_trace(name) for name in shipped_traces())
     if folder is not None:
-        yield "cellular uplinks (6)", tuple(read_trace(x) for x in sorted((folder / "cellular-uplink").glob("*.up")))
-        downlinks = sorted((folder / "5g-driving-downlink").glob("*.tsv"))
-        yield f"5G downlinks x 0.07 ({len(downlinks)})", tuple(read_trace(x, 0.07) for x in downlinks)
+        if uplinks := sorted((folder / "cellular-uplink").glob("*.up")):
+            yield f"cellular uplinks ({len(uplinks)})", tuple(read_trace(x) for x in uplinks)
+        if downlinks := sorted((folder / "5g-driving-downlink").glob("*.tsv")):
+            yield f"5G downlinks x 0.07 ({len(downlinks)})", tuple(read_trace(x, 0.07) for x in downlinks)
 
 
 if __name__ == "__main__":
