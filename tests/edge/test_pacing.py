@@ -82,6 +82,7 @@ def test_a_slow_encoder_is_no_slow_link() -> None:
         world.meter.acknowledge(total)
     assert not world.meter.take()[2]
     world.meter.end()
+    world.meter.expect(total + 1, world.now)  # from a thread that has not heard of the end yet
     world.now += 60
     assert world.meter.take() == (0, 0.0, False)
 

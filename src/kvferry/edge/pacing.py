@@ -47,9 +47,10 @@ class Meter:
             self._due.clear()
 
     def expect(self, total: int, by: float) -> None:
-        """So many bytes of the transfer should be acknowledged by then."""
+        """So many bytes of the transfer should be acknowledged by then; of one that is over, nothing is expected."""
         with self._lock:
-            self._due.append((by, total))
+            if self._busy_since is not None:
+                self._due.append((by, total))
 
     def acknowledge(self, total: int) -> None:
         """So many of its bytes have been."""
