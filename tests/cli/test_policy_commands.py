@@ -135,6 +135,14 @@ def test_simulate_user_errors(run: Ran, tmp_path: Path) -> None:
         read_trace(tmp_path / "bad.up")
 
 
+def test_coordinate_user_errors(run: Ran) -> None:
+    assert "10mbit" in refused(run("coordinate", "--uplink", "fast"))
+    assert "steady" in refused(run("coordinate", "--uplink", "trace:absent"))
+    assert "max_min" in refused(run("coordinate", "--uplink", "1mbit", "--method", "fair"))
+    assert "lease" in refused(run("coordinate", "--uplink", "1mbit", "--lease", "0"))
+    assert "host:port" in refused(run("coordinate", "--uplink", "1mbit", "--listen", "here"))
+
+
 def test_break_even(run: Ran, tmp_path: Path) -> None:
     out = tmp_path / "map.png"
     points = tmp_path / "points.json"

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,18 @@ def test_risk_aware_starts_from_probes(link: ShapedLink, shaper: TokenBucket, vl
         began = time.monotonic()
         assert edge.ask([picture], QUESTION, mode="auto", deadline=6).mode == "local"
         assert time.monotonic() - began < 6
+
+
+def test_a_cache_in_tiers_is_answered_from_its_part(cloud: CloudProcess, vlm: VLM, picture: Path) -> None:
+    """Of 110,000 bytes, 6 s at 60 kbit/s bring some 40 %."""
+    tiers = replace(LARGE, tiers=8, anytime=((0.2, 0.5),), cloud_seconds=2.0)
+    table, policy = PointTable("tiers", (tiers,)), f"static:{LARGE.mode}"
+    with Edge(vlm, cloud.address, points=table, policy=policy, uplink="60kbit", deadline=8) as edge:
+        answer = edge.ask([picture], QUESTION, mode="auto")
+    assert answer.partial
+    assert 0.1 < answer.share < 0.7
+    assert 6 < answer.seconds.total < 8
+    assert "of use from 20% of them on" in answer.why
 
 
 def test_no_pixels_cross(cloud: CloudProcess, vlm: VLM, picture: Path) -> None:

@@ -74,6 +74,19 @@ def test_known_answers_count(vlm: VLM, cases: list[Case]) -> None:
         list(measure(vlm, vlm, ["local"], []))
 
 
+def test_parts_of_a_cache_in_tiers(vlm: VLM, cases: list[Case]) -> None:
+    one, eight = (next(measure(vlm, vlm, ["kv:full|bf16"], cases, tiers)) for tiers in (1, 8))
+    assert (one.tiers, one.anytime) == (1, ())
+    assert eight.tiers == 8
+    assert eight.quality == 1
+    assert eight.nbytes > one.nbytes
+    shares = [share for share, _ in eight.anytime]
+    assert 0.1 < shares[0] < 0.4, "an eighth of the tokens, and headers"
+    assert shares[-1] == 0.9
+    (image,) = (x for x in measure(vlm, vlm, ["image"], cases, 8) if "held_picture" not in x.needs)
+    assert (image.tiers, image.anytime) == (1, ())
+
+
 def test_files(points: dict[tuple[str, bool], OperatingPoint], tmp_path: Path) -> None:
     table = PointTable("mine", tuple(points.values()), "measured")
     write_points((table,), tmp_path / "points.json")

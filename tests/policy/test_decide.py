@@ -147,6 +147,18 @@ def test_risk_is_bounded_by_the_forecast_s_own_error() -> None:
     assert chosen(RiskAware(0.1), context, 10, steady[:9]) == "image"
 
 
+def test_what_a_part_is_worth_counts_where_all_of_it_may_be_late() -> None:
+    """A million bytes in 0.5 s are 16 Mbit/s of the 20 foretold; one time in four there were only 10."""
+    whole = OperatingPoint("kv:full|int4", 0.9, 1_000_000)
+    tiers = OperatingPoint("kv:full|int4", 0.9, 1_000_000, tiers=8, anytime=((0.2, 0.5), (0.5, 0.85)))
+    small = OperatingPoint("kv:q2c@0.25|int4", 0.8, 300_000)
+    shaky = Forecast(20e6, (1.0, 1.0, 1.0, 0.5) * 16)
+    for point, taken in ((whole, small), (tiers, tiers)):
+        assert decide(RiskAware(0.1), (point, small), Context(0.5), shaky).point is taken
+    assert decide(Greedy(), (tiers, small), Context(0.5), Forecast(15e6)).point is small, "all of it, or nothing"
+    assert "of use from 20% of them on" in explain(decide(RiskAware(0.1), (tiers, small), Context(0.5), shaky))
+
+
 def test_hysteresis_stays_for_a_small_gain_only() -> None:
     context, steady = Context(2.0), (1.0,) * 50
     assert chosen(RiskAware(gain=0.02), context, 100, steady) == "image"

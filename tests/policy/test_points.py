@@ -17,6 +17,7 @@ def test_a_table_comes_back(tmp_path: Path) -> None:
         (
             OperatingPoint("image", 0.9, 250_000, cloud_seconds=0.4, needs=("pixels",)),
             OperatingPoint("kv:q2c@0.25|int4", 0.8, 70_000, 0.1, 0.02, 0.03, 0.04),
+            OperatingPoint("kv:full|int4", 0.9, 90_000, n=30, tiers=8, anytime=((0.2, 0.5), (0.3, 0.4), (0.6, 0.85))),
             OperatingPoint("local", 0.5, 0, edge_seconds=0.3),
         ),
         "measured with a command",
@@ -35,6 +36,13 @@ def test_a_table_comes_back(tmp_path: Path) -> None:
         lambda: OperatingPoint("image", 1.0, 1, cloud_seconds=float("inf")),
         lambda: OperatingPoint("local", 1.0, 1),
         lambda: OperatingPoint("image", 1.0, 1, needs=("luck",)),
+        lambda: OperatingPoint("kv", 1.0, 1, tiers=0),
+        lambda: OperatingPoint("image", 1.0, 1, tiers=2),
+        lambda: OperatingPoint("image", 1.0, 1, anytime=((0.5, 0.5),)),
+        lambda: OperatingPoint("kv", 1.0, 1, anytime=((0.5, 0.5), (0.5, 0.6))),
+        lambda: OperatingPoint("kv", 1.0, 1, anytime=((0.0, 0.5),)),
+        lambda: OperatingPoint("kv", 1.0, 1, anytime=((1.0, 0.5),)),
+        lambda: OperatingPoint("kv", 1.0, 1, anytime=((0.5, float("nan")),)),
         lambda: PointTable("empty", ()),
         lambda: PointTable("twice", (OperatingPoint("image", 1.0, 1), OperatingPoint("image", 0.5, 2))),
     ],
@@ -54,6 +62,7 @@ def test_points_that_cannot_be(make) -> None:
         '{"format": "kvferry-points/1", "tables": {"a": {"points": [{"mode": "image"}]}}}',
         '{"format": "kvferry-points/1", "tables": {"a": {"points": [{"mode": "image", "quality": "x", "bytes": 1}]}}}',
         '{"format": "kvferry-points/1", "tables": {"a": {"points": [{"mode": "kv", "quality": 1, "bytes": 1, "x": 1}]}}}',  # noqa: E501
+        '{"format": "kvferry-points/1", "tables": {"a": {"points": [{"mode": "kv", "quality": 1, "bytes": 1, "anytime": 1}]}}}',  # noqa: E501
         '{"format": "kvferry-points/9", "tables": {}}',
     ],
 )

@@ -37,9 +37,15 @@ def replay(scenario: Scenario, trace: Trace, way: Way, began: float) -> tuple[in
         arrived = float(trace.time_of(trace.offered(start) + point.nbytes)) if point.nbytes else start
         total = arrived - start + context.fixed_seconds(point)
         cut = asked + context.deadline
+        by = start + context.deadline - context.fixed_seconds(point) + 1e-9
+        carried = float(trace.offered(by) - trace.offered(start)) if by > start else 0.0
+        worths = [worth for least, worth in point.anytime if carried >= least * point.nbytes]
         if total <= context.deadline + 1e-9:
             in_time += 1
             quality += point.quality
+        elif worths:
+            in_time += 1
+            quality += worths[-1]
         if point.nbytes >= scenario.probe_bytes:
             got = min(point.nbytes, float(trace.offered(cut) - trace.offered(start)))
             ended = min(arrived, cut)
@@ -52,12 +58,15 @@ def replay(scenario: Scenario, trace: Trace, way: Way, began: float) -> tuple[in
     return in_time, quality, sent
 
 
-@pytest.mark.parametrize("text", ["greedy", "greedy:1@harmonic", "risk-aware:0.3", "static:kv:full|int8"])
+@pytest.mark.parametrize(
+    "text", ["greedy", "greedy:1@harmonic", "risk-aware:0.3", "static:kv:full|int8", "static:kv:tiers"]
+)
 @pytest.mark.parametrize("trace", [read_trace("walk"), walk(2, 40).trace(60, 5), GilbertElliott(30.0).trace(60, 7)])
 def test_lanes_in_step_are_sessions_one_by_one(text: str, trace: Trace) -> None:
     points = (
         OperatingPoint("kv:full|int8", 0.9, 4_000_000, 0.1, 0.05, 0.05, 0.2),
         OperatingPoint("kv:full|int4", 0.8, 2_000_000, 0.1, 0.05, 0.05, 0.2),
+        OperatingPoint("kv:tiers", 0.85, 2_500_000, 0.1, 0.1, tiers=4, anytime=((0.3, 0.6), (0.5, 0.55), (0.7, 0.8))),
         OperatingPoint("scout", 0.5, 336, 0.1, cloud_seconds=0.4),
         OperatingPoint("local", 0.2, 0, 0.5),
     )
@@ -80,6 +89,28 @@ def test_a_constant_link_has_a_known_answer(mbit: float, mode: str) -> None:
         outcome = simulate(scenario, Way.parse(text))
         assert outcome.modes.most_common(1)[0][0] == mode
         assert share(outcome, "on_time") > 0.97
+
+
+@pytest.mark.parametrize("agents", [1, 2])
+def test_a_part_is_an_answer(agents: int) -> None:
+    """A million bytes in a second are 8 Mbit/s for each agent; at 5 there are 62 % of them, at 1 there are 12."""
+    tiers = PointTable("tiers", (OperatingPoint("kv", 0.9, 1_000_000, tiers=8, anytime=((0.3, 0.6), (0.6, 0.8))),))
+    for mbit, worth in ((9, 0.9), (5, 0.8), (3, 0.6), (1, 0.0)):
+        scenario = Scenario((tiers,), (constant(mbit * agents),), Context(1.0), agents=agents, requests=100 * agents)
+        outcome = simulate(scenario, Way.parse("static:kv"), "equal")
+        assert share(outcome, "quality") == pytest.approx(worth, abs=0.021), "the first round is blind"
+        assert share(outcome, "on_time") == pytest.approx(1.0 if worth else 0.0, abs=0.021)
+        if agents == 1:
+            assert outcome.possible.sum() == outcome.on_time.sum()
+
+
+def test_possible_is_what_some_point_could_have_done() -> None:
+    small = OperatingPoint("kv:small", 0.5, 100_000)
+    table = PointTable("two", (OperatingPoint("kv:large", 0.9, 1_000_000), small))
+    outcome = simulate(Scenario((table,), (constant(2),), Context(1.0), requests=100), Way.parse("static:kv:large"))
+    assert (share(outcome, "on_time"), share(outcome, "possible")) == (0, 1)
+    outcome = simulate(Scenario((table,), (constant(0.5),), Context(1.0), requests=100), Way.parse("oracle"))
+    assert (share(outcome, "on_time"), share(outcome, "possible")) == (0, 0)
 
 
 def test_nobody_beats_the_oracle_and_it_never_misses_what_can_be_had() -> None:

@@ -12,6 +12,7 @@ from kvferry.cli.analyze import analyze
 from kvferry.cli.ask import ask
 from kvferry.cli.break_even import break_even
 from kvferry.cli.calibrate import calibrate, calibrate_skip
+from kvferry.cli.coordinate import coordinate
 from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
 from kvferry.cli.evaluate import evaluate
@@ -36,7 +37,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile, report, export, scout_overlap, long_runs,
+    simulate, break_even, profile, report, export, scout_overlap, long_runs, coordinate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

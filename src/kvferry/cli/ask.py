@@ -38,6 +38,9 @@ def ask(
     policy: Annotated[
         str, typer.Option(help="How mode auto chooses: risk-aware[:0.1], greedy[:0.8], static:MODE.")
     ] = "risk-aware",
+    coordinator: Annotated[
+        str | None, typer.Option(help="host:port of `kvferry coordinate`, which shares this uplink out.")
+    ] = None,
     no_pixels: Annotated[bool, typer.Option("--no-pixels", help="Refuse modes that send the picture.")] = False,
     no_embeds: Annotated[bool, typer.Option("--no-embeds", help="Refuse modes that send its embeddings.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print why mode auto chose what it chose.")] = False,
@@ -113,6 +116,7 @@ def ask(
             points=points,
             policy=policy,
             privacy=rules,
+            coordinator=coordinator,
         ) as edge,
         _copy_to(save) as keep,
     ):

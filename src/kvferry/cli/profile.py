@@ -25,6 +25,9 @@ def profile(
     split: Annotated[str, typer.Option(help="Without --data: of the testbed's questions.")] = "validation",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 30,
     mode: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; repeatable.")] = None,
+    tiers: Annotated[
+        int, typer.Option(help="Caches travel in so many parts, and parts of them are measured too.", min=1)
+    ] = 1,
     out: Annotated[Path, typer.Option(help="The table, for `kvferry ask --points` and `kvferry simulate`.")] = Path(
         "points.json"
     ),
@@ -50,7 +53,7 @@ def profile(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(json), transient=True) as progress:
         task = progress.add_task("questions", total=1 + len(cases))
-        points = list(engine.measure(here, there, modes, cases, lambda: progress.advance(task)))
+        points = list(engine.measure(here, there, modes, cases, tiers, on_case=lambda: progress.advance(task)))
     where = provenance(there)
     of = f"{data.name}" if data is not None else f"the testbed's {split} split"
     known = all(case.answer is not None for case in cases)

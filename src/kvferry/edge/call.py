@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 
 from kvferry.edge.answer import Answer, CloudSeconds, Seconds
+from kvferry.edge.pacing import Meter, Pacer
 from kvferry.edge.transfer import Transfer
 from kvferry.errors import LinkError
 from kvferry.modes import Mode, OnToken, ProtocolError, Sender
@@ -32,6 +33,8 @@ class Crossing:
         seconds: float,
         keep: bool,
         answer_by: float | None = None,
+        pacer: Pacer | None = None,
+        rtt_seconds: float = 0.0,
     ) -> None:
         self.sender = sender
         self.seconds = seconds
@@ -41,6 +44,8 @@ class Crossing:
         self._began = began
         self._keep = keep
         self._answer_by = answer_by
+        self._pacer = pacer
+        self._rtt_seconds = rtt_seconds
         self._calls: list[tuple[Outgoing, Replies]] = []
         self.start = pb.AskRequest.Start()
 
@@ -76,7 +81,7 @@ class Crossing:
         self.start.max_new_tokens = self._max_new_tokens
         if self._answer_by is not None:
             self.start.answer_by = max(self._answer_by - (time.perf_counter() - self._began), AT_ONCE)
-        self._outgoing = Outgoing(self.start, self._keep)
+        self._outgoing = Outgoing(self.start, self._keep, None if self._pacer is None else self._pacer.meter)
         return self._outgoing
 
     @property
@@ -89,6 +94,11 @@ class Crossing:
         replies = Replies(call)
         self._calls.append((self._outgoing, replies))
         return replies
+
+    def chunks(self) -> Iterator[bytes]:
+        """The sender's bytes, when they may leave."""
+        chunks = self.sender.chunks()
+        return chunks if self._pacer is None else self._pacer.paced(chunks, self._rtt_seconds)
 
     def follow(self) -> pb.AskReply.Done:
         """The conversation to its end."""
@@ -133,7 +143,7 @@ class Crossing:
 class Outgoing:
     """The edge's messages, made in gRPC's sending thread; flow control decides when the next one is made."""
 
-    def __init__(self, start: pb.AskRequest.Start, keep: bool) -> None:
+    def __init__(self, start: pb.AskRequest.Start, keep: bool, meter: Meter | None) -> None:
         self.payload: Future[Iterator[bytes]] = Future()
         self.failure: BaseException | None = None
         self.sent_bytes = 0
@@ -142,6 +152,7 @@ class Outgoing:
         self.first_byte_at = 0.0
         self.complete = False
         self.transfer = Transfer()
+        self.meter = meter
         self._enough = False
         self._start = start
         self._keep = keep
@@ -208,6 +219,8 @@ class Replies:
             if part == "received":
                 self.received_at = time.perf_counter()
                 outgoing.transfer.acknowledge(reply.received.bytes)
+                if outgoing.meter is not None:
+                    outgoing.meter.acknowledge(reply.received.bytes)
                 if on_sent is not None:
                     on_sent(reply.received.bytes, outgoing.sent_bytes if outgoing.complete else None)
             elif part == "enough":

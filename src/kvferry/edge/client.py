@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -15,7 +16,9 @@ from kvferry.edge.answer import Answer, Seconds, checked_deadline
 from kvferry.edge.call import Crossing, OnSent
 from kvferry.edge.conversation import Conversation, Opened
 from kvferry.edge.line import Line
-from kvferry.edge.pilot import Asked, Pilot
+from kvferry.edge.membership import Membership
+from kvferry.edge.pacing import Meter, Pacer
+from kvferry.edge.pilot import LOOK_SHARE, Asked, Pilot, latest_start
 from kvferry.errors import DeadlineError, InputError, LinkError
 from kvferry.link import Rate
 from kvferry.modes import (
@@ -63,6 +66,10 @@ class Edge:
         How it chooses: ``risk-aware``, ``greedy:0.8@ewma:0.3``, ``static:image``; see :mod:`kvferry.policy`.
     privacy : collection of str
         ``no-pixels``, ``no-embeds``: modes that would let them leave this device are refused.
+    coordinator : str, optional
+        ``host:port`` of a ``kvferry coordinate`` that shares this edge's uplink with other edges. While it is there,
+        everything is sent at the rate that it grants, and ``auto`` takes the best point that fits into that; while it
+        is away, all is as without one. Needs ``points``.
 
     Examples
     --------
@@ -83,17 +90,27 @@ class Edge:
         points: str | Path | PointTable | None = None,
         policy: str = "risk-aware",
         privacy: Collection[str] = (),
+        coordinator: str | None = None,
     ) -> None:
         self._privacy = _checked_rules(privacy)
+        if coordinator is not None and points is None:
+            raise InputError("a coordinator shares the uplink by what each edge could send; pass points with it")
         self._vlm = vlm
         self._deadline = checked_deadline(deadline)
         table, way = None if points is None else _one_table(points), Way.parse(policy)
         self._line = Line(cloud, uplink, downlink, delay_ms, hold)
         self._pilot = None if table is None else Pilot(table, way, self._line.translated)
         self._line.pilot = self._pilot
+        self._membership: Membership | None = None
+        if coordinator is not None and self._pilot is not None:
+            meter, usable = Meter(), self._pilot.usable(vlm, self._privacy)
+            self._membership = member = Membership(coordinator, usable, self._deadline, meter, socket.gethostname())
+            self._line.pacer = Pacer(lambda: member.bits_per_second, meter)
 
     def close(self) -> None:
-        """Close the connection, and the emulated link with it."""
+        """Close the connection, leave the coordinator, and close the emulated link."""
+        if self._membership is not None:
+            self._membership.close()
         self._line.close()
 
     def __enter__(self) -> Edge:
@@ -156,7 +173,8 @@ class Edge:
             Protocol B, only for mode ``kv``: compress the scene without looking at the question, and ask it in the
             cloud. Further questions about the same pictures then cross alone.
         tiers : int
-            In how many parts a cache travels, the most important tokens first; see :func:`kvferry.compress`.
+            In how many parts a cache travels, the most important tokens first; see :func:`kvferry.compress`. With
+            ``auto``, 1 leaves this to the point, and so that where time is short the cloud answers from what is there.
         fallback : {"local"}, optional
             What to do where the cloud cannot be reached, goes away before it says a word, or is too busy: answer with
             the edge's own model. A deadline that has passed stays an error, since no time is left.
@@ -194,12 +212,14 @@ class Edge:
         if fallback is not None and self._vlm is None:
             raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
         before = self._line.carried
-        opened = self._open(asked, mode, recipe, rules, began, seconds)
+        opened = self._open(asked, mode, recipe, rules, began, seconds, in_parts=answer_by is None)
         why = opened.why
         if isinstance(opened.mode, LocalMode) or opened.sender is None:
             return replace(self._answer_here(asked, max_new_tokens, on_token, began, opened.why_local), why=why)
-        keeps = keep is not None
-        crossing = Crossing(opened.sender, max_new_tokens, on_token, on_sent, began, seconds, keeps, answer_by)
+        crossing = Crossing(
+            opened.sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None,
+            opened.answer_by if answer_by is None else answer_by, self._line.pacer, self._line.rtt_seconds,
+        )  # fmt: skip
         try:
             answer = self._line.cross(crossing, opened.mode, before)
         except (DeadlineError, ProtocolError):
@@ -244,21 +264,33 @@ class Edge:
         return Conversation(self._line, self._vlm, self._deadline, open_)
 
     def _open(
-        self, asked: Question, mode: str, recipe: object, rules: frozenset[str], began: float, seconds: float
+        self,
+        asked: Question,
+        mode: str,
+        recipe: object,
+        rules: frozenset[str],
+        began: float,
+        seconds: float,
+        *,
+        in_parts: bool = False,
     ) -> Opened:
-        """Choose a mode where that is left to the policy, and make the edge's half of it."""
-        why, why_local, or_here = "", "", False
+        """Choose a mode, and tiers if it may be answered from parts, where that is left to the policy; make the edge's
+        half of it."""
+        why, why_local, or_here, answer_by = "", "", False, None
         if mode == "auto":
             decision, why_local = self._decide(asked, rules, began, seconds)
-            mode, why = decision.point.mode, explain(decision)
-            or_here = any(point.is_local for point in decision.points)
+            point, why = decision.point, self._explained(decision)
+            mode = point.mode
+            if in_parts and asked.tiers == 1 and point.tiers > 1:
+                asked, answer_by = replace(asked, tiers=point.tiers), latest_start(decision, seconds)
+            or_here = any(x.is_local for x in decision.points)
         chosen = parse_mode(mode, recipe)
         if asked.ship_first and chosen.NAME != "kv":
             raise InputError(f"only a cache ships before its question; mode {chosen.NAME} takes no ship_first")
         if broken := broken_rule(chosen.LEAVES, rules):
             raise InputError(f"mode {chosen} is not allowed here ({broken}); use kv or local")
         sender = None if isinstance(chosen, LocalMode) else chosen.sender(self._vlm, asked, self._line.holdings)
-        return Opened(asked, chosen, sender, why, why_local, or_here)
+        return Opened(asked, chosen, sender, why, why_local, or_here, answer_by)
 
     def _decide(self, asked: Question, privacy: frozenset[str], began: float, seconds: float) -> tuple[Decision, str]:
         """What to send, and why the cloud cannot be asked if it cannot."""
@@ -269,7 +301,22 @@ class Edge:
             return self._line.stub.Describe.future(request, timeout=max(timeout, 0.0))
 
         known = Asked(asked, self._vlm, self._line.holdings, privacy)
-        return self._pilot.choose(known, describe, began, seconds)
+        if self._membership is None:
+            return self._pilot.choose(known, describe, began, seconds)
+        share = self._membership.share(LOOK_SHARE * seconds)
+        decision, why = self._pilot.choose(known, describe, began, seconds, share)
+        self._membership.plan(decision.context.deadline - decision.context.rtt_seconds - decision.context.queue_seconds)
+        return decision, why
+
+    def _explained(self, decision: Decision) -> str:
+        """The reasons, and what the coordinator had to do with them."""
+        if self._membership is None:
+            return explain(decision)
+        share = self._membership.share()
+        if share is None:
+            return f"{explain(decision)}\n{self._membership.why_alone or 'the coordinator is silent'}"
+        granted = f"{share.bits_per_second / 1e6:.4g} Mbit/s, with {share.mode or 'nothing'} in mind"
+        return f"{explain(decision)}\nthe coordinator grants {granted}; {share.members} agents on the uplink"
 
     def _answer_here(
         self, asked: Question, max_new_tokens: int, on_token: OnToken | None, began: float, why: str = ""

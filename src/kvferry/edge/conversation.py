@@ -30,6 +30,8 @@ class Opened:
         See :class:`Answer`.
     or_here : bool
         The edge's own model may answer where the cloud cannot.
+    answer_by : float or None
+        Seconds after which the cloud is to answer from what it has.
     """
 
     asked: Question
@@ -38,6 +40,7 @@ class Opened:
     why: str
     why_local: str
     or_here: bool
+    answer_by: float | None = None
 
 
 Open = Callable[[str, float, float], Opened]
@@ -97,7 +100,11 @@ class Conversation:
         else:
             holdings = self._line.holdings
             sender = TurnSender(opened.sender, opened.mode.NAME, self._turns, question, self._digest, holdings)
-            crossing = Crossing(sender, max_new_tokens, on_token, on_sent, began, seconds, keep=False)
+            line = self._line
+            crossing = Crossing(
+                sender, max_new_tokens, on_token, on_sent, began, seconds, keep=False, pacer=line.pacer,
+                rtt_seconds=line.rtt_seconds,
+            )  # fmt: skip
             answer = self._line.cross(crossing, opened.mode, before)
             said, self._digest = crossing.said, sender.digest
         self._opened = opened

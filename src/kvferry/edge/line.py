@@ -8,6 +8,7 @@ import grpc
 
 from kvferry.edge.answer import Answer
 from kvferry.edge.call import Crossing
+from kvferry.edge.pacing import Pacer
 from kvferry.edge.pilot import Pilot
 from kvferry.errors import DeadlineError, KVFerryError, LinkError
 from kvferry.link import Rate, ShapedLink, parse_address
@@ -32,6 +33,8 @@ class Line:
     ----------
     pilot : Pilot or None
         Is told how fast bytes were acknowledged.
+    pacer : Pacer or None
+        Says when bytes may leave.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Line:
     ) -> None:
         parse_address(cloud)
         self.pilot: Pilot | None = None
+        self.pacer: Pacer | None = None
         self.holdings = Holdings(hold)
         self._cloud = cloud
         self._link: ShapedLink | None = None
@@ -58,6 +62,11 @@ class Line:
     def carried(self) -> tuple[int, int] | None:
         """What the emulated link has carried so far, up and down."""
         return (self._link.uplink_bytes, self._link.downlink_bytes) if self._link else None
+
+    @property
+    def rtt_seconds(self) -> float:
+        """Round trip as far as it is known, else 0."""
+        return 0.0 if self.pilot is None else self.pilot.rtt_seconds
 
     def cross(self, crossing: Crossing, mode: Mode, before: tuple[int, int] | None) -> Answer:
         """What a question comes to in the cloud; ``before`` is what the link had carried when it was asked."""
@@ -94,7 +103,7 @@ class Line:
                 self._greeted = True
             else:
                 replies.expect_accepted(crossing.turns)
-            outgoing.payload.set_result(crossing.sender.chunks())
+            outgoing.payload.set_result(crossing.chunks())
             return crossing.follow()
         except grpc.RpcError as error:
             self._greeted = False
@@ -107,6 +116,8 @@ class Line:
 
     def _learn(self, crossing: Crossing) -> None:
         """Tell the pilot what was acknowledged how fast."""
+        if self.pacer is not None:
+            self.pacer.meter.end()
         if self.pilot is not None:
             for transfer in crossing.transfers:
                 if (measured := transfer.measured(self.pilot.rtt_seconds)) is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import grpc
 
-from kvferry.errors import DeadlineError, KVFerryError, LinkError
-from kvferry.link import forecast
+from kvferry.edge.membership import Share
+from kvferry.errors import DeadlineError, InputError, KVFerryError, LinkError
+from kvferry.link import Forecast, forecast
+from kvferry.link.estimate import LEAST
 from kvferry.modes import Holdings, LocalMode, Question, parse_mode
 from kvferry.policy import Context, Decision, Greedy, OperatingPoint, PointTable, Way, decide
 from kvferry.policy.situation import broken_rule
@@ -73,15 +75,41 @@ class Pilot:
         self._estimator.observe(nbytes, seconds)
         self._heard_at = time.perf_counter()
 
-    def choose(self, asked: Asked, describe: Describe, began: float, seconds: float) -> tuple[Decision, str]:
+    def usable(self, vlm: VLM | None, privacy: frozenset[str]) -> list[OperatingPoint]:
+        """The points that any question may be answered with, nothing held by the cloud.
+
+        Raises
+        ------
+        InputError
+            There is none.
+        """
+        nothing = Context(1.0, privacy=privacy)
+        found = []
+        for point in self.table.points:
+            mode = parse_mode(point.mode)
+            whole = replace(point, needs=tuple(sorted({*point.needs, *mode.LEAVES})))
+            if (vlm is not None or not mode.needs_model) and not nothing.refusal(whole):
+                found.append(point)
+        if not found:
+            raise InputError(f"none of the points {self.table.name} may be used here; add one that may, such as local")
+        return found
+
+    def choose(
+        self, asked: Asked, describe: Describe, began: float, seconds: float, share: Share | None = None
+    ) -> tuple[Decision, str]:
         """The decision, and why the cloud cannot be asked if it cannot.
+
+        Parameters
+        ----------
+        share : Share, optional
+            What a coordinator grants: it takes the place of the forecast, and ``greedy`` that of the policy.
 
         Raises
         ------
         InputError
             No point may be used.
         DeadlineError
-            None can be in time; nothing has been computed.
+            None can be in time, or none at the rate of ``share``; nothing has been computed.
         LinkError
             The cloud is away and there is no point for ``local``.
         """
@@ -91,7 +119,7 @@ class Pilot:
         if all(point.is_local for point in points if not allowed.refusal(point)):
             return decide(self._way.policy, points, allowed, forecast(self._estimator)), ""
         try:
-            self._look(describe, LOOK_SHARE * seconds)
+            self._look(describe, LOOK_SHARE * seconds, probe=share is None)
         except DeadlineError:
             pass  # late, and so counted; what was known before is still the best guess
         except LinkError as error:
@@ -101,6 +129,8 @@ class Pilot:
             left = _left(began, seconds)
             return decide(Greedy(), here, Context(left), None), str(error)
         context = Context(_left(began, seconds), self.rtt_seconds, self._queue_seconds, privacy=asked.privacy)
+        if share is not None:
+            return _within(share, points, context), ""
         decision = decide(self._way.policy, points, context, forecast(self._estimator), self._last)
         self._last = decision.point
         return decision, ""
@@ -117,7 +147,7 @@ class Pilot:
                     needs.remove("held_picture")
         return replace(point, needs=tuple(sorted(needs)))
 
-    def _look(self, describe: Describe, seconds: float) -> None:
+    def _look(self, describe: Describe, seconds: float, probe: bool) -> None:
         until = time.perf_counter() + seconds
         for _ in range(1 if self._round_trips else 2):  # the very first one includes setting up the connection
             began = time.perf_counter()
@@ -128,6 +158,8 @@ class Pilot:
                 raise self._translate(error, seconds) from None
             self._round_trips.append(time.perf_counter() - began)
             self._queue_seconds = reply.queue_seconds
+        if not probe:
+            return
         if forecast(self._estimator) is None:
             self._probe(PROBES, describe, until)
         elif time.perf_counter() - self._heard_at > STALE_SECONDS:
@@ -150,6 +182,28 @@ class Pilot:
                 break
         for call in calls:
             call.cancel()
+
+
+def _within(share: Share, points: Sequence[OperatingPoint], context: Context) -> Decision:
+    """The best point that fits into a share with the margin that it was shared out with, else what asks least.
+
+    Nothing is sent where not even that fits.
+    """
+    rate = max(share.bits_per_second, LEAST)
+    decision = decide(Greedy(), points, context, Forecast(rate))
+    if context.fixed_seconds(decision.point) + 8 * decision.point.nbytes / rate > context.deadline * (1 + 1e-9):
+        raise DeadlineError(
+            f"nothing can answer within {context.deadline:.3g} s at the {rate / 1e6:.4g} Mbit/s that the coordinator "
+            f"grants ({share.members} agents); allow more time, or add a point that sends less, such as scout or local"
+        )
+    return decision
+
+
+def latest_start(decision: Decision, seconds: float) -> float | None:
+    """Seconds after the question at which the cloud must begin to answer from what it has; None where that is past."""
+    point, context = decision.point, decision.context
+    after = context.fixed_seconds(point) - point.edge_seconds - point.compress_seconds
+    return seconds - after if after < seconds else None
 
 
 def _left(began: float, seconds: float) -> float:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvferry.codecs.shelf import has_profile
-from kvferry.errors import InputError
+from kvferry.errors import DeadlineError, InputError
 from kvferry.modes import RECEIVERS, Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode
+from kvferry.modes.kv import KVMode
 from kvferry.policy import OperatingPoint
 from kvferry.wire import service_pb2 as pb
 
@@ -28,6 +29,8 @@ PRESET = "kv:leaveout@0.08,budget=shared|transform:64"
 PICTURES = ("image", "image:30")
 HELD = ("image", "scout")
 """Kinds of mode that are measured a second time, with what they sent the first time held by the session."""
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of a cache's bytes that are measured where it travels in tiers."""
 SIZE_LIMIT = 1 << 32
 MAX_NEW_TOKENS = 16
 """As :meth:`kvferry.Edge.ask`."""
@@ -53,6 +56,8 @@ class Measured:
     decompress_seconds: float
     cloud_seconds: float
     prefill_seconds: float = 0.0
+    parts: tuple[str | None, ...] = ()
+    """What was said from each of the shares of a cache in tiers, None where nothing could be."""
 
 
 def usual_modes(edge: VLM, cloud: VLM) -> tuple[str, ...]:
@@ -98,6 +103,7 @@ def measure(
     cloud: VLM,
     modes: Sequence[str],
     cases: Sequence[Case],
+    tiers: int = 1,
     on_case: Callable[[], object] = lambda: None,
 ) -> Iterator[OperatingPoint]:
     """One point per mode, and a second one where a session saves bytes.
@@ -106,7 +112,8 @@ def measure(
     counts. Modes take turns at each question, so that a machine that gets busier slows all of them; ``on_case`` is
     called when one is done. Quality is the share of right answers with its 95 % (Wilson) interval, bytes are the mean
     size of the messages up, seconds are medians, and the cloud's last until the end of the answer, since that is what
-    an edge's deadline is about.
+    an edge's deadline is about. Caches travel in ``tiers``; with more than one, answers from parts of their bytes are
+    measured too, beginning with the smallest part from which every question had an answer.
     """
     if not cases:
         raise InputError("no questions to measure with; ask for at least one (--n)")
@@ -115,16 +122,16 @@ def measure(
     taken: list[list[tuple[Measured, Measured | None]]] = [[] for _ in parsed]
     for number, case in enumerate((cases[0], *cases)):
         for mode, runs in zip(parsed, taken, strict=True):
-            run = _twice(mode, edge, cloud, case)
+            run = _twice(mode, edge, cloud, case, tiers)
             if number:
                 runs.append(run)
         on_case()
     for mode, runs in zip(parsed, taken, strict=True):
-        point = _point(mode, [first for first, _ in runs], wanted)
+        point = _point(mode, [first for first, _ in runs], wanted, tiers)
         yield point
         later = [again for _, again in runs if again is not None]
         if later:
-            held = _point(mode, later, wanted)
+            held = _point(mode, later, wanted, tiers)
             yield replace(held, needs=(*held.needs, "held_picture"))
 
 
@@ -134,9 +141,9 @@ def _wanted(cloud: VLM, case: Case) -> str:
     return answer_here(cloud, Question(case.images, case.question), MAX_NEW_TOKENS, None)[0].text
 
 
-def _twice(mode: Mode | LocalMode, edge: VLM, cloud: VLM, case: Case) -> tuple[Measured, Measured | None]:
+def _twice(mode: Mode | LocalMode, edge: VLM, cloud: VLM, case: Case, tiers: int) -> tuple[Measured, Measured | None]:
     """The question, and where that makes a difference the same again in the same session."""
-    asked = Question(case.images, case.question)
+    asked = Question(case.images, case.question, tiers=tiers)
     if isinstance(mode, LocalMode):
         began = time.perf_counter()
         done, _ = answer_here(edge, asked, MAX_NEW_TOKENS, None)
@@ -170,10 +177,24 @@ def _cross(mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holding
     here, compress, decompress, there = (b - a for a, b in pairwise(times))
     nbytes = sum(message.ByteSize() for message in messages)
     seconds = here - encoded_before, compress + encoded_before, decompress, there, receiver.prefill_seconds
-    return Measured(text, nbytes, *seconds)
+    parts = tuple(_parts(cloud, start, b"".join(chunks))) if isinstance(mode, KVMode) and asked.tiers > 1 else ()
+    return Measured(text, nbytes, *seconds, parts)
 
 
-def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[str]) -> OperatingPoint:
+def _parts(cloud: VLM, start: pb.AskRequest.Start, stream: bytes) -> Iterator[str | None]:
+    """What the cloud says when only a share of the bytes is there."""
+    for share in SHARES:
+        receiver = RECEIVERS[start.mode](cloud, start, _Session(), SIZE_LIMIT)
+        receiver.feed(stream[: round(share * len(stream))])
+        try:
+            receiver.settle()
+        except DeadlineError:
+            yield None
+        else:
+            yield receiver.answer(MAX_NEW_TOKENS, lambda *_: None).text
+
+
+def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[str], tiers: int) -> OperatingPoint:
     from kvferry.testbed import exact_match
     from kvferry.testbed.evaluate import interval
 
@@ -196,7 +217,19 @@ def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[st
         n=len(runs),
         interval=(min(low, quality), max(high, quality)),
         prefill_seconds=median("prefill_seconds"),
+        tiers=tiers if isinstance(mode, KVMode) else 1,
+        anytime=tuple(_anytime(runs, wanted)),
     )
+
+
+def _anytime(runs: Sequence[Measured], wanted: Sequence[str]) -> Iterator[tuple[float, float]]:
+    """Shares from which every question had an answer, and how many of these were right."""
+    from kvferry.testbed import exact_match
+
+    for share, texts in zip(SHARES, zip(*(run.parts for run in runs), strict=True), strict=False):
+        known = [text for text in texts if text is not None]
+        if len(known) == len(texts):
+            yield share, sum(exact_match(text, answer) for text, answer in zip(known, wanted, strict=True)) / len(known)
 
 
 class _Session:

@@ -107,6 +107,8 @@ def _reason(point: OperatingPoint, decision: Decision) -> str:
     spare = context.deadline - fixed
     if spare < 0 or (spare == 0 and point.nbytes):
         return head + f"takes {fixed:.3g} s before a byte is sent, past the deadline"
+    if point.anytime:
+        head += f"of use from {point.anytime[0][0]:.0%} of them on, "
     needs = f"needs {8 * point.nbytes / spare / 1e6:.4g} Mbit/s" if point.nbytes else "needs no link"
     if known is None:
         return head + needs

@@ -14,10 +14,11 @@ from kvferry.policy.situation import Indices, Situation
 
 @dataclass(frozen=True)
 class RiskAware:
-    """``argmax quality(m) P(m in time)`` subject to ``P(m late) <= epsilon``, with hysteresis.
+    """``argmax E[quality(m) in time]`` subject to ``P(m late) <= epsilon``, with hysteresis.
 
     After Fugu (Yan et al., NSDI 2020), with a deadline in place of a playback buffer. A point is late when the next
-    rate is below what it needs; the chance comes from past ratios of actual to predicted rates. Where no point keeps
+    rate is below what it needs (a cache in tiers: what its first usable share needs, and more of it is worth what was
+    measured of it); the chance comes from past ratios of actual to predicted rates. Where no point keeps
     the bound, as before ``1 / epsilon - 1`` ratios have been seen and where there is no fallback, expected quality
     alone decides; where nothing is known, the point that asks least of the link is taken.
 
@@ -39,11 +40,9 @@ class RiskAware:
         """Index of a point per lane, -1 where none can be in time."""
         if now.ratios.shape[1] == 0 and not np.isnan(now.rate).all():
             raise InputError("a risk-aware policy needs a forecast with its error; use the estimator quantile")
-        late = below(now.ratios, now.needed / np.maximum(np.nan_to_num(now.rate), LEAST)[:, None])
-        late = np.where(now.needed == 0, 0.0, late)
+        late, expected = self._foretold(now)
         safe = (late <= self.epsilon) & np.isfinite(now.needed)
         ok = np.where(safe.any(axis=1, keepdims=True), safe, (late < 1) & np.isfinite(now.needed))
-        expected = now.quality * (1 - late)
         best = now.best(ok, expected)
         rows, last = np.arange(len(best)), np.maximum(now.last, 0)
         stays = (now.last >= 0) & ok[rows, last] & (expected[rows, best] - expected[rows, last] <= self.gain)
@@ -52,3 +51,14 @@ class RiskAware:
     def budget(self, rate: Array, ratios: Array) -> Array:
         """What the link falls short of with a chance of ``epsilon``, ``[lanes]``; NaN where that is not known yet."""
         return rate * lower_bound(ratios, self.epsilon)
+
+    def _foretold(self, now: Situation) -> tuple[Array, Array]:
+        """Chance that no answer is in time, and what one is worth on average, ``[lanes, P]``."""
+        first, expected = np.empty(0), np.zeros(now.needed.shape)
+        rate = np.maximum(np.nan_to_num(now.rate), LEAST)[:, None]
+        for step in range(now.shares.shape[-1]):
+            needed = now.needed_for(now.shares[..., step])
+            late = np.where(needed == 0, 0.0, below(now.ratios, needed / rate))
+            first = late if step == 0 else first
+            expected = expected + now.gains[..., step] * (1 - late)
+        return first, expected

@@ -88,6 +88,9 @@ class Situation:
     modes : str array
     quality, nbytes, fixed : float64 array
         ``fixed`` is :meth:`Context.fixed_seconds`.
+    shares, gains : float64 array
+        :attr:`OperatingPoint.steps`, ``[..., P, K]``: from which share of its bytes on an answer is worth how much more
+        than from less. Filled up with 1 and 0.
     allowed : bool array
     deadline : float
     rate : float64 ``[lanes]``
@@ -98,30 +101,36 @@ class Situation:
         Bytes of earlier questions that go first.
     last : int64 ``[lanes]``
         What was chosen the time before, -1 for nothing.
-    true_seconds : float64 ``[lanes, P]`` or None
-        How long each point will really take: only a simulator knows.
+    true_worth : float64 ``[lanes, P]`` or None
+        What each point's answer will be worth, -inf where there will be none in time: only a simulator knows.
     """
 
     modes: npt.NDArray[np.str_]
     quality: Array
     nbytes: Array
     fixed: Array
+    shares: Array
+    gains: Array
     allowed: Flags
     deadline: float
     rate: Array
     ratios: Array
     backlog: Array
     last: Indices
-    true_seconds: Array | None = None
+    true_worth: Array | None = None
     needed: Array = field(init=False, repr=False)
     """Bits per second that would just do, ``[lanes, P]``: 0 for what sends nothing, inf for what cannot be in time."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "needed", self.needed_for(np.float64(1.0)))
+
+    def needed_for(self, share: Array | np.float64) -> Array:
+        """Bits per second that would just bring a share of each point in time, ``[lanes, P]``; see :attr:`needed`."""
         spare = self.deadline - self.fixed
-        bits = np.where(self.nbytes > 0, 8 * (self.nbytes + self.backlog[:, None]), 0.0)
+        bits = np.where(self.nbytes > 0, 8 * (share * self.nbytes + self.backlog[:, None]), 0.0)
         in_time = np.divide(bits, spare, out=np.full(bits.shape, np.inf), where=np.broadcast_to(spare > 0, bits.shape))
         needed = np.where((bits == 0) & (spare >= 0), 0.0, in_time)
-        object.__setattr__(self, "needed", np.where(self.allowed, needed, np.inf))
+        return np.where(self.allowed, needed, np.inf)
 
     def fits(self, rate: Array) -> Flags:
         """Which points would be in time at a rate ``[lanes]``; where it is NaN, those that send nothing."""
@@ -149,11 +158,14 @@ def situation(
     last: int = -1,
 ) -> Situation:
     """One decision as a :class:`Situation` of one lane."""
+    shares, gains = steps_of(points)
     return Situation(
         modes=np.array([[point.mode for point in points]]),
         quality=np.array([[point.quality for point in points]], np.float64),
         nbytes=np.array([[point.nbytes for point in points]], np.float64),
         fixed=np.array([[context.fixed_seconds(point) for point in points]], np.float64),
+        shares=shares[None],
+        gains=gains[None],
         allowed=np.array([[not context.refusal(point) for point in points]], bool),
         deadline=context.deadline,
         rate=np.array([np.nan if rate is None else rate], np.float64),
@@ -161,3 +173,13 @@ def situation(
         backlog=np.zeros(1),
         last=np.array([last], np.int64),
     )
+
+
+def steps_of(points: Sequence[OperatingPoint]) -> tuple[Array, Array]:
+    """Shares and gains, ``[P, K]`` each; see :class:`Situation`."""
+    width = max((len(point.steps) for point in points), default=1)
+    shares, gains = np.ones((len(points), width)), np.zeros((len(points), width))
+    for row, point in enumerate(points):
+        steps = np.array(point.steps)
+        shares[row, : len(steps)], gains[row, : len(steps)] = steps[:, 0], np.diff(steps[:, 1], prepend=0.0)
+    return shares, gains

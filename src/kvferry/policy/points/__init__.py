@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class OperatingPoint:
         Of the quality, lower and upper end, where it is known.
     prefill_seconds : float
         The part of ``cloud_seconds`` that is prefill; 0 where there is none, or where it is not known.
+    tiers : int
+        In how many parts a cache travels, the most important tokens first.
+    anytime : tuple of (share, quality)
+        What an answer is worth that is made from so large a share of the bytes, rising; from less than the first one
+        none can be made. Empty where nothing short of everything is of use.
     """
 
     mode: str
@@ -56,6 +62,8 @@ class OperatingPoint:
     n: int = 0
     interval: tuple[float, ...] = ()
     prefill_seconds: float = 0.0
+    tiers: int = 1
+    anytime: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -71,6 +79,12 @@ class OperatingPoint:
             )
         if self.prefill_seconds > self.cloud_seconds:
             raise InputError(f"the point {self.mode}: prefill_seconds are a part of cloud_seconds, not more")
+        shares = [0.0, *(share for share, _ in self.anytime), 1.0]
+        worths = [worth for _, worth in self.anytime]
+        if not (all(a < b for a, b in pairwise(shares)) and all(math.isfinite(x) and x >= 0 for x in worths)):
+            raise InputError(f"the point {self.mode}: anytime has shares, rising between 0 and 1, and qualities")
+        if self.tiers < 1 or (self.kind != "kv" and (self.tiers > 1 or self.anytime)):
+            raise InputError(f"the point {self.mode}: only a cache (kv) travels in tiers, at least one")
         if unknown := set(self.needs) - set(NEEDS):
             raise InputError(f"the point {self.mode} needs {', '.join(sorted(unknown))}; known are {', '.join(NEEDS)}")
 
@@ -78,6 +92,11 @@ class OperatingPoint:
     def kind(self) -> str:
         """The mode without what it is made with."""
         return self.mode.partition(":")[0]
+
+    @property
+    def steps(self) -> tuple[tuple[float, float], ...]:
+        """``anytime``, and what everything is worth."""
+        return (*self.anytime, (1.0, self.quality))
 
     @property
     def is_local(self) -> bool:
@@ -154,6 +173,7 @@ def _table(name: str, data: dict[str, Any]) -> PointTable:
     for record in data["points"]:
         fields = {**record, "nbytes": record["bytes"], "needs": tuple(record.get("needs", ()))}
         fields["interval"] = tuple(record.get("interval", ()))
+        fields["anytime"] = tuple((float(share), float(worth)) for share, worth in record.get("anytime", ()))
         del fields["bytes"]
         points.append(OperatingPoint(**fields))
     return PointTable(name, tuple(points), data.get("source", ""))
@@ -163,6 +183,8 @@ def _records(table: PointTable) -> list[dict[str, Any]]:
     """Zeros and empty needs are left out."""
     records = []
     for point in table.points:
-        rest = {name: value for name in (*_SECONDS, "needs", "n", "interval") if (value := getattr(point, name))}
+        names = (*_SECONDS, "needs", "n", "interval", "anytime")
+        rest = {name: value for name in names if (value := getattr(point, name))}
+        rest |= {"tiers": point.tiers} if point.tiers > 1 else {}
         records.append({"mode": point.mode, "quality": point.quality, "bytes": point.nbytes, **rest})
     return records

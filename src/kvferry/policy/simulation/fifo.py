@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from kvferry.link.trace import Array, Trace
-from kvferry.policy.oracle import Oracle
 from kvferry.policy.simulation.scenario import BACKLOG_BYTES, Outcome, Scenario, Stacked
 from kvferry.policy.situation import Indices, Situation
 from kvferry.policy.ways import Way
@@ -31,31 +30,32 @@ def run(scenario: Scenario, trace: Trace, way: Way, seed: int, on_step: Callable
         asked, following, mine = arrivals[step], arrivals[step + 1], table[step]
         offered = trace.offered(asked)
         used = np.maximum(used, offered)
+        worth = _worth(trace, stacked, mine, asked, used, deadline)
         now = Situation(
             modes=stacked.modes[mine],
             quality=stacked.quality[mine],
             nbytes=stacked.nbytes[mine],
             fixed=stacked.fixed[mine],
+            shares=stacked.shares[mine],
+            gains=stacked.gains[mine],
             allowed=stacked.allowed[mine],
             deadline=deadline,
             rate=estimator.predict(),
             ratios=estimator.ratios(),
             backlog=used - offered,
             last=last[all_lanes, who[step]],
-            true_seconds=_true_seconds(trace, stacked, mine, asked, used) if isinstance(way.policy, Oracle) else None,
+            true_worth=worth,
         )
         choice = way.policy.choose(now)
         last[all_lanes, who[step]] = choice
         at = np.maximum(choice, 0)
-        here, fixed = stacked.here[mine, at], stacked.fixed[mine, at]
+        here = stacked.here[mine, at]
         size = np.where(choice >= 0, stacked.nbytes[mine, at], 0.0)
 
         ready = asked + here
         offered = trace.offered(ready)
         first = np.where(used > offered, trace.time_of(used), ready)  # when the first byte goes
         begin = np.maximum(used, offered)
-        takes = np.where(size > 0, trace.time_of(begin + size) - ready, 0.0) + fixed
-        on_time = (choice >= 0) & (takes <= deadline + 1e-9)
         end = np.minimum(begin + size, np.maximum(begin, trace.offered(asked + deadline)))
 
         short = size < scenario.probe_bytes
@@ -69,8 +69,9 @@ def run(scenario: Scenario, trace: Trace, way: Way, seed: int, on_step: Callable
         outcome.add(
             stacked.modes[mine, at][:, None],
             stacked.quality[mine, at][:, None],
+            np.where(choice >= 0, worth[all_lanes, at], -np.inf)[:, None],
             choice[:, None],
-            on_time[:, None],
+            np.isfinite(worth.max(1, keepdims=True)),
             end - begin,
         )
         on_step(lanes)
@@ -86,10 +87,10 @@ def _arrivals(scenario: Scenario, rng: np.random.Generator, began: Array, steps:
     return began + scenario.every * np.arange(steps + 1)[:, None], np.zeros((steps, len(began)), np.int64)
 
 
-def _true_seconds(trace: Trace, stacked: Stacked, mine: Indices, asked: Array, used: Array) -> Array:
-    """How long each point would take, ``[lanes, P]``."""
+def _worth(trace: Trace, stacked: Stacked, mine: Indices, asked: Array, used: Array, deadline: float) -> Array:
+    """What each point's answer would be worth, -inf where there would be none in time: ``[lanes, P]``."""
     ready = asked[:, None] + stacked.here[mine]
     begin = np.maximum(used[:, None], trace.offered(ready))
-    carried = trace.time_of(begin + stacked.nbytes[mine]) - ready
-    seconds: Array = np.where(stacked.nbytes[mine] > 0, carried, 0.0) + stacked.fixed[mine]
-    return seconds
+    by = ready + deadline - stacked.fixed[mine] + 1e-9
+    carried = np.where(stacked.nbytes[mine] > 0, trace.offered(by) - begin, 0.0)
+    return stacked.worth_of(mine[:, None], np.arange(by.shape[1]), np.where(by < ready, -1.0, np.maximum(carried, 0.0)))

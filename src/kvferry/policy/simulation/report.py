@@ -31,6 +31,8 @@ class Row:
     ----------
     on_time, rounds_on_time : Estimate
         Share of questions, and of moments at which all agents' questions were answered in time.
+    of_possible : Estimate or None
+        In time as a share of the questions that any point could have answered in time; None where there are none.
     quality : Estimate
         A late answer counts 0.
     of_oracle : Estimate or None
@@ -48,6 +50,7 @@ class Row:
     allocation: str
     on_time: Estimate
     rounds_on_time: Estimate
+    of_possible: Estimate | None
     quality: Estimate
     of_oracle: Estimate | None
     chosen: Estimate
@@ -68,6 +71,7 @@ def row(deadline: float, way: str, allocation: str, outcome: Outcome, oracle: Ou
     """Figures of one outcome, beside the oracle's of the same scenario."""
     asked = _grouped(outcome.requests)
     quality = _grouped(outcome.quality) / asked
+    possible = _grouped(outcome.possible) / asked
     total = sum(outcome.modes.values())
     return Row(
         deadline,
@@ -75,6 +79,7 @@ def row(deadline: float, way: str, allocation: str, outcome: Outcome, oracle: Ou
         allocation,
         on_time=mean_interval(_grouped(outcome.on_time) / asked),
         rounds_on_time=mean_interval(_grouped(outcome.rounds_on_time) / _grouped(outcome.rounds)),
+        of_possible=ratio_interval(_grouped(outcome.on_time) / asked, possible) if possible.any() else None,
         quality=mean_interval(quality),
         of_oracle=ratio_interval(quality, _grouped(oracle.quality) / asked) if oracle.quality.any() else None,
         chosen=mean_interval(_grouped(outcome.chosen) / asked),
@@ -151,7 +156,7 @@ def write_html(rows: Sequence[Row], facts: Mapping[str, str], title: str, path: 
         raise InputError(f"cannot write {path} ({error.strerror}); choose another file") from None
 
 
-COLUMNS = ("deadline", "way", "in time %", "rounds %", "quality", "% of oracle", "chosen", "MB", "modes")
+COLUMNS = ("deadline", "way", "in time %", "of possible", "rounds %", "quality", "% of oracle", "chosen", "MB", "modes")
 
 
 def cells(row: Row) -> list[str]:
@@ -160,6 +165,7 @@ def cells(row: Row) -> list[str]:
         f"{row.deadline:g} s",
         row.name,
         _interval(row.on_time, 100, 1),
+        f"{100 * row.of_possible.mean:.2f}" if row.of_possible else "-",
         f"{100 * row.rounds_on_time.mean:.1f}",
         _interval(row.quality, 1, 3),
         f"{100 * row.of_oracle.mean:.1f}" if row.of_oracle else "-",

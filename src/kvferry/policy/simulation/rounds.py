@@ -45,7 +45,10 @@ def run(
 
         ready = asked[:, None] + stacked.here[table, at]
         arrived = transfer_end(trace, ready, size, np.where(size > 0, slices, 1.0))
-        on_time = (choice >= 0) & (arrived - ready + stacked.fixed[table, at] <= deadline + 1e-9)
+        by = ready + deadline - stacked.fixed[table, at] + 1e-9
+        carried = np.where(size > 0, (trace.offered(by) - trace.offered(ready)) * slices, 0.0)
+        carried = np.where(by < ready, -1.0, np.maximum(carried, 0.0))
+        worth = np.where(choice >= 0, stacked.worth_of(table, at, carried), -np.inf)
         stopped = np.clip(np.minimum(arrived, asked[:, None] + deadline), ready, None)
         offered = (trace.offered(stopped) - trace.offered(ready)) * slices
         sent = np.where(arrived <= asked[:, None] + deadline, size, np.minimum(offered, size))
@@ -63,7 +66,8 @@ def run(
             np.where(short, wanted, size.sum(1)) >= BACKLOG_BYTES,
         )
         modes = np.broadcast_to(stacked.modes[table, at], choice.shape)
-        outcome.add(modes, stacked.quality[table, at], choice, on_time, nbytes + probed)
+        everybody = np.ones_like(choice, bool)
+        outcome.add(modes, stacked.quality[table, at], worth, choice, everybody, nbytes + probed)
         on_step(lanes * scenario.agents)
     return outcome
 

@@ -18,6 +18,8 @@ from kvferry.policy.situation import Context, Flags, Indices, situation
 
 BACKLOG_BYTES = 16 * 1024
 """A shorter transfer ends before it has shown what the link can do, and teaches an estimator nothing."""
+SLIGHT = 1e-9
+"""Shares that differ by less are equal."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Stacked:
     nbytes: Array
     here: Array
     fixed: Array
+    shares: Array
+    gains: Array
     allowed: Flags
 
     @classmethod
@@ -108,11 +112,20 @@ class Stacked:
         """Stack tables for one context."""
         width = max(len(table.points) for table in tables)
         rows = [situation(table.points, context) for table in tables]
+        depth = max(x.shares.shape[2] for x in rows)
         here = [np.array([[x.edge_seconds + x.compress_seconds for x in table.points]]) for table in tables]
 
         def filled(arrays: Sequence[npt.NDArray[np.generic]], fill: object) -> npt.NDArray[np.generic]:
             return np.concatenate(
                 [np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=fill) for a in arrays]  # type: ignore[call-overload]
+            )
+
+        def deep(arrays: Sequence[Array], fill: float) -> Array:
+            return np.concatenate(
+                [
+                    np.pad(a, ((0, 0), (0, width - a.shape[1]), (0, depth - a.shape[2])), constant_values=fill)
+                    for a in arrays
+                ]
             )
 
         return cls(
@@ -121,11 +134,34 @@ class Stacked:
             nbytes=filled([x.nbytes for x in rows], 0.0),  # type: ignore[arg-type]
             here=filled(here, 0.0),  # type: ignore[arg-type]
             fixed=filled([x.fixed for x in rows], 0.0),  # type: ignore[arg-type]
+            shares=deep([x.shares for x in rows], 1.0),
+            gains=deep([x.gains for x in rows], 0.0),
             allowed=filled([x.allowed for x in rows], False),  # type: ignore[arg-type]
         )
 
+    def worth_of(self, rows: Indices, at: Indices, carried: Array) -> Array:
+        """What answers are worth that are made from what has arrived, -inf where it is of no use.
 
-_SUMS = ("requests", "on_time", "quality", "chosen", "nbytes", "rounds", "rounds_on_time")
+        Parameters
+        ----------
+        rows, at : int64
+            Tables and points, of shapes that broadcast to that of ``carried``.
+        carried : float64
+            Bytes of the point that could have arrived by the time that an answer must begin; below 0 where even that
+            is past.
+        """
+        size = np.broadcast_to(self.nbytes[rows, at], carried.shape)
+        share = np.divide(carried, size, out=np.ones_like(carried), where=size > 0)
+        total, usable = np.zeros_like(carried), np.zeros(carried.shape, bool)
+        for step in range(self.shares.shape[2]):
+            there = (carried >= 0) & (share >= self.shares[rows, at, step] - SLIGHT)
+            total += np.where(there, self.gains[rows, at, step], 0.0)
+            usable |= there
+        worth: Array = np.where(usable & self.allowed[rows, at], total, -np.inf)
+        return worth
+
+
+_SUMS = ("requests", "on_time", "possible", "quality", "chosen", "nbytes", "rounds", "rounds_on_time")
 
 
 @dataclass
@@ -136,10 +172,12 @@ class Outcome:
     ----------
     requests, on_time : float64 array
         Questions, and those answered within their deadline.
+    possible : float64 array
+        Those that some point could have answered in time; all of them where several agents ask in sync.
     quality : float64 array
-        Of the answers in time; a late one counts 0.
+        Of the answers in time, as they were made; a late one counts 0.
     chosen : float64 array
-        Of the points that were chosen, in time or not.
+        Of the points that were chosen, had they been in time.
     nbytes : float64 array
         Sent, probes included.
     rounds, rounds_on_time : float64 array
@@ -150,6 +188,7 @@ class Outcome:
 
     requests: Array
     on_time: Array
+    possible: Array
     quality: Array
     chosen: Array
     nbytes: Array
@@ -162,11 +201,21 @@ class Outcome:
         """Nothing asked yet."""
         return cls(**{name: np.zeros(lanes) for name in _SUMS}, modes=Counter())
 
-    def add(self, modes: npt.NDArray[np.str_], quality: Array, choice: Indices, on_time: Flags, nbytes: Array) -> None:
-        """One question of each of ``A`` agents in every session: arrays ``[lanes, A]``."""
+    def add(
+        self,
+        modes: npt.NDArray[np.str_],
+        quality: Array,
+        worth: Array,
+        choice: Indices,
+        possible: Flags,
+        nbytes: Array,
+    ) -> None:
+        """One question of each of ``A`` agents in every session: arrays ``[lanes, A]``; ``worth`` -inf is late."""
+        on_time = np.isfinite(worth)
         self.requests += choice.shape[1]
         self.on_time += on_time.sum(1)
-        self.quality += np.where(on_time, quality, 0.0).sum(1)
+        self.possible += possible.sum(1)
+        self.quality += np.where(on_time, worth, 0.0).sum(1)
         self.chosen += np.where(choice >= 0, quality, 0.0).sum(1)
         self.nbytes += nbytes
         self.rounds += 1

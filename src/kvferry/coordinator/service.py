@@ -1,0 +1,195 @@
+"""The coordinator's process: one gRPC service, one call per member."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from kvferry.coordinator.capacity import Capacity, bound_of
+from kvferry.coordinator.roster import Member, Roster
+from kvferry.errors import InputError, KVFerryError, LinkError
+from kvferry.link import parse_address
+from kvferry.modes import ProtocolError
+from kvferry.modes.faults import to_wire
+from kvferry.policy import Context, OperatingPoint
+from kvferry.policy.allocation import ALLOCATORS, Agent
+from kvferry.wire import coordinate_pb2 as pb
+from kvferry.wire import coordinate_pb2_grpc
+
+log = logging.getLogger(__name__)
+TICK_SECONDS = 0.5
+GRACE_SECONDS = 1.0
+MAX_POINTS = 32
+MAX_NAME = 64
+MESSAGE_BYTES = 64 * 1024
+OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+
+class CoordinatorService(coordinate_pb2_grpc.CoordinatorServicer):  # type: ignore[misc]
+    """Members' calls. What goes wrong in one is told to it and ends with it."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+
+    async def Share(  # noqa: N802
+        self,
+        requests: AsyncIterator[pb.AgentMessage],
+        context: grpc.aio.ServicerContext[pb.AgentMessage, pb.CoordinatorMessage],
+    ) -> None:
+        """One membership; it ends with the call, or when the agent has been silent for a lease."""
+        messages, news = aiter(requests), asyncio.Event()
+        member: Member | None = None
+        try:
+            member = self._roster.join(_agent(await anext(messages, None)), news.set)
+            log.info("%s joined", member.agent.name)
+            listening = asyncio.create_task(self._listen(member, messages, news))
+            speaking = asyncio.create_task(self._speak(member, news, context))
+            try:
+                done, _ = await asyncio.wait({listening, speaking}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                listening.cancel()
+                speaking.cancel()
+        except KVFerryError as error:
+            log.info("refused: %s: %s", type(error).__name__, error)
+            await context.write(pb.CoordinatorMessage(error=to_wire(error).error))
+        finally:
+            if member is not None:
+                log.info("%s left", member.agent.name)
+                self._roster.leave(member)
+
+    async def _listen(self, member: Member, messages: AsyncIterator[pb.AgentMessage], news: asyncio.Event) -> None:
+        async for message in messages:
+            part = message.WhichOneof("part")
+            if part == "join":
+                self._roster.change(member, _agent(message))
+            elif part == "report":
+                report = message.report
+                if not 0 <= report.seconds < math.inf:
+                    raise InputError(f"a report is about 0 or more seconds, not {report.seconds}")
+                self._roster.hear(member, report.bytes, report.seconds, report.slow)
+            else:
+                raise ProtocolError("a member sends joins and reports; update the edge")
+            news.set()
+
+    async def _speak(
+        self,
+        member: Member,
+        news: asyncio.Event,
+        context: grpc.aio.ServicerContext[pb.AgentMessage, pb.CoordinatorMessage],
+    ) -> None:
+        while True:
+            await news.wait()
+            news.clear()
+            if member.gone:
+                raise LinkError(f"nothing was heard of {member.agent.name} for a lease; join again")
+            share = member.share
+            await context.write(
+                pb.CoordinatorMessage(
+                    share=pb.CoordinatorMessage.Share(
+                        version=share.version,
+                        bits_per_second=share.bits_per_second,
+                        mode=share.mode,
+                        lease_seconds=self._roster.lease_seconds,
+                        members=share.members,
+                    )
+                )
+            )
+
+
+def _agent(message: pb.AgentMessage | None) -> Agent:
+    """What an agent says of itself, checked.
+
+    Raises
+    ------
+    ProtocolError, InputError
+    """
+    if message is None or message.WhichOneof("part") != "join":
+        raise ProtocolError("a membership begins with a join; update the edge")
+    join = message.join
+    if not 1 <= len(join.points) <= MAX_POINTS:
+        raise InputError(f"an agent joins with 1 to {MAX_POINTS} points, not {len(join.points)}; choose among them")
+    points = tuple(OperatingPoint(x.mode, x.quality, x.bytes, edge_seconds=x.seconds) for x in join.points)
+    return Agent(join.name[:MAX_NAME] or "an agent", points, Context(join.deadline))
+
+
+def coordinate(
+    uplink: str,
+    listen: str = "127.0.0.1:7422",
+    *,
+    method: str = "quality",
+    lease_seconds: float = 3.0,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Share an uplink out until SIGINT or SIGTERM. There is no TLS: listen on a network you trust.
+
+    Parameters
+    ----------
+    uplink : str
+        A rate, or ``trace:NAME``: the most that is ever shared out.
+    listen : str
+        ``host:port``; port 0 takes a free one.
+    method : str
+        Key of :data:`kvferry.policy.allocation.ALLOCATORS`.
+    lease_seconds : float
+        Who is silent for so long is a member no more.
+    on_ready : callable
+        Called with the address listened on.
+
+    Raises
+    ------
+    InputError
+        The uplink, the method, the lease or the address is none.
+    LinkError
+        The port is taken or the host is not ours.
+    """
+    if method not in ALLOCATORS:
+        raise InputError(f"there is no method {method!r}; use {', '.join(ALLOCATORS)}")
+    if not 1 <= lease_seconds <= 3600:
+        raise InputError(f"a lease is 1 to 3600 seconds, not {lease_seconds}")
+    parse_address(listen)
+    began, capacity = time.monotonic(), Capacity(bound_of(uplink))
+    roster = Roster(ALLOCATORS[method], capacity, lease_seconds, lambda: time.monotonic() - began)
+    asyncio.run(_serve(roster, listen, on_ready))
+
+
+async def _serve(roster: Roster, listen: str, on_ready: Callable[[str], None] | None) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # not on this system, or not in this thread
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = grpc.aio.server(options=OPTIONS)
+    coordinate_pb2_grpc.add_CoordinatorServicer_to_server(CoordinatorService(roster), server)
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise LinkError(f"cannot listen on {listen}: the port is taken or the host is not this machine; choose another")
+    await server.start()
+    if on_ready is not None:
+        on_ready(f"{listen.rpartition(':')[0]}:{port}")
+    ticking = asyncio.create_task(_tick(roster))
+    try:
+        await stop.wait()
+    finally:
+        ticking.cancel()
+        await server.stop(GRACE_SECONDS)
+
+
+async def _tick(roster: Roster) -> None:
+    while True:
+        await asyncio.sleep(TICK_SECONDS)
+        roster.tick()
