@@ -99,7 +99,7 @@ class Shell:
                 elif program is not None:
                     program(words[1:])
                 elif words[0] not in FOREIGN:
-                    raise AssertionError("nobody has said how to test this program; see tests/docs/shell.py")
+                    raise AssertionError(f"nobody has said how to test {words[0]}; see tests/docs/shell.py")
             except (Exception, SystemExit) as error:
                 raise AssertionError(f"{block.place}: {command!r}: {error}") from error
 
@@ -112,13 +112,13 @@ class Shell:
         if command is None:
             raise AssertionError(f"there is no command {name}")
         params = command.make_context(name, list(arguments)).params
-        if name == "serve":
+        if not run or why_not_run(name, arguments, params):
+            check_values(name, params)
+        elif name == "serve":
             self._serve(params, arguments)
-        elif run and not why_not_run(name, arguments, params):
+        else:
             extra = [] if name not in ADDED or ADDED[name][0][0] in arguments else ADDED[name][0]
             self._call([name, *self._addressed(name, arguments), *extra])
-        else:
-            check_values(name, params)
 
     def _call(self, words: list[str]) -> None:
         self._monkeypatch.setattr(sys, "argv", ["kvferry", *words])
