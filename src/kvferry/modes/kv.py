@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.bitstream import MAX_TIERS, Reader
+from kvferry.bitstream.header import codec_of, lossless
 from kvferry.cache import KVCache
 from kvferry.errors import DeadlineError, FingerprintError, InputError, TruncatedError
 from kvferry.modes.base import OnToken, Question, Shelf, check_question, cut
@@ -144,8 +145,8 @@ class KVReceiver:
     ------
     FingerprintError
         The cache was made by another model.
-    RecipeError
-        This version does not know the recipe.
+    VersionError
+        This version does not have the recipe's codec or lossless stage.
     """
 
     prefill_seconds = 0.0
@@ -153,7 +154,8 @@ class KVReceiver:
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
         del max_bytes  # a bitstream's unfolded size is bounded by its reader
         _check_fingerprint(start.fingerprint, vlm)
-        Recipe.parse(start.recipe)
+        codec_of(start.recipe)
+        lossless(start.recipe)
         if len(start.items) > 1 or (start.items and not start.question):
             raise ProtocolError("mode kv brings one scene, and with it a question; update the edge")
         self._vlm = vlm
