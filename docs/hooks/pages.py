@@ -19,9 +19,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 INCLUDED = {
     "README.md": "index.md",
-    **{
-        name: name for name in ("RESULTS.md", "BENCHMARKS.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
-    },
+    **{name: name for name in ("RESULTS.md", "BENCHMARKS.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")},
 }
 """Where the repository's own pages stand on the site."""
 _HOMES = {there: here for here, there in INCLUDED.items()}

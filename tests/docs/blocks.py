@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -76,10 +76,15 @@ def module_of(page: Path) -> ModuleType:
     return module
 
 
-def run_python(block: Block, module: ModuleType) -> None:
-    """Run one block; tracebacks name the page and its line. Tests that it defines are called."""
+def run_python(block: Block, module: ModuleType, addresses: Mapping[str, str] | None = None) -> None:
+    """Run one block; tracebacks name the page and its line. Tests that it defines are called.
+
+    Of ``addresses``, those that a page writes stand before those that its servers really listen on.
+    """
     before = dict(vars(module))
     source = "\n" * (block.line - 1) + block.text
+    for written, real in (addresses or {}).items():
+        source = source.replace(written, real)
     exec(compile(source, str(block.page), "exec"), vars(module))
     for name, value in list(vars(module).items()):
         if name.startswith("test_") and inspect.isfunction(value) and before.get(name) is not value:

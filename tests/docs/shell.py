@@ -84,6 +84,11 @@ class Shell:
         self._output = output
         self._listening: dict[str, CloudProcess] = {}
 
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where the servers that the page has started really listen, by the addresses it gave them."""
+        return {written: process.address for written, process in self._listening.items()}
+
     def run(self, block: Block) -> None:
         """All lines of a block; those of a ``console`` block, which shows a run of its own, are only checked."""
         for command in block.commands:
@@ -171,7 +176,9 @@ def check_values(name: str, params: dict[str, Any]) -> None:
         if link and not link.startswith("trace:"):
             Rate.parse(link)
     if name == "sweep":
-        columns = {key: params[key].split(",") for key in ("selections", "fractions", "codecs", "budgets", "modalities")}
+        columns = {
+            key: params[key].split(",") for key in ("selections", "fractions", "codecs", "budgets", "modalities")
+        }
         fractions = [float(x) for x in columns.pop("fractions")]
         for recipe in grid(**columns, fractions=fractions, lossless=params["lossless"]):
             Recipe.parse(recipe)
@@ -215,4 +222,3 @@ def _check_pip(words: list[str]) -> None:
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     wanted = [extra for word in words for found in re.findall(r"\[(.*)\]", word) for extra in found.split(",")]
     assert set(wanted) <= set(known), f"there are no extras {set(wanted) - set(known)}"
-

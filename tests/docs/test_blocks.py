@@ -38,7 +38,8 @@ model, inputs = _vlm.model, stock_inputs(_vlm, Image.open("scene.png"), "how man
     "docs/policy.md": """
 from kvferry.cli.app import app
 
-app(["profile", "--n", "1", "--mode", "kv:full|int4", "--mode", "image", "--mode", "embeds:int4"], standalone_mode=False)
+modes = ["--mode", "kv:full|int4", "--mode", "image", "--mode", "embeds:int4"]
+app(["profile", "--n", "1", *modes], standalone_mode=False)
 """,
 }
 """What a page takes for granted: ``model`` and ``inputs`` of a user of Transformers; points somebody has measured."""
@@ -107,7 +108,7 @@ def test_page(
             run_python(Block(page, 1, "python", preamble), module)
         for block in run_of(page):
             if block.language == "python":
-                run_python(block, module)
+                run_python(block, module, shell.addresses)
             else:
                 shell.run(block)
     finally:
