@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,10 +110,23 @@ def test_other_model(client: Client, blob: bytes, other_folder: Path, picture: P
     assert kind(client.send(theirs)) == "FINGERPRINT"  # although its start says otherwise
 
 
-def test_unknown_recipe(client: Client) -> None:
-    reply = client.say(client.start(recipe="q3c@0.25|int4"))
-    assert kind(reply) == "RECIPE"
-    assert "q2c" in reply.error.message
+@pytest.mark.parametrize("recipe", ["q2c@0.25|int44", "q2c@0.25|int4|zstdd", "q2c@0.25", ""])
+def test_unknown_recipe(client: Client, recipe: str) -> None:
+    reply = client.say(client.start(recipe=recipe))
+    assert kind(reply) == "VERSION"
+    assert repr(recipe) in reply.error.message
+
+
+def test_a_selection_need_not_be_known(client: Client, blob: bytes) -> None:
+    """A cloud decodes what a newer edge, or a researcher's own method, selected."""
+    assert client.send(blob, client.start(recipe="q3c@0.25|int4")).done.tokens == 2
+
+
+def test_no_file_that_a_recipe_names_is_opened(client: Client, tmp_path: Path) -> None:
+    """``tiny@FILE`` is a preset of the edge's own; a cloud that opened it would wait at this pipe for ever."""
+    pipe = tmp_path / "presets.json"
+    os.mkfifo(pipe)
+    assert kind(client.say(client.start(recipe=f"tiny@{pipe}"))) == "VERSION"
 
 
 def test_question_twice_or_never(client: Client, blob: bytes, vlm: VLM, picture: Path) -> None:

@@ -56,15 +56,23 @@ class Header:
     @property
     def codec(self) -> AnyCodec:
         """What decodes the payloads; :class:`VersionError` where this version does not have it."""
-        try:
-            return parse_codec(self.recipe.split("|")[1].strip())
-        except (IndexError, RecipeError) as error:
-            raise VersionError(f"cannot decode the recipe {self.recipe!r} ({error}); update kvferry") from None
+        return codec_of(self.recipe)
 
     @property
     def lossless(self) -> bool:
         """Whether payloads are compressed by zstd, but those that say otherwise."""
         return lossless(self.recipe)
+
+
+def codec_of(recipe: str) -> AnyCodec:
+    """What decodes a recipe's payloads; :class:`VersionError` where this version does not have it.
+
+    Only what follows the first bar is looked at: a reader need not know the selection, and opens no file that it names.
+    """
+    try:
+        return parse_codec(recipe.split("|")[1].strip())
+    except (IndexError, RecipeError) as error:
+        raise VersionError(f"cannot decode the recipe {recipe!r} ({error}); update kvferry") from None
 
 
 def lossless(recipe: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.bitstream import MAX_TIERS, Reader
+from kvferry.bitstream.header import codec_of, lossless
 from kvferry.cache import KVCache
 from kvferry.errors import DeadlineError, FingerprintError, InputError, TruncatedError
 from kvferry.modes.base import ModeReceiver, Question, Shelf, check_question, cut
@@ -152,14 +153,15 @@ class KVReceiver(ModeReceiver):
     ------
     FingerprintError
         The cache was made by another model.
-    RecipeError
-        This version does not know the recipe.
+    VersionError
+        This version does not have the recipe's codec or lossless stage.
     """
 
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
         del max_bytes  # a bitstream's unfolded size is bounded by its reader
         _check_fingerprint(start.fingerprint, vlm)
-        Recipe.parse(start.recipe)
+        codec_of(start.recipe)
+        lossless(start.recipe)
         if len(start.items) > 1 or (start.items and not start.question):
             raise ProtocolError("mode kv brings one scene, and with it a question; update the edge")
         self._vlm = vlm
