@@ -17,7 +17,7 @@ from kvferry.link import Trace, read_trace, shipped_traces
 from kvferry.policy import Context, OperatingPoint, PointTable, Way, read_points
 from kvferry.policy.simulation import Scenario, report, simulate
 
-POINTS = Path(__file__).parents[1] / "results" / "points-cloud-tiers8.json"
+POINTS = Path(__file__).parents[1] / "results" / "tiers8-cloud.json"
 MARKS = ("<!-- deadlines -->", "<!-- /deadlines -->")
 SMALLEST = "transform:64"
 CURVE = "kv:full|int4"
