@@ -24,6 +24,8 @@ INCLUDED = {
 """Where the repository's own pages stand on the site."""
 _HOMES = {there: here for here, there in INCLUDED.items()}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+_FENCED = re.compile(r"(^ *```.*?^ *```$)", re.M | re.S)
+_TABLE_ROW = re.compile(r"^\|.*$", re.M)
 _CODE = re.compile(r"`[^`\n]+`")
 
 
@@ -60,15 +62,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return text
         return f"{bang}[{text}]({posixpath.relpath(site, posixpath.dirname(there) or '.')}{mark}{anchor})"
 
-    lines, fenced = [], False
-    for line in markdown.split("\n"):
-        fenced ^= line.lstrip().startswith("```")
-        if not fenced:
-            line = _LINK.sub(turned, line)
-            if line.startswith("|"):
-                line = _CODE.sub(lambda code: code[0].replace("\\|", "|"), line)
-        lines.append(line)
-    return "\n".join(lines)
+    parts = _FENCED.split(markdown)
+    parts[::2] = [_TABLE_ROW.sub(_plain_bars, _LINK.sub(turned, part)) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _plain_bars(row: re.Match[str]) -> str:
+    """A row of a table without the backslashes that GitHub wants before bars in code."""
+    return _CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0])
 
 
 def _on_site(path: str) -> str | None:

@@ -94,7 +94,7 @@ def tables() -> Iterator[None]:
         table.update(kept)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("folder", "tables")
 @pytest.mark.parametrize("page", TESTED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(
