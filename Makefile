@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test results readme sweep bench bench-gpu proto clean
+.PHONY: help venv demo test results readme sweep report docs bench bench-gpu proto clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,7 @@ SIX     := colour,shape,glyph,word,exist,compare
 GRID    := $(BIN)/kvferry sweep --check forced --n 1000 --codecs bf16 --lossless '' --fractions 0.5,0.25,0.1,0.05,0.02
 POLICY  := --selections vlcache,q2c,leaveout --modalities uniform,visual_heavy,text_preserving,adaptive,skip_visual@
 
-sweep: venv  ## the raw results behind RESULTS.md (about three hours of one core, resumable)
+sweep: venv  ## the raw results behind RESULTS.md (about five hours of one core, resumable)
 	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out results/selection-cloud.jsonl
 	$(GRID) --model testbed/cloud --out results/scorers-cloud.jsonl --selections $(SCORERS) --budgets uniform,sparsity
 	$(GRID) --model testbed/edge --out results/scorers-edge.jsonl --selections $(SCORERS) --budgets uniform,sparsity
@@ -39,6 +39,12 @@ sweep: venv  ## the raw results behind RESULTS.md (about three hours of one core
 	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json --protocols A
 
 	PATH=$(CURDIR)/$(BIN):$$PATH bash results/codecs.sh
+	PATH=$(CURDIR)/$(BIN):$$PATH bash results/claims.sh
+	$(BIN)/kvferry scout-overlap --edge testbed/edge --cloud testbed/cloud --n 1000 --out results/scout-edge.jsonl
+	$(BIN)/kvferry long-runs turns --split test --n 100 --out results/turns-cloud.jsonl
+	$(BIN)/kvferry long-runs drift --split test --n 80 --out results/drift-cloud.jsonl
+	$(BIN)/kvferry long-runs pictures --split test --n 200 --out results/pictures-cloud.jsonl
+	$(BIN)/kvferry long-runs rare --split test --n 130 --out results/rare-cloud.jsonl
 
 results: venv  ## RESULTS.md and its figures from the stored raw results
 	$(BIN)/kvferry results
@@ -46,9 +52,18 @@ results: venv  ## RESULTS.md and its figures from the stored raw results
 readme: venv  ## the README's table and picture, from a run of the demo
 	$(BIN)/kvferry demo --out docs/figures/demo.png --into README.md
 
+report: venv  ## the raw results as one HTML page to hover over
+	$(BIN)/kvferry report results --out out/report.html
+
+docs: venv  ## the documentation site, in out/site
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
+
 bench: venv  ## ratios of cost, measured in one run
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/latency.py
 
 bench-gpu: venv  ## on a machine with a GPU: its paths are right, then what they cost
 	$(BIN)/python -m pytest tests/models/test_devices.py -k cuda

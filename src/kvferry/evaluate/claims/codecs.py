@@ -131,7 +131,7 @@ def delta(raw: Raw) -> Finding:
         measured = raw.measured(CODECS.format(model))
         pairs = delta_pairs(measured)
         if not pairs:
-            raise MissingError("the results hold no pair of delta:10 and delta:0; sweep both")
+            continue
         n = measured.n
         worse = []
         for (what, a, b), against in zip(pairs, compared(measured, pairs), strict=True):
@@ -148,6 +148,8 @@ def delta(raw: Raw) -> Finding:
             elif 1 / NEAR <= size.mean <= NEAR:
                 worse.append(against.difference.high < 0 or (kl is not None and kl.low > 1))
         held[model] = all(worse) and bool(worse)
+    if not held:
+        raise MissingError("the results hold no pair of delta:10 and delta:0; sweep both")
     return Finding(
         f"differences to direct coding in the same steps, bytes and points, protocol A: {listed(texts, n)}",
         judge({"": held}),
@@ -169,7 +171,7 @@ def spectrum(raw: Raw) -> Finding:
         measured = raw.measured(CODECS.format(model))
         points = svd_points(measured)
         if len(points) < 2:
-            raise MissingError("the results hold no row svd:R at two ranks; sweep them")
+            continue
         n = measured.n
         falls = {(a.rank, b.rank): measured.compare(b.name, a.name).difference for a, b in pairwise(points)}
         worst = min(falls, key=lambda ranks: falls[ranks].mean)
@@ -177,6 +179,8 @@ def spectrum(raw: Raw) -> Finding:
         held["between rank 64 and 32"][model] = RANKS in falls and falls[RANKS].high < DROP
         texts[model] = f"rank {worst[0]} to {worst[1]}: {percent(falls[worst])} points"
         parts += [f"{model}, `{p.name}`: {percent(measured.of_full(p.name))} % of full" for p in points]
+    if not texts:
+        raise MissingError("the results hold no row svd:R at two ranks; sweep them")
     said = [f"largest fall, protocol A: {listed(texts, n)}"]
     energy, of = _energy(raw)
     held["energy"] = {m: any(x.low >= TOP_ENERGY for x in kinds) for m, kinds in energy.items()}
