@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 from PIL import Image
 
@@ -36,12 +37,12 @@ def write_picture(path: Path) -> Path:
     return path
 
 
-class CloudProcess:
-    """``kvferry serve`` in a process of its own; it starts at once and is waited for when its address is needed."""
+class ListeningProcess:
+    """A command that listens, in a process of its own; it starts at once, its address is waited for."""
 
-    def __init__(self, model: Path, *options: str) -> None:
-        command = [*COMMAND, "serve", "--model", str(model), "--listen", "127.0.0.1:0", "--json", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    def __init__(self, command: str, *options: str) -> None:
+        words = [*COMMAND, command, "--listen", "127.0.0.1:0", "--json", *options]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
         self._ready: dict[str, object] | None = None
 
     @property
@@ -61,7 +62,7 @@ class CloudProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(120)
 
-    def __enter__(self) -> CloudProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,3 +70,10 @@ class CloudProcess:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+class CloudProcess(ListeningProcess):
+    """``kvferry serve``."""
+
+    def __init__(self, model: Path, *options: str) -> None:
+        super().__init__("serve", "--model", str(model), *options)

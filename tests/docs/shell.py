@@ -20,7 +20,7 @@ from kvferry.link import Rate
 from kvferry.modes import parse_mode
 from kvferry.policy import Way
 from kvferry.recipe import Recipe
-from tests.crossing.process import CloudProcess
+from tests.crossing.process import ListeningProcess
 from tests.docs.blocks import ROOT, Block, words_of
 
 QUESTIONS = 8
@@ -43,38 +43,42 @@ FOREIGN = {
     "cd": "moves about in the reader's checkout",
     "export": "sets the reader's environment",
     "git": "would change a repository",
+    "lmms-eval": "a harness of its own, in an extra; tests/integrations runs the plug-in where it is installed",
     "source": "activates the reader's environment",
     "ssh": "needs a second machine",
     "grpcurl": "a tool of its own, not among the dependencies",
     "grpc_health_probe": "a tool of its own, not among the dependencies",
 }
 """Programs that are not run, and why."""
+LISTENING = ("serve", "coordinate")
+"""Commands that run as processes of their own until the tests end."""
+CLOUD = "127.0.0.1:7421"
+"""Where ``kvferry ask`` looks for a cloud unless it is told."""
 _HUB_ID = re.compile(r"(?!testbed/)[\w.-]+/[\w.-]+")
 _MODELS = ("model", "against", "edge")
 _TYPER = typer.main.get_command(app)
 
 
 class Servers:
-    """Real ``kvferry serve`` processes, one for every set of options, on ports that are free."""
+    """Real processes of commands that listen, one for every set of options, on ports that are free."""
 
     def __init__(self) -> None:
-        self._running: dict[tuple[str, ...], CloudProcess] = {}
+        self._running: dict[tuple[str, ...], ListeningProcess] = {}
 
-    def start(self, model: str = "testbed/cloud", options: tuple[str, ...] = ()) -> CloudProcess:
-        """A server that is listening, or will be."""
-        key = (model, *options)
-        if key not in self._running:
-            self._running[key] = CloudProcess(Path(model), *options)
-        return self._running[key]
+    def start(self, *words: str) -> ListeningProcess:
+        """A server that is listening, or will be: its command and options."""
+        if words not in self._running:
+            self._running[words] = ListeningProcess(*words)
+        return self._running[words]
 
     def stop(self) -> None:
         """End them as an operator would, all at once; they must have answered to the end."""
-        for cloud in self._running.values():
-            assert cloud.ready
-            cloud.process.terminate()
-        for cloud in self._running.values():
-            with cloud:
-                assert cloud.process.wait(120) == 0
+        for server in self._running.values():
+            assert server.ready
+            server.process.terminate()
+        for server in self._running.values():
+            with server:
+                assert server.process.wait(120) == 0
 
 
 class Shell:
@@ -84,7 +88,7 @@ class Shell:
         self._servers = servers
         self._monkeypatch = monkeypatch
         self._output = output
-        self._listening: dict[str, CloudProcess] = {}
+        self._listening: dict[str, ListeningProcess] = {}
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -121,8 +125,9 @@ class Shell:
         params = command.make_context(name, list(arguments)).params
         if not run or why_not_run(name, arguments, params):
             check_values(name, params)
-        elif name == "serve":
-            self._serve(params, arguments)
+        elif name in LISTENING:
+            options = _without(arguments, "--listen", "--json")
+            self._listening[params["listen"]] = self._servers.start(name, *options)
         else:
             extra = [] if name not in ADDED or ADDED[name][0][0] in arguments else ADDED[name][0]
             self._call([name, *self._addressed(name, arguments), *extra])
@@ -135,21 +140,17 @@ class Shell:
         if ended.value.code:
             raise AssertionError(f"ended with {ended.value.code}: {said.err or said.out}")
 
-    def _serve(self, params: dict[str, Any], arguments: list[str]) -> None:
-        options = tuple(_without(arguments, "--listen", "--model", "--json"))
-        self._listening[params["listen"]] = self._servers.start(params["model"], options)
-
     def _addressed(self, name: str, arguments: list[str]) -> list[str]:
-        """The line with the address of the server that the page started at the one it names, or of a usual one."""
-        if name == "link":
-            return [self._server(arguments[0]), *arguments[1:]]
-        if name != "ask":
-            return arguments
-        named = arguments[arguments.index("--cloud") + 1] if "--cloud" in arguments else ""
-        return [*_without(arguments, "--cloud"), "--cloud", self._server(named)]
+        """The line with the addresses that servers of the page really listen on, and a usual cloud if it has none."""
+        arguments = [self.addresses.get(word, word) for word in arguments]
+        if name == "link" and arguments[0] not in self.addresses.values():
+            return [self._usual_cloud(), *arguments[1:]]
+        if name == "ask" and "--cloud" not in arguments:
+            return [*arguments, "--cloud", self.addresses.get(CLOUD) or self._usual_cloud()]
+        return arguments
 
-    def _server(self, address: str) -> str:
-        return (self._listening.get(address) or self._servers.start()).address
+    def _usual_cloud(self) -> str:
+        return self._servers.start("serve", "--model", "testbed/cloud").address
 
 
 def why_not_run(name: str, arguments: list[str], params: dict[str, Any]) -> str | None:

@@ -26,6 +26,12 @@ TABLES: tuple[dict[str, Any], ...] = (SCORERS, BUDGETS, POLICIES, MERGES, CODECS
 CIRCLE = 19
 """The validation sample of kind ``colour`` that asks "what colour is the circle?"."""
 SHIPPED = ("mixed.json", "skip_visual.json", "transform.profile")
+POINTS = """
+from kvferry.cli.app import app
+
+modes = ["--mode", "kv:full|int4", "--mode", "image", "--mode", "embeds:int4"]
+app(["profile", "--n", "1", *modes], standalone_mode=False)
+"""
 PREAMBLES = {
     "README.md": """
 import kvferry
@@ -35,12 +41,8 @@ from tests.docs.stock import stock_inputs
 _vlm = kvferry.load("testbed/cloud")
 model, inputs = _vlm.model, stock_inputs(_vlm, Image.open("scene.png"), "how many shapes are there?")
 """,
-    "docs/policy.md": """
-from kvferry.cli.app import app
-
-modes = ["--mode", "kv:full|int4", "--mode", "image", "--mode", "embeds:int4"]
-app(["profile", "--n", "1", *modes], standalone_mode=False)
-""",
+    "docs/agents.md": POINTS,
+    "docs/policy.md": POINTS,
 }
 """What a page takes for granted: ``model`` and ``inputs`` of a user of Transformers; points somebody has measured."""
 
@@ -94,7 +96,6 @@ def tables() -> Iterator[None]:
         table.update(kept)
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("folder", "tables")
 @pytest.mark.parametrize("page", TESTED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(
