@@ -28,6 +28,8 @@ QUESTIONS = 8
 CHECKED_ONLY = {
     "demo": "starts two processes and asks 20 questions in ten ways; tests/cli/test_demo.py runs it",
     "results": "rewrites RESULTS.md from hours of raw results; tests/evaluate runs what is behind it",
+    "coordinate": "runs until interrupted; tests/coordinator runs it",
+    "ask --coordinator": "needs a coordinator beside; tests/crossing/test_coordinated.py runs it",
     "tune": "searches for minutes; tests/evaluate/test_tune.py runs a small search",
     "ask --answer-by": "its answer depends on how fast this machine is; tests/crossing/test_progressive.py runs it",
     "ask --deadline": "may be late on a busy machine; tests/crossing/test_faults.py runs deadlines",
