@@ -48,20 +48,21 @@ class CoordinatorService(coordinate_pb2_grpc.CoordinatorServicer):  # type: igno
         context: grpc.aio.ServicerContext[pb.AgentMessage, pb.CoordinatorMessage],
     ) -> None:
         """One membership; it ends with the call, or when the agent has been silent for a lease."""
-        messages, news = aiter(requests), asyncio.Event()
+        messages, news, writing = aiter(requests), asyncio.Event(), asyncio.Lock()
         member: Member | None = None
         try:
             member = self._roster.join(_agent(await anext(messages, None)), news.set)
             log.info("%s joined", member.agent.name)
             listening = asyncio.create_task(self._listen(member, messages, news))
-            speaking = asyncio.create_task(self._speak(member, news, context))
+            speaking = asyncio.create_task(self._speak(member, news, context, writing))
             try:
                 done, _ = await asyncio.wait({listening, speaking}, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
             finally:
                 listening.cancel()
-                speaking.cancel()
+                async with writing:  # a write that is cut off would stand in the way of the last one
+                    speaking.cancel()
         except KVFerryError as error:
             log.info("refused: %s: %s", type(error).__name__, error)
             await context.write(pb.CoordinatorMessage(error=to_wire(error).error))
@@ -89,6 +90,7 @@ class CoordinatorService(coordinate_pb2_grpc.CoordinatorServicer):  # type: igno
         member: Member,
         news: asyncio.Event,
         context: grpc.aio.ServicerContext[pb.AgentMessage, pb.CoordinatorMessage],
+        writing: asyncio.Lock,
     ) -> None:
         while True:
             await news.wait()
@@ -96,17 +98,15 @@ class CoordinatorService(coordinate_pb2_grpc.CoordinatorServicer):  # type: igno
             if member.gone:
                 raise LinkError(f"nothing was heard of {member.agent.name} for a lease; join again")
             share = member.share
-            await context.write(
-                pb.CoordinatorMessage(
-                    share=pb.CoordinatorMessage.Share(
-                        version=share.version,
-                        bits_per_second=share.bits_per_second,
-                        mode=share.mode,
-                        lease_seconds=self._roster.lease_seconds,
-                        members=share.members,
-                    )
-                )
+            message = pb.CoordinatorMessage.Share(
+                version=share.version,
+                bits_per_second=share.bits_per_second,
+                mode=share.mode,
+                lease_seconds=self._roster.lease_seconds,
+                members=share.members,
             )
+            async with writing:
+                await context.write(pb.CoordinatorMessage(share=message))
 
 
 def _agent(message: pb.AgentMessage | None) -> Agent:
