@@ -195,3 +195,11 @@ def test_public_names() -> None:
     assert set(kvferry.__all__) == set(dir(kvferry))
     with pytest.raises(AttributeError, match="nothing"):
         _ = kvferry.nothing  # type: ignore[attr-defined]
+
+
+def test_a_sweep_has_its_ceiling(run: Ran, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    options = ["--recipe", "knorm@0.5|int4", "--split", "validation", "--protocols", "A", "--n", 1, "--processes", 1]
+    code, said, err = run("sweep", "--model", "testbed/edge", "--check", "forced", *options, "--out", out, "--json")
+    assert code == 0, err
+    assert [row["recipe"] for row in json.loads(said)["A"]] == ["full|bf16", "knorm@0.5|int4"]

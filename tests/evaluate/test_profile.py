@@ -101,6 +101,8 @@ def test_questions_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text('{"images": ["a.png"], "question": "what?"}\n{"images": [], "question": "who?", "answer": "me"}\n')
     assert read_cases(file) == [Case([tmp_path / "a.png"], "what?"), Case([], "who?", "me")]
+    file.write_text('{"image": "a.png", "question": "what?"}')
+    assert read_cases(file) == [Case([tmp_path / "a.png"], "what?")]
     for text, match in (("", "no question"), ("{}", "line 1"), ("[]", "line 1"), ("nonsense", "line 1")):
         file.write_text(text)
         with pytest.raises(InputError, match=match):

@@ -59,7 +59,7 @@ def sweep(
         "results/selection-cloud.jsonl"
     ),
     recipe: Annotated[
-        list[str] | None, typer.Option(help="Instead of the grid: one recipe, repeatable. Add 'full|bf16' for a table.")
+        list[str] | None, typer.Option(help="Instead of the grid: one recipe, repeatable. The ceiling is always added.")
     ] = None,
     selections: Annotated[str, typer.Option(help="Comma-separated; ceiling and floor are always added.")] = (
         "q2c,snapkv,knorm,random"
@@ -106,6 +106,8 @@ def sweep(
             modalities=modalities.split(","),
         )
     )
+    if not any(x.startswith("full|bf16") for x in recipes):
+        recipes = ("full|bf16", *recipes)  # no table without its ceiling
     if check not in ("generate", "forced"):
         raise InputError(f"--check is generate or forced, not {check!r}")
     if apply not in ("post_hoc", "construction"):

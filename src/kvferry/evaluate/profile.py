@@ -71,7 +71,8 @@ def usual_modes(edge: VLM, cloud: VLM) -> tuple[str, ...]:
 
 
 def read_cases(path: Path) -> list[Case]:
-    """Questions from JSON lines: ``{"images": ["a.jpg"], "question": "...", "answer": "..."}``, the answer optional.
+    """Questions from JSON lines: ``{"images": ["a.jpg"], "question": "...", "answer": "..."}``, the answer optional;
+    ``"image": "a.jpg"`` for one picture.
 
     Paths are relative to the file.
 
@@ -88,7 +89,8 @@ def read_cases(path: Path) -> list[Case]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            images = [path.parent / name for name in record["images"]]
+            named = record["images"] if "images" in record else [record["image"]]
+            images = [path.parent / name for name in named]
             cases.append(Case(images, str(record["question"]), record.get("answer")))
         except (ValueError, KeyError, TypeError, AttributeError):
             shape = '{"images": ["a.jpg"], "question": "...", "answer": "..."}'

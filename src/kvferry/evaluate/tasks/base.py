@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """A benchmark. One per file; its fields are those of the data set on the Hub."""
 
     name: ClassVar[str]
@@ -74,17 +75,17 @@ class Task:
     max_new_tokens: ClassVar[int] = 16
 
     @property
+    @abstractmethod
     def metric(self) -> Metric:
         """How answers are judged."""
-        raise NotImplementedError
 
     def rows(self, source: Iterable[Row], split: str, tokenizer: Any) -> Iterator[Row]:
         """One row per question from those of the data set."""
         yield from source
 
+    @abstractmethod
     def read(self, row: Row) -> Example:
         """What a row asks."""
-        raise NotImplementedError
 
 
 def picture(value: Any) -> Image.Image:
