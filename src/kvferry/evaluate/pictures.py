@@ -101,7 +101,7 @@ def draw_crossing(
     draw_kept(original, image, np.ones((1, 1), np.float32), "what the edge sees")
     original.set_xlabel(question, fontsize=9, wrap=True)
     for column, (name, share) in enumerate(shares, start=1):
-        draw_kept(figure.add_subplot(grid[0, column]), image, share, f"{name}: {share.mean():.0%} of it kept")
+        draw_kept(figure.add_subplot(grid[0, column]), image, share, f"{name}\n{share.mean():.0%} of it kept")
     half = (len(shares) + 1) // 2
     names = [r[0] for r in rows]
     colours = ["#7f7f7f" if r[0].startswith("image") else "#1f77b4" for r in rows]
