@@ -12,7 +12,10 @@ import pytest
 import kvferry
 from kvferry import VLM, DeadlineError, Edge, InputError
 from kvferry.bitstream import Reader
+from kvferry.bitstream.records import START
 from kvferry.link import ShapedLink
+from kvferry.modes import Holdings, Question
+from kvferry.modes.kv import KVMode, KVReceiver
 from kvferry.wire import service_pb2 as pb
 from tests.crossing.process import CloudProcess
 
@@ -101,3 +104,56 @@ def test_bad_hurries(edge: Edge, vlm: VLM, cloud: CloudProcess, picture: Path) -
             )
             reply = next(service_pb2_grpc.FerryStub(channel).Ask(iter([pb.AskRequest(start=start)]), timeout=20))
             assert reply.error.kind == pb.ERROR_KIND_PROTOCOL
+
+
+def test_steps_are_whole_caches_one_after_the_other(cloud: CloudProcess, vlm: VLM, picture: Path) -> None:
+    small, large = "knorm@0.1|int4", RECIPE
+    alone = {}
+    with Edge(vlm, cloud.address) as edge:
+        for recipe in (small, large):
+            alone[recipe] = edge.ask([picture], QUESTION, recipe=recipe)
+        both = edge.ask([picture], QUESTION, mode=f"kv:{small};{large}")
+        assert (both.text, both.share, both.recipe) == (alone[large].text, 1.0, f"{small};{large}")
+        assert both.bitstream_bytes == sum(x.bitstream_bytes for x in alone.values())
+        scene = [edge.ask([picture], text, recipe=f"{small};{large}", ship_first=True) for text in (QUESTION, "why?")]
+        assert scene[1].bitstream_bytes < 100, "the cloud holds the last of them"
+    arrives = alone[small].bitstream_bytes + 20_000
+    with ShapedLink(cloud.address, uplink=Stops(arrives)) as link, Edge(vlm, link.address) as edge:
+        first = edge.ask([picture], QUESTION, mode=f"kv:{small};{large}", answer_by=BY)
+    assert (first.text, first.share, first.partial) == (alone[small].text, 0.5, True)
+
+
+def test_bad_steps(edge: Edge, picture: Path) -> None:
+    with pytest.raises(kvferry.RecipeError):
+        edge.ask([picture], QUESTION, mode="kv:full|int4;")
+    with pytest.raises(InputError, match="at most 4"):
+        edge.ask([picture], QUESTION, mode="kv:" + ";".join(["full|int4"] * 5))
+
+
+class NoShelf:
+    """A session that holds nothing."""
+
+    def take(self, handle: int, kind: type[object]) -> object:
+        raise AssertionError("nothing is held")
+
+    def put(self, digest: bytes, item: object, nbytes: int) -> None:
+        """Not kept."""
+
+    def drop(self, handle: int) -> None:
+        """Nothing is there."""
+
+
+def test_what_is_missing_of_the_steps(vlm: VLM, picture: Path) -> None:
+    mode = KVMode.parse("knorm@0.1|int4;full|int4;full|bf16")
+    sender = mode.sender(vlm, Question([picture], QUESTION), Holdings())
+    start = sender.start()
+    sender.prepare()
+    chunks = list(sender.chunks())
+    begins = [i for i, chunk in enumerate(chunks) if chunk.startswith(START)]
+    for count, match in ((begins[1], "1 of 3 caches"), (begins[2], "2 of 3 caches"), (len(chunks) - 1, "trailer")):
+        receiver = KVReceiver(vlm, start, NoShelf(), 1 << 30)
+        for chunk in chunks[:count]:
+            receiver.feed(chunk)
+        with pytest.raises(kvferry.TruncatedError, match=match):
+            receiver.finish()
+        assert receiver.settle() == pytest.approx(sum(begin <= count for begin in begins[1:]) / 3)

@@ -160,11 +160,26 @@ def test_what_a_part_is_worth_counts_where_all_of_it_may_be_late() -> None:
 
 
 def test_hysteresis_stays_for_a_small_gain_only() -> None:
-    context, steady = Context(2.0), (1.0,) * 50
-    assert chosen(RiskAware(gain=0.02), context, 100, steady) == "image"
-    assert chosen(RiskAware(gain=0.02), context, 100, steady, last=EMBEDS) == "embeds:int8"
-    assert chosen(RiskAware(gain=0.02), context, 100, steady, last=CACHE) == "image"
-    assert chosen(RiskAware(gain=0.02), Context(0.6), 5, steady, last=EMBEDS) != "embeds:int8"
+    context, steady = Context(2.0), Forecast(100e6, (1.0,) * 50)
+    smaller = OperatingPoint("image:60", 0.935, 150_000, cloud_seconds=0.6, needs=("pixels",))
+    for gain, last, taken in ((0.02, None, IMAGE), (0.02, smaller, smaller), (0.01, smaller, IMAGE)):
+        assert decide(RiskAware(gain=gain), (IMAGE, smaller), context, steady, last).point is taken
+    both = IMAGE, EMBEDS
+    assert decide(RiskAware(gain=0.02), both, context, steady, EMBEDS).point is IMAGE, "it asks less and promises more"
+    assert chosen(RiskAware(gain=0.02), context, 100, steady.ratios, last=CACHE) == "image"
+    assert chosen(RiskAware(gain=0.02), Context(0.6), 5, steady.ratios, last=EMBEDS) != "embeds:int8"
+
+
+def test_of_points_as_good_the_one_that_asks_least_of_the_link() -> None:
+    """Fifty ratios of 1 say nothing of an outage: steps whose first 1 kB is a cache cost 1 kB more, and are safe."""
+    large = OperatingPoint("kv:full|int4", 0.98, 100_000)
+    small = OperatingPoint("kv:none|int4", 0.9, 1_000)
+    steps = OperatingPoint("kv:none|int4;full|int4", 0.98, 101_000, anytime=((1_000 / 101_000, 0.9),))
+    link = Forecast(10e6, (1.0,) * 50)
+    for last in (None, large, steps, small):
+        assert decide(RiskAware(), (large, small, steps), Context(1.0), link, last).point is steps
+    assert decide(RiskAware(), (large, small), Context(1.0), link).point is large, "8 points of quality are no tie"
+    assert decide(Greedy(), (large, small, steps), Context(1.0), link).point is large
 
 
 def test_the_reasons() -> None:

@@ -281,7 +281,7 @@ class Edge:
             decision, why_local = self._decide(asked, rules, began, seconds)
             point, why = decision.point, self._explained(decision)
             mode = point.mode
-            if in_parts and asked.tiers == 1 and point.tiers > 1:
+            if in_parts and asked.tiers == 1 and point.anytime:
                 asked, answer_by = replace(asked, tiers=point.tiers), latest_start(decision, seconds)
             or_here = any(x.is_local for x in decision.points)
         chosen = parse_mode(mode, recipe)

@@ -8,10 +8,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kvferry.bitstream.records import START
 from kvferry.codecs.shelf import has_profile
 from kvferry.errors import DeadlineError, InputError
 from kvferry.modes import RECEIVERS, Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode
@@ -26,6 +27,8 @@ T = TypeVar("T")
 CACHES = ("kv:full|int4", "kv:leaveout@0.1|int4")
 PRESET = "kv:leaveout@0.08,budget=shared|transform:64"
 """For models with a profile of the transform codec."""
+STEPS = f"{PRESET};leaveout@0.1|int4"
+"""The smallest cache, and then a better one."""
 PICTURES = ("image", "image:30")
 HELD = ("image", "scout")
 """Kinds of mode that are measured a second time, with what they sent the first time held by the session."""
@@ -56,15 +59,15 @@ class Measured:
     decompress_seconds: float
     cloud_seconds: float
     prefill_seconds: float = 0.0
-    parts: tuple[str | None, ...] = ()
-    """What was said from each of the shares of a cache in tiers, None where nothing could be."""
+    parts: tuple[tuple[float, str | None], ...] = ()
+    """Shares of the bytes of caches in tiers or steps with what was said from them, None where nothing could be."""
 
 
 def usual_modes(edge: VLM, cloud: VLM) -> tuple[str, ...]:
     """What is worth measuring for a pair of models."""
     modes = list(PICTURES)
     if edge.fingerprint == cloud.fingerprint:
-        modes += [*CACHES, *([PRESET] if has_profile(cloud.fingerprint) else []), "embeds:int4"]
+        modes += [*CACHES, *([PRESET, STEPS] if has_profile(cloud.fingerprint) else []), "embeds:int4"]
     elif edge.prompt_fingerprint == cloud.prompt_fingerprint:
         modes.append("scout")
     return (*modes, "local")
@@ -114,8 +117,8 @@ def measure(
     counts. Modes take turns at each question, so that a machine that gets busier slows all of them; ``on_case`` is
     called when one is done. Quality is the share of right answers with its 95 % (Wilson) interval, bytes are the mean
     size of the messages up, seconds are medians, and the cloud's last until the end of the answer, since that is what
-    an edge's deadline is about. Caches travel in ``tiers``; with more than one, answers from parts of their bytes are
-    measured too, beginning with the smallest part from which every question had an answer.
+    an edge's deadline is about. Caches travel in ``tiers``; with more than one, and of caches in steps, answers from
+    parts of their bytes are measured too, beginning with the smallest part from which every question had an answer.
     """
     if not cases:
         raise InputError("no questions to measure with; ask for at least one (--n)")
@@ -179,21 +182,38 @@ def _cross(mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holding
     here, compress, decompress, there = (b - a for a, b in pairwise(times))
     nbytes = sum(message.ByteSize() for message in messages)
     seconds = here - encoded_before, compress + encoded_before, decompress, there, receiver.prefill_seconds
-    parts = tuple(_parts(cloud, start, b"".join(chunks))) if isinstance(mode, KVMode) and asked.tiers > 1 else ()
+    parts = tuple(_parts(cloud, start, chunks, _cuts(mode, asked.tiers, chunks)))
     return Measured(text, nbytes, *seconds, parts)
 
 
-def _parts(cloud: VLM, start: pb.AskRequest.Start, stream: bytes) -> Iterator[str | None]:
-    """What the cloud says when only a share of the bytes is there."""
-    for share in SHARES:
-        receiver = RECEIVERS[start.mode](cloud, start, _Session(), SIZE_LIMIT)
-        receiver.feed(stream[: round(share * len(stream))])
+def _cuts(mode: Mode, tiers: int, chunks: Sequence[bytes]) -> list[int]:
+    """After how many bytes an answer is asked for: at the end of each step but the last, else at each of the shares."""
+    if not isinstance(mode, KVMode):
+        return []
+    ends = list(accumulate(map(len, chunks)))
+    if len(mode.recipes) == 1:
+        return [round(share * ends[-1]) for share in SHARES] if tiers > 1 else []
+    begins = [i for i, chunk in enumerate(chunks) if chunk.startswith(START)]
+    return [ends[begin - 1] for begin in begins[1:]]
+
+
+def _parts(
+    cloud: VLM, start: pb.AskRequest.Start, chunks: Sequence[bytes], cuts: Sequence[int]
+) -> Iterator[tuple[float, str | None]]:
+    """What the cloud says when only so many bytes are there."""
+    total = sum(map(len, chunks))
+    for cut in cuts:
+        receiver, left = RECEIVERS[start.mode](cloud, start, _Session(), SIZE_LIMIT), cut
+        for chunk in chunks:
+            if left > 0:
+                receiver.feed(chunk[:left])
+            left -= len(chunk)
         try:
             receiver.settle()
         except DeadlineError:
-            yield None
+            yield cut / total, None
         else:
-            yield receiver.answer(MAX_NEW_TOKENS, lambda *_: None).text
+            yield cut / total, receiver.answer(MAX_NEW_TOKENS, lambda *_: None).text
 
 
 def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[str], tiers: int) -> OperatingPoint:
@@ -228,10 +248,11 @@ def _anytime(runs: Sequence[Measured], wanted: Sequence[str]) -> Iterator[tuple[
     """Shares from which every question had an answer, and how many of these were right."""
     from kvferry.testbed import exact_match
 
-    for share, texts in zip(SHARES, zip(*(run.parts for run in runs), strict=True), strict=False):
-        known = [text for text in texts if text is not None]
-        if len(known) == len(texts):
-            yield share, sum(exact_match(text, answer) for text, answer in zip(known, wanted, strict=True)) / len(known)
+    for parts in zip(*(run.parts for run in runs), strict=True):
+        known = [text for _, text in parts if text is not None]
+        if len(known) == len(parts):
+            right = sum(exact_match(text, answer) for text, answer in zip(known, wanted, strict=True))
+            yield max(round(share, 4) for share, _ in parts), right / len(known)
 
 
 class _Session:

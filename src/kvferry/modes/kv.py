@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.bitstream import MAX_TIERS, Reader
@@ -23,25 +24,33 @@ if TYPE_CHECKING:
     from kvferry.evidence import Prefilled
     from kvferry.models import VLM
 
+MAX_STEPS = 4
+"""Caches that may be sent one after the other."""
+_STEP = ";"
+
 
 @dataclass(frozen=True)
 class KVMode:
-    """``kv``, ``kv:snapkv@0.25|int4``.
+    """``kv``, ``kv:snapkv@0.25|int4``, ``kv:vlcache@0.05|int2;full|int4``.
+
+    Several recipes are steps: one prefill, one whole cache after the other, each better than those before. The cloud
+    answers from the last one that is there when it must, so that a small cache is what a bad moment of the link costs,
+    and its few bytes are what a good one costs. As simulcast is to scalable coding, it needs nothing of the codecs.
 
     Parameters
     ----------
-    recipe : Recipe
-        Which tokens, in how few bits.
+    recipes : tuple of Recipe
+        Which tokens, in how few bits; at most :data:`MAX_STEPS`.
     """
 
     NAME: ClassVar[str] = "kv"
     LEAVES: ClassVar[tuple[str, ...]] = ()
-    recipe: Recipe
+    recipes: tuple[Recipe, ...]
 
     @classmethod
     def parse(cls, options: str) -> KVMode:
         """The mode of ``kv:options``."""
-        return cls(Recipe.parse(options))
+        return cls(tuple(Recipe.parse(text) for text in _steps(options)))
 
     @property
     def needs_model(self) -> bool:
@@ -49,13 +58,13 @@ class KVMode:
         return True
 
     def __str__(self) -> str:
-        return f"kv:{self.recipe}"
+        return f"kv:{_STEP.join(map(str, self.recipes))}"
 
     def sender(self, vlm: VLM | None, question: Question, holdings: Holdings) -> KVSender:
         """The edge's half."""
         if vlm is None:
             raise InputError("mode kv needs the cloud's model on this side too; load it, or use mode image")
-        return KVSender(self.recipe, vlm, question, holdings)
+        return KVSender(self.recipes, vlm, question, holdings)
 
 
 class KVSender:
@@ -66,11 +75,11 @@ class KVSender:
     further questions. What has been sent is kept as the bytes it was, so that sending it again is sending the same.
     """
 
-    def __init__(self, recipe: Recipe, vlm: VLM, question: Question, holdings: Holdings) -> None:
+    def __init__(self, recipes: Sequence[Recipe], vlm: VLM, question: Question, holdings: Holdings) -> None:
         self.bf16_bytes: int | None = None
         self.kept: Summary | None = None
         self.prefill_seconds = self.encode_seconds = 0.0
-        self._recipe = recipe
+        self._recipes = tuple(recipes)
         self._vlm = vlm
         self._question = question
         self._holdings = holdings
@@ -84,7 +93,8 @@ class KVSender:
         check_question(self._question.text)
         if not 1 <= self._question.tiers <= MAX_TIERS:
             raise InputError(f"a cache travels in 1 to {MAX_TIERS} tiers, not {self._question.tiers}")
-        start = pb.AskRequest.Start(mode=pb.MODE_KV, fingerprint=self._vlm.fingerprint, recipe=str(self._recipe))
+        start = pb.AskRequest.Start(mode=pb.MODE_KV, fingerprint=self._vlm.fingerprint)
+        start.recipe = _STEP.join(map(str, self._recipes))
         if self._question.ship_first:
             self._item = self._holdings.item(self._scene)
             start.question = self._question.text
@@ -100,7 +110,9 @@ class KVSender:
             return
         began = time.perf_counter()
         question = None if self._question.ship_first else self._question.text
-        prefilled = self._vlm.prefill(self._question.images, question, recipe=self._recipe)
+        *earlier, last = self._recipes
+        requests = [request for recipe in earlier for request in recipe.requests]
+        prefilled = self._vlm.prefill(self._question.images, question, recipe=last, requests=requests)
         # the cloud knows its model by the fingerprint
         self._prefilled = replace(prefilled, cache=replace(prefilled.cache, model_name=""))
         self.bf16_bytes = self._prefilled.cache.full_bf16_bytes
@@ -115,7 +127,8 @@ class KVSender:
         if self._prefilled is None:
             raise InputError("nothing to send yet; call prepare() first")
         self._stream.clear()
-        pieces = cut(self._pieces(self._prefilled))
+        # each cache begins with a chunk of its own, by which the cloud tells them apart
+        pieces = chain.from_iterable(cut(self._pieces(self._prefilled, recipe)) for recipe in self._recipes)
         while True:
             began = time.perf_counter()
             piece = next(pieces, None)
@@ -136,14 +149,14 @@ class KVSender:
     def _scene_digest(self) -> bytes:
         from kvferry.models.pictures import open_picture
 
-        how = f"{self._recipe} {self._vlm.fingerprint}"
+        how = f"{_STEP.join(map(str, self._recipes))} {self._vlm.fingerprint}"
         return made_digest("scene", how, [pixel_digest(open_picture(image)) for image in self._question.images])
 
-    def _pieces(self, prefilled: Prefilled) -> Iterator[bytes]:
+    def _pieces(self, prefilled: Prefilled, recipe: Recipe) -> Iterator[bytes]:
         tiers = self._question.tiers
-        kept, importance = self._recipe.rank(prefilled, tiers)
+        kept, importance = recipe.rank(prefilled, tiers)
         self.kept = summarise_cache(kept)
-        yield from write_frames(kept, self._recipe, importance, tiers)
+        yield from write_frames(kept, recipe, importance, tiers)
 
 
 class KVReceiver(ModeReceiver):
@@ -160,47 +173,69 @@ class KVReceiver(ModeReceiver):
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
         del max_bytes  # a bitstream's unfolded size is bounded by its reader
         _check_fingerprint(start.fingerprint, vlm)
-        codec_of(start.recipe)
-        lossless(start.recipe)
+        steps = _steps(start.recipe)
+        for recipe in steps:
+            codec_of(recipe)
+            lossless(recipe)
         if len(start.items) > 1 or (start.items and not start.question):
             raise ProtocolError("mode kv brings one scene, and with it a question; update the edge")
         self._vlm = vlm
         self._question = start.question or None
         self._item = start.items[0] if start.items else None
         self._shelf = shelf
-        self._reader = Reader()
+        self._steps = len(steps)
+        self._readers = [Reader()]
         self._cache = shelf.take(self._item.handle, KVCache) if self._item and self._item.handle else None
 
     def feed(self, data: bytes) -> None:
         if self._cache is not None:
             raise ProtocolError("bytes for a scene that the session holds already; update the edge")
-        self._reader.feed(data)
-        if self._reader.header is not None:
-            _check_fingerprint(self._reader.header.fingerprint, self._vlm)
+        if self._readers[-1].complete and len(self._readers) < self._steps:
+            self._readers.append(Reader())
+        reader = self._readers[-1]
+        reader.feed(data)
+        if reader.header is not None:
+            _check_fingerprint(reader.header.fingerprint, self._vlm)
 
     def finish(self) -> None:
         if self._cache is None:
-            self._cache = self._reader.cache()
+            if len(self._readers) < self._steps and self._readers[-1].complete:
+                raise TruncatedError(
+                    f"{len(self._readers)} of {self._steps} caches came; have the stream sent again"
+                )
+            self._cache = self._readers[-1].cache()
             if self._item is not None and not len(self._cache.pending):
                 self._shelf.put(self._item.digest, self._cache, self._cache.nbytes)
 
     def settle(self) -> float:
         if self._cache is not None:
             return 1.0
+        whole = [reader for reader in self._readers if reader.complete]
+        if whole:
+            self._cache = whole[-1].cache()
+            return len(whole) / self._steps
         try:
-            partial = self._reader.partial()
+            partial = self._readers[0].partial()
         except TruncatedError:
             raise DeadlineError(
-                f"when it was time to answer, {self._reader.total_bytes} bytes had arrived and some layer had nothing; "
-                "allow more time, send less (a smaller recipe), or in more tiers"
+                f"when it was time to answer, {self._readers[0].total_bytes} bytes had arrived and some layer had "
+                "nothing; allow more time, send less (a smaller recipe), or in more tiers"
             ) from None
         self._cache = partial.cache
-        return partial.share
+        return partial.share / self._steps
 
     def ground(self) -> tuple[KVCache, str | None]:
         if self._cache is None:
             raise ProtocolError("no cache has arrived; update the edge")
         return self._cache, self._question
+
+
+def _steps(text: str) -> list[str]:
+    """The recipes of a text, first to last."""
+    steps = [part.strip() for part in text.split(_STEP)]
+    if len(steps) > MAX_STEPS:
+        raise InputError(f"{len(steps)} caches one after the other; at most {MAX_STEPS} are sent")
+    return steps
 
 
 def _check_fingerprint(fingerprint: str, vlm: VLM) -> None:
