@@ -1,9 +1,10 @@
 """Deadlines met and quality kept, with caches in tiers and without: ``python benchmarks/deadlines.py --traces FOLDER``.
 
 Measured points (``kvferry profile --tiers 8``) of the caches alone, on the shipped links and, where a folder with
-``cellular-uplink`` or ``5g-driving-downlink`` is given, on recorded ones. Seconds of computing count 0 unless
-``--seconds`` is given: the question is what the link does. ``--published`` takes the published points of Qwen-7B, whose
-qualities differ, and *assumes* for each of them the curve that was measured of ``full|int4`` on the testbed.
+``cellular-uplink`` or ``5g-driving-downlink`` is given, on recorded ones. "In steps" means that the smallest cache may
+go before a better one. Seconds of computing count 0 unless ``--seconds`` is given: the question is what the link does.
+``--published`` takes the published points of Qwen-7B, whose qualities differ, and *assumes* for each of them the curve
+that was measured of ``full|int4`` on the testbed.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from kvferry.policy import Context, OperatingPoint, PointTable, Way, read_points
 from kvferry.policy.simulation import Scenario, report, simulate
 
 POINTS = Path(__file__).parents[1] / "results" / "tiers8-cloud.json"
-MARKS = ("<!-- deadlines -->", "<!-- /deadlines -->")
 SMALLEST = "transform:64"
 CURVE = "kv:full|int4"
+STEP = ";"
 RTT = 0.04
 PROBE_BYTES = 16 * 1024
 
@@ -41,7 +42,8 @@ def main() -> None:
         caches = [replace(x, **dict.fromkeys(SECONDS, 0.0)) for x in caches]
     sets = {"97, 11 kB": [x for x in caches if SMALLEST not in x.mode], "97, 11, 0.7 kB": caches}
     if arguments.published:
-        sets = {"2.3 to 9.7 MB": _published(next(x for x in caches if x.mode == CURVE))}
+        published = _published(next(x for x in caches if x.mode == CURVE))
+        sets = {"2.3 to 9.7 MB": [*published, *_in_steps(published)]}
     deadlines = [float(x) for x in arguments.deadlines.split(",")]
     lines = []
     for line in _page(sets, arguments.traces, deadlines, arguments.policies.split(","), arguments.requests):
@@ -49,10 +51,12 @@ def main() -> None:
         lines.append(line)
     page = "\n".join(lines)
     if arguments.into is not None:
-        before, opened, rest = arguments.into.read_text().partition(MARKS[0])
-        _, closed, after = rest.partition(MARKS[1])
+        name = "deadlines-published" if arguments.published else "deadlines"
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, opened, rest = arguments.into.read_text().partition(begin)
+        _, closed, after = rest.partition(end)
         if not (opened and closed):
-            raise SystemExit(f"{arguments.into} needs the two lines {MARKS[0]} and {MARKS[1]}")
+            raise SystemExit(f"{arguments.into} needs the two lines {begin} and {end}")
         arguments.into.write_text(f"{before}{opened}\n{page}\n{closed}{after}")
 
 
@@ -70,7 +74,13 @@ def _page(
     yield "|---|---|---|---|" + "---:|" * len(deadlines)
     for link, traces in _links(folder):
         for name, points in sets.items():
-            for sent, kept in (("whole", [replace(x, tiers=1, anytime=()) for x in points]), ("in tiers", points)):
+            singly = [x for x in points if STEP not in x.mode]
+            whole = [replace(x, tiers=1, anytime=()) for x in singly]
+            steps = [x for x in points if STEP in x.mode]
+            ways_to_send = {"whole": whole, "in tiers": singly, "in steps": [*whole, *steps] if steps else []}
+            for sent, kept in ways_to_send.items():
+                if not kept:
+                    continue
                 table = PointTable(name, tuple(kept))
                 cells = [_cells(table, traces, deadline, ways, count) for deadline in deadlines]
                 for i, way in enumerate(ways):
@@ -85,6 +95,15 @@ def _published(measured: OperatingPoint) -> list[OperatingPoint]:
         )
         for x in read_points("scout-paper")[0].points
     ]
+
+
+def _in_steps(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
+    """The smallest first, and then each of the others, whole."""
+    small, *others = sorted(points, key=lambda x: x.nbytes)
+    for large in others:
+        both = small.nbytes + large.nbytes
+        mode = f"{small.mode}{STEP}{large.mode.removeprefix('kv:')}"
+        yield replace(large, mode=mode, nbytes=both, tiers=1, anytime=((small.nbytes / both, small.quality),))
 
 
 def _cells(table: PointTable, traces: tuple[Trace, ...], deadline: float, ways: Sequence[str], count: int) -> list[str]:

@@ -252,7 +252,7 @@ def _anytime(runs: Sequence[Measured], wanted: Sequence[str]) -> Iterator[tuple[
         known = [text for _, text in parts if text is not None]
         if len(known) == len(parts):
             right = sum(exact_match(text, answer) for text, answer in zip(known, wanted, strict=True))
-            yield max(round(share, 4) for share, _ in parts), right / len(known)
+            yield max(round(share, 3) for share, _ in parts), right / len(known)
 
 
 class _Session:
