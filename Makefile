@@ -36,11 +36,12 @@ sweep: venv  ## the raw results behind RESULTS.md (about five hours of one core,
 	$(GRID) --model testbed/edge --out results/scorers-edge.jsonl --selections $(SCORERS) --budgets uniform,sparsity
 	$(GRID) --model testbed/control --out results/scorers-control.jsonl --selections $(SCORERS) --budgets uniform,sparsity --kinds $(SIX)
 	$(GRID) --model testbed/cloud --out results/policies-cloud.jsonl $(POLICY)testbed/cloud/skip_visual.json
-	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json --protocols A
+	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json
 
 	PATH=$(CURDIR)/$(BIN):$$PATH bash results/codecs.sh
 	PATH=$(CURDIR)/$(BIN):$$PATH bash results/claims.sh
 	$(BIN)/kvferry scout-overlap --edge testbed/edge --cloud testbed/cloud --n 1000 --out results/scout-edge.jsonl
+	$(BIN)/kvferry scout-overlap --edge testbed/control --cloud testbed/cloud --n 1000 --kinds $(SIX) --out results/scout-control.jsonl
 	$(BIN)/kvferry long-runs turns --split test --n 100 --out results/turns-cloud.jsonl
 	$(BIN)/kvferry long-runs drift --split test --n 80 --out results/drift-cloud.jsonl
 	$(BIN)/kvferry long-runs pictures --split test --n 200 --out results/pictures-cloud.jsonl

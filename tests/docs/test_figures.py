@@ -26,3 +26,12 @@ def test_stale_figures_are_found_and_renewed(tmp_path: Path) -> None:
     assert stale.mine != quote.mine
     renew(stale)
     assert stale.mine == quote.theirs
+
+
+def test_pages_of_results_name_no_machine_s_paths() -> None:
+    root = Path(__file__).parents[2]
+    pages = [root / "RESULTS.md", *(root / "docs" / "results").glob("*.md")]
+    assert len(pages) > 10
+    for page in pages:
+        for foreign in ("/tmp/", "/home/", "/root/", "**not measured**"):
+            assert foreign not in page.read_text(encoding="utf-8"), f"{page} says {foreign!r}; run `make results`"

@@ -185,7 +185,9 @@ def results(
     raw: Annotated[Path, typer.Option(help="Folder of raw results.")] = Path("results"),
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("RESULTS.md"),
     figures: Annotated[Path, typer.Option(help="Where its figures go.")] = Path("docs/figures"),
-    details: Annotated[Path, typer.Option(help="Where the pages with every row go.")] = Path("docs/results"),
+    details: Annotated[
+        Path | None, typer.Option(help="Where the pages with every row go; results/ beside the figures.")
+    ] = None,
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
     from kvferry.evaluate import (
@@ -204,7 +206,7 @@ def results(
     files = sorted([*raw.glob("*.jsonl"), *raw.glob("points-*.json")], key=_section)
     if not files:
         raise InputError(f"no raw results in {raw}; `kvferry sweep` and `kvferry eval` make them")
-    places = tables.Places(out, figures, details)
+    places = tables.Places(out, figures, details or figures.parent / "results")
     renders = dict.fromkeys(METHODS, method_tables.render) | dict.fromkeys(LONG_RUNS, long_tables.render)
     renders |= {"headline": headline.render, "codecs": codec_tables.render}
     renders |= {"scout": scout_tables.render, "points": mode_tables.render}
