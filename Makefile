@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test results readme sweep report docs bench bench-gpu proto clean
+.PHONY: help venv demo test results results-full readme report docs bench bench-gpu proto clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,14 +30,13 @@ SIX     := colour,shape,glyph,word,exist,compare
 GRID    := $(BIN)/kvferry sweep --check forced --n 1000 --codecs bf16 --lossless '' --fractions 0.5,0.25,0.1,0.05,0.02
 POLICY  := --selections vlcache,q2c,leaveout --modalities uniform,visual_heavy,text_preserving,adaptive,skip_visual@
 
-sweep: venv  ## the raw results behind RESULTS.md (about five hours of one core, resumable)
+results-full: venv  ## the raw results behind RESULTS.md (about five hours of one core, resumable)
 	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out results/selection-cloud.jsonl
 	$(GRID) --model testbed/cloud --out results/scorers-cloud.jsonl --selections $(SCORERS) --budgets uniform,sparsity
 	$(GRID) --model testbed/edge --out results/scorers-edge.jsonl --selections $(SCORERS) --budgets uniform,sparsity
 	$(GRID) --model testbed/control --out results/scorers-control.jsonl --selections $(SCORERS) --budgets uniform,sparsity --kinds $(SIX)
 	$(GRID) --model testbed/cloud --out results/policies-cloud.jsonl $(POLICY)testbed/cloud/skip_visual.json
 	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json
-
 	PATH=$(CURDIR)/$(BIN):$$PATH bash results/codecs.sh
 	PATH=$(CURDIR)/$(BIN):$$PATH bash results/claims.sh
 	$(BIN)/kvferry scout-overlap --edge testbed/edge --cloud testbed/cloud --n 1000 --out results/scout-edge.jsonl

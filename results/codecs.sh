@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The raw results about codecs: `make sweep` runs this. Resumable; about 40 minutes of one core.
+# The raw results about codecs: `make results-full` runs this. Resumable; about 40 minutes of one core.
 set -euo pipefail
 
 export KVFERRY_PROFILES=${KVFERRY_PROFILES:-out/kvtc}   # the baseline's profiles; transform's ship with the models

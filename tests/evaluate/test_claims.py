@@ -294,7 +294,7 @@ def test_a_smaller_cache_and_its_collapse(tmp_path: Path) -> None:
     assert found(tmp_path, 18).verdict == FAILS
 
 
-def scouted(folder: Path, shares: Sequence[float], edge: int, sent: int) -> None:
+def scouted(folder: Path, shares: Sequence[float], edge: int, sent: int, name: str = "edge") -> None:
     """A trial of 40 questions of 100 visual tokens: overlaps by fraction, right answers of 40 by the edge's choice."""
     fractions = [0.75, 0.5, 0.25]
     plan = {"edge": "e", "cloud": "c", "scorers": ["q2c"], "fractions": fractions, "split": "test", "n": 40, "start": 0,
@@ -306,7 +306,7 @@ def scouted(folder: Path, shares: Sequence[float], edge: int, sent: int) -> None
         for i in range(40)
     ]  # fmt: skip
     text = "\n".join(json.dumps(x) for x in [{**HEAD, "scout": plan}, *questions])
-    (folder / "scout-edge.jsonl").write_text(text + "\n")
+    (folder / f"scout-{name}.jsonl").write_text(text + "\n")
 
 
 def test_one_model_chooses_for_another(tmp_path: Path) -> None:
@@ -314,8 +314,12 @@ def test_one_model_chooses_for_another(tmp_path: Path) -> None:
     assert found(tmp_path, 11).verdict == HOLDS
     assert found(tmp_path, 12).verdict == HOLDS
     assert "3333±0x" in found(tmp_path, 12).measured
+    scouted(tmp_path, (0.7, 0.66, 0.48), 30, 30, "control")
+    assert found(tmp_path, 11).verdict == f"{PART}: overlap at 75% on edge, overlap at 50%, overlap at 25%, answers on edge"
+    assert "costs answers" in found(tmp_path, 11).why
+    (tmp_path / "scout-control.jsonl").unlink()
     scouted(tmp_path, (0.8, 0.6, 0.48), 20, 200)
-    assert found(tmp_path, 11).verdict == f"{PART}: overlap on 25%"
+    assert found(tmp_path, 11).verdict == f"{PART}: overlap at 25%"
     assert found(tmp_path, 12).verdict == FAILS
 
 

@@ -1,8 +1,7 @@
-"""The table of modes and claim 13 from made-up points."""
+"""The table of modes from made-up points."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from typer.testing import CliRunner
 
 from kvferry import InputError
 from kvferry.cli.app import app
-from kvferry.evaluate.mode_tables import claim, modes_table, render
+from kvferry.evaluate.mode_tables import beside_the_sources, modes_table, render
 from kvferry.evaluate.tables import Places
 from kvferry.policy import OperatingPoint, PointTable, write_points
 
@@ -33,17 +32,12 @@ OTHERS = (
 )
 
 
-def test_claim_13_comes_out_both_ways() -> None:
-    said = claim(SOURCES)
-    assert "bytes **holds**" in said
-    assert "quality **holds**" in said
-    assert "4.2x smaller (sources 4.2x) at 68.7 % of full (sources 68.7 %: alike)" in said
-    milder = [*SOURCES[:3], point("kv:full|int4", 0.9, 2_300_000)]
-    assert "quality **fails in 1 of 3**" in claim(milder)
-    assert "less lost" in claim(milder)
-    larger = [*SOURCES[:3], replace(SOURCES[3], nbytes=3_000_000)]
-    assert "bytes **fails in 1 of 3**" in claim(larger)
-    assert claim(OTHERS) == ""
+def test_beside_the_sources() -> None:
+    said = beside_the_sources(SOURCES)
+    assert "`kv:full|int4` 4.2x smaller at 68.7 % of full (sources 4.2x, 68.7 %)" in said
+    milder = [*SOURCES[:3], point("kv:full|int4", 0.9, 4_850_000)]
+    assert "`kv:full|int4` 2.0x smaller at 100.0 % of full (sources 4.2x, 68.7 %)" in beside_the_sources(milder)
+    assert beside_the_sources(OTHERS) == ""
 
 
 def test_table() -> None:
@@ -64,7 +58,7 @@ def test_section(tmp_path: Path) -> None:
     text = render(raw, Places(tmp_path / "R.md", tmp_path, tmp_path), "Every mode")
     assert text.startswith("## Every mode\n\na to b. Made by `kvferry profile --n 200`: share of right answers.")
     assert "Protocol A" in text
-    assert claim(SOURCES) in text
+    assert beside_the_sources(SOURCES) in text
 
 
 def test_prefill_is_a_part_of_the_clouds_time() -> None:

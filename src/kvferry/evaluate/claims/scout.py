@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from kvferry.evaluate.claims.base import Finding, MissingError, Raw, judge, within
 from kvferry.evaluate.codec_rows import Comparison, corrected
@@ -13,6 +13,8 @@ from kvferry.evaluate.stats import Estimate
 from kvferry.evaluate.tables import interval
 
 TRIAL = "scout-{}.jsonl"
+EDGES = ("edge", "control")
+"""Models that choose for the cloud's. Training taught the first, as it taught the cloud's, where to look."""
 SCORER = "q2c"
 OVERLAPS = {0.75: 0.82, 0.5: 0.64, 0.25: 0.45}
 """The least that the sources report, by kept share."""
@@ -23,42 +25,52 @@ LIST, SOURCE = "16-bit list", 0.75
 
 def overlap(raw: Raw) -> Finding:
     """Claim 11."""
-    found = _trial(raw)
-    rows = {share: f"{SCORER}@{share:g}" for share in OVERLAPS}
-    shared = {share: found.overlap(row) for share, row in rows.items()}
-    kept = {share: found.share(f"{row} edge", f"{row} own") for share, row in rows.items()}
-    parts = []
+    pairs = {edge: _trial(raw, edge) for edge in raw.models(TRIAL, EDGES)}
+    shared, kept = ({(edge, share): measure(found, f"{SCORER}@{share:g}") for edge, found in pairs.items()
+                     for share in OVERLAPS} for measure in (Scouted.overlap, _kept))  # fmt: skip
+    texts = [
+        f"{found.trial.edge} for {found.trial.cloud}: overlap {_listed(shared[edge, x] for x in OVERLAPS)} %; right "
+        f"answers {_listed(kept[edge, x] for x in OVERLAPS)} % of those by the cloud's own choice; n = {found.n}"
+        for edge, found in pairs.items()
+    ]
+    costs = [
+        edge for edge, found in pairs.items()
+        if any(_compare(found, f"{SCORER}@{share:g}").difference.high < 0 for share in OVERLAPS)
+    ]  # fmt: skip
+    return Finding(
+        f"Q2C at 75 / 50 / 25 %, protocol A: {'. '.join(texts)}",
+        judge({
+            **{f"overlap at {share:.0%}": {edge: shared[edge, share].high >= least for edge in pairs}
+               for share, least in OVERLAPS.items()},
+            "answers": {edge: all(kept[edge, share].high >= KEPT for share in OVERLAPS) for edge in pairs},
+        }),
+        f"The choice of {' and '.join(costs)} costs answers." if costs else
+        "The sets agree little more than by chance, or less, at 75 and 50 %, yet no loss of answers is shown: all text "
+        "stays, and the question's tokens hold much of the answer already.",
+        "overlap reaches the least that the sources report, answers 99.4 % of those by the cloud's own choice, each by "
+        "its interval",
+        tuple(part for found in pairs.values() for part in _parts(found)),
+    )  # fmt: skip
+
+
+def _parts(found: Scouted) -> Iterator[str]:
+    """Every scorer of one pair of models."""
     for scorer in found.trial.scorers:
         names = [row for row in found.rankings if row.startswith(f"{scorer}@")]
         against = [found.compare(f"{row} edge", f"{row} own") for row in names]
         for row, x in zip(names, corrected(against), strict=True):
             points = f"{percent(x.difference)} points, {p_head(len(names))} {p_text(x.p)}: {x.words}"
-            parts.append(
-                f"`{row}`: overlap {interval(found.overlap(row), 2)} (by chance {found.chance(row).mean:.2f}); the "
-                f"edge's choice minus the cloud's own {points}"
+            yield (
+                f"{found.trial.edge}, `{row}`: overlap {interval(found.overlap(row), 2)} (by chance "
+                f"{found.chance(row).mean:.2f}); the edge's choice minus the cloud's own {points}"
             )
-    parts.append(f"% of full: {', '.join(f'{row} own {percent(_full(found, row))}' for row in rows.values())}")
-    return Finding(
-        f"Q2C at 75 / 50 / 25 %, {found.trial.edge} for {found.trial.cloud}, protocol A: overlap "
-        f"{_listed(shared.values())} %; right answers {_listed(kept.values())} % of those by the cloud's own choice; "
-        f"n = {found.n}",
-        judge({
-            "overlap": {f"{share:.0%}": shared[share].high >= least for share, least in OVERLAPS.items()},
-            "answers": {f"{share:.0%}": kept[share].high >= KEPT for share in OVERLAPS},
-        }),
-        "At 75 and 50 % the sets agree little more than by chance, yet no loss of answers is shown: all text stays, "
-        "and the question's tokens hold much of the answer already."
-        if all(x.difference.low <= 0 <= x.difference.high for x in (_compare(found, row) for row in rows.values()))
-        else "The edge's choice costs answers.",
-        "overlap reaches the least that the sources report, answers 99.4 % of those by the cloud's own choice, each by "
-        "its interval",
-        tuple(parts),
-    )  # fmt: skip
+    own = ", ".join(f"{SCORER}@{x:g} own {percent(found.share(f'{SCORER}@{x:g} own', 'full'))}" for x in OVERLAPS)
+    yield f"{found.trial.edge}, % of full: {own}"
 
 
 def payload(raw: Raw) -> Finding:
     """Claim 12."""
-    found = _trial(raw)
+    found = _trial(raw, EDGES[0])
     row = f"{SCORER}@{SOURCE:g}"
     sent, shrink, listed_as = found.sent(row), found.shrink(row), found.shrink(row, LIST)
     parts = [
@@ -77,8 +89,8 @@ def payload(raw: Raw) -> Finding:
     )
 
 
-def _trial(raw: Raw) -> Scouted:
-    name = TRIAL.format("edge")
+def _trial(raw: Raw, edge: str) -> Scouted:
+    name = TRIAL.format(edge)
     if not raw.has(name):
         raise MissingError(f"there is no {raw.folder / name}")
     head, lines = read(raw.folder / name)
@@ -90,12 +102,12 @@ def _trial(raw: Raw) -> Scouted:
     return found
 
 
+def _kept(found: Scouted, row: str) -> Estimate:
+    return found.share(f"{row} edge", f"{row} own")
+
+
 def _compare(found: Scouted, row: str) -> Comparison:
     return found.compare(f"{row} edge", f"{row} own")
-
-
-def _full(found: Scouted, row: str) -> Estimate:
-    return found.share(f"{row} own", "full")
 
 
 def _listed(found: Iterable[Estimate]) -> str:

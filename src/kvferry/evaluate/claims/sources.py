@@ -12,7 +12,7 @@ CAPSULE = "KVCapsule, arXiv 2605.16439"
 
 MORE = "bash results/claims.sh"
 CODECS = "bash results/codecs.sh"
-SWEEP = "make sweep"
+SWEEP = "make results-full"
 SCOUT = "kvferry scout-overlap"
 
 _MODEL = "Qwen/Qwen2-VL-7B-Instruct"
