@@ -315,7 +315,8 @@ def test_one_model_chooses_for_another(tmp_path: Path) -> None:
     assert found(tmp_path, 12).verdict == HOLDS
     assert "3333±0x" in found(tmp_path, 12).measured
     scouted(tmp_path, (0.7, 0.66, 0.48), 30, 30, "control")
-    assert found(tmp_path, 11).verdict == f"{PART}: overlap at 75% on edge, overlap at 50%, overlap at 25%, answers on edge"
+    parts = "overlap at 75% on edge, overlap at 50%, overlap at 25%, answers on edge"
+    assert found(tmp_path, 11).verdict == f"{PART}: {parts}"
     assert "costs answers" in found(tmp_path, 11).why
     (tmp_path / "scout-control.jsonl").unlink()
     scouted(tmp_path, (0.8, 0.6, 0.48), 20, 200)
