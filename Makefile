@@ -37,6 +37,7 @@ results-full: venv  ## the raw results behind RESULTS.md (about five hours of on
 	$(GRID) --model testbed/control --out results/scorers-control.jsonl --selections $(SCORERS) --budgets uniform,sparsity --kinds $(SIX)
 	$(GRID) --model testbed/cloud --out results/policies-cloud.jsonl $(POLICY)testbed/cloud/skip_visual.json
 	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json
+	$(GRID) --model testbed/cloud --out results/construction-cloud.jsonl --selections vlcache,q2c,leaveout,snapkv,random --apply construction --protocols A
 	PATH=$(CURDIR)/$(BIN):$$PATH bash results/codecs.sh
 	PATH=$(CURDIR)/$(BIN):$$PATH bash results/claims.sh
 	$(BIN)/kvferry scout-overlap --edge testbed/edge --cloud testbed/cloud --n 1000 --out results/scout-edge.jsonl
