@@ -42,6 +42,19 @@ def test_what_is_not_sure_yet_stays_in() -> None:
     assert [x.recipe for x in still_in(many)] == ["small", "good"]
 
 
+def test_recipes_that_only_reach_the_target_do_not_crowd_out_those_that_pass() -> None:
+    crowd = {f"doubtful{i}": 100 + i for i in range(9)}
+    made = [
+        Line(j, "count", "A", 10_000, 1_000, 50, {"full|bf16": (1, 10_000), "large": (1, 900)} | {
+            name: (int(j < 1991), size) for name, size in crowd.items()
+        })
+        for j in range(2000)
+    ]  # fmt: skip
+    found = standings(made, 0.995)
+    assert sum(x.margin >= 0 and not x.passes for x in found) == 9
+    assert "large" in [x.recipe for x in still_in(found)]
+
+
 def test_presets_are_the_smallest_at_their_goals() -> None:
     assert presets(lines(2000, good=1985, small=1500, large=2000), 0.98) == {
         "tiny": "good", "balanced": "large", "lossless": "full|bf16|zstd",
