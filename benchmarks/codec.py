@@ -28,7 +28,7 @@ from rich.table import Table
 
 from kvferry.bitstream import inspect, records
 from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.codecs import Codec, packing, parse_codec
+from kvferry.codecs import Codec, for_stage, packing, parse_codec
 from kvferry.errors import KVFerryError
 from kvferry.recipe import compress, decompress
 
@@ -78,7 +78,7 @@ def integers_against_memcpy(layers: int, rounds: int) -> list[dict[str, object]]
     held = [torch.empty_like(tensor) for tensor in tensors]
     rows: list[dict[str, object]] = []
     for name in ("int8", "int4"):
-        codec = parse_codec(name)
+        codec = for_stage(parse_codec(name), False)
         encode = lambda codec=codec: [  # noqa: E731
             codec.encode(i, x.keys, x.values, x.positions, cache.layout) for i, x in enumerate(cache)
         ]
@@ -113,13 +113,14 @@ def codecs_against_memcpy(rounds: int) -> list[dict[str, object]]:
         rows.append({"what": name, "smaller": smaller, "pack/memcpy": copy / write, "unpack/memcpy": copy / read})
 
     for name in CODECS:
-        codec = parse_codec(name)
+        codec = for_stage(parse_codec(name), False)
         encode = lambda codec=codec: [  # noqa: E731
             codec.encode(i, x.keys, x.values, x.positions, cache.layout) for i, x in enumerate(cache)
         ]
         payloads = encode()
         row(name, sum(map(len, payloads)), encode, lambda codec=codec, p=payloads: decode(codec, p, cache))
         if name in ("bf16", "int8", "int4"):
+            payloads = encode(for_stage(parse_codec(name), True))
             packed = [records.compress(payload) for payload in payloads]
             row(
                 f"zstd alone, on {name}",

@@ -18,6 +18,7 @@ from kvferry.codecs import (
     codec_text,
     decoder_of,
     encoder_of,
+    for_stage,
     parse_codec,
     stack,
 )
@@ -217,8 +218,9 @@ class Recipe:
     def apply(self, source: Prefilled | KVCache) -> KVCache:
         """What ``decompress(compress(source, self))`` gives, without the bytes in between."""
         cache = self.keep(source)
-        encoder = encoder_of(self.codec, cache.fingerprint, len(cache.layers))
-        decoder = decoder_of(self.codec, cache.fingerprint)
+        codec = for_stage(self.codec, self.lossless is not None)
+        encoder = encoder_of(codec, cache.fingerprint, len(cache.layers))
+        decoder = decoder_of(codec, cache.fingerprint)
         if isinstance(encoder, JointCoder) and isinstance(decoder, JointCoder):
             return replace(cache, layers=_joint_round_trip(encoder, decoder, cache))
         layers = (_round_trip(encoder, decoder, i, x, cache.layout) for i, x in enumerate(cache))  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ def varints(data: bytes) -> list[int]:
 
 
 def records(blob: bytes) -> Iterator[tuple[int, bytes]]:
-    assert blob[:4] == b"KVF\x02"
+    assert blob[:4] == b"KVF\x03"
     at = 4
     while at < len(blob):
         size, body = varint(blob, at + 1)
@@ -210,7 +210,14 @@ def array(flat: list[float], heads: int, kept: int, dim: int) -> list[list[list[
     return [[[flat[(h * dim + d) * kept + k] for d in range(dim)] for k in range(kept)] for h in range(heads)]
 
 
-def payload(data: bytes, codec: str, heads: int, kept: int, dims: tuple[int, int]) -> list[list[list[list[float]]]]:
+def by_token(flat: list[float], heads: int, kept: int, dim: int) -> list[list[list[float]]]:
+    """``[heads, kept, dim]`` of what was written in that order."""
+    return [[flat[at : at + dim] for at in range(h * kept * dim, (h + 1) * kept * dim, dim)] for h in range(heads)]
+
+
+def payload(
+    data: bytes, codec: str, zstd: bool, heads: int, kept: int, dims: tuple[int, int]
+) -> list[list[list[list[float]]]]:
     """Keys and values."""
     vectors = heads * kept
     sizes = [vectors * dim for dim in dims]
@@ -223,7 +230,7 @@ def payload(data: bytes, codec: str, heads: int, kept: int, dims: tuple[int, int
     for which, (size, dim) in enumerate(zip(sizes, dims, strict=True)):
         stop = at + -(-size * bits // 8)
         numbers = [2 * u - 1 if bits == 1 else u - 2 ** (bits - 1) for u in unpack(data[at:stop], bits, size)]
-        rows = array([float(x) for x in numbers], heads, kept, dim)
+        rows = (array if zstd else by_token)([float(x) for x in numbers], heads, kept, dim)
         for h, k in ((h, k) for h in range(heads) for k in range(kept)):
             scale = scales[which * vectors + h * kept + k]
             rows[h][k] = [bfloat16(float32(x * scale)) for x in rows[h][k]]
@@ -282,7 +289,8 @@ class Stream:
         ragged = len({len(row) for row in kept}) > 1
         shape = (1, sum(map(len, kept))) if ragged else (heads, len(kept[0]))
         parts = [
-            [vector for row in part for vector in row] for part in payload(data, self.codec, *shape, (dims[0], dims[1]))
+            [vector for row in part for vector in row]
+            for part in payload(data, self.codec, self.zstd, *shape, (dims[0], dims[1]))
         ]
         vectors = zip(*parts, strict=True)
         for head, row in enumerate(kept):

@@ -157,10 +157,10 @@ def test_not_a_bitstream() -> None:
             decompress(blob)
     with pytest.raises(TruncatedError):
         decompress(b"")
-    with pytest.raises(VersionError, match=r"version 3.*update it"):
-        decompress(b"KVF\x03")
-    with pytest.raises(VersionError, match=r"version 1.*write it again"):
-        decompress(b"KVF\x01")
+    with pytest.raises(VersionError, match=r"version 4.*update it"):
+        decompress(b"KVF\x04")
+    with pytest.raises(VersionError, match=r"version 2.*write it again"):
+        decompress(b"KVF\x02")
 
 
 def test_bytes_after_the_end() -> None:

@@ -1,6 +1,8 @@
 """Every codec, over shapes, dtypes and bits."""
 
 import math
+from typing import Literal
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from hypothesis import given
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs import BF16, CODECS, Codec, Integer, codec_text, parse_codec
+from kvferry.codecs import BF16, CODECS, Codec, Integer, codec_text, for_stage, packing, parse_codec
 from kvferry.codecs.packing import join_words, pack, packed_size, split_words, unpack
 from kvferry.errors import CorruptError, InputError, RecipeError
 
@@ -56,6 +58,19 @@ def test_a_range_coder_changes_bytes_not_numbers(pair: tuple[torch.Tensor, torch
     *coded, shorter = round_trip(Integer(bits, "range"), *pair)
     assert all(map(torch.equal, packed, coded))
     assert len(shorter) <= len(payload)
+
+
+@given(tensors(), st.integers(1, 8), st.sampled_from(["packed", "range"]))
+def test_without_a_lossless_stage_only_the_order_differs(
+    pair: tuple[torch.Tensor, torch.Tensor], bits: int, coder: Literal["packed", "range"]
+) -> None:
+    staged, bare = (for_stage(Integer(bits, coder), lossless) for lossless in (True, False))
+    assert staged == Integer(bits, coder)
+    assert codec_text(bare) == codec_text(staged)
+    *by_channel, payload = round_trip(staged, *pair)
+    *by_token, other = round_trip(bare, *pair)
+    assert all(map(torch.equal, by_channel, by_token))
+    assert len(payload) == len(other)
 
 
 def test_a_range_coder_takes_what_channels_have_in_common() -> None:
@@ -136,18 +151,15 @@ def test_memory_order_does_not_matter(codec: Codec) -> None:
     assert round_trip(codec, keys, keys)[2] == round_trip(codec, strided, strided)[2]
 
 
-@given(st.integers(1, 8), st.integers(0, 40), st.integers(0, 1000))
-def test_packing_is_exact_and_tight(bits: int, count: int, seed: int) -> None:
+@given(st.integers(1, 8), st.integers(0, 40), st.integers(0, 1000), st.sampled_from([8, 16, packing._PART]))
+def test_packing_is_exact_and_tight(bits: int, count: int, seed: int, part: int) -> None:
     values = np.random.default_rng(seed).integers(0, 2**bits, count).astype(np.uint8)
-    packed = pack(values, bits)
+    with patch.object(packing, "_PART", part):
+        packed = pack(values, bits)
+        assert np.array_equal(unpack(packed, bits, count), values)
     assert packed.nbytes == packed_size(count, bits) == math.ceil(count * bits / 8)
-    assert np.array_equal(unpack(packed, bits, count), values)
-
-
-def test_packing_is_least_significant_first() -> None:
-    assert pack(np.array([1, 2], np.uint8), 4).tolist() == [0x21]
-    assert pack(np.array([1, 0, 0, 1], np.uint8), 1).tolist() == [0b1001]
-    assert pack(np.array([0b101, 0b011], np.uint8), 3).tolist() == [0b011101]
+    number = sum(int(value) << bits * i for i, value in enumerate(values))
+    assert packed.tobytes() == number.to_bytes(packed.nbytes, "little")
 
 
 @given(st.lists(st.integers(0, 65535), max_size=20))

@@ -11,7 +11,7 @@ import torch
 
 from kvferry.bitstream import layout as layouts
 from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.codecs import AnyCodec, parse_codec
+from kvferry.codecs import AnyCodec, for_stage, parse_codec
 from kvferry.errors import CorruptError, InputError, RecipeError, VersionError
 from kvferry.wire import bitstream_pb2 as pb
 
@@ -70,7 +70,7 @@ def codec_of(recipe: str) -> AnyCodec:
     Only what follows the first bar is looked at: a reader need not know the selection, and opens no file that it names.
     """
     try:
-        return parse_codec(recipe.split("|")[1].strip())
+        return for_stage(parse_codec(recipe.split("|")[1].strip()), lossless(recipe))
     except (IndexError, RecipeError) as error:
         raise VersionError(f"cannot decode the recipe {recipe!r} ({error}); update kvferry") from None
 

@@ -15,7 +15,7 @@ from kvferry.bitstream.varints import read_varint, write_varint
 from kvferry.errors import CorruptError, VersionError
 
 MAGIC = b"KVF"
-VERSION = 2
+VERSION = 3
 START = MAGIC + bytes([VERSION])
 CHECKSUM = struct.Struct("<I")
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

@@ -9,7 +9,7 @@ from kvferry.bitstream import positions
 from kvferry.bitstream.positions import Places
 from kvferry.bitstream.records import START, Chain, Kind, compress
 from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.codecs import AnyCodec, Codec, JointCoder, encoder_of, stack
+from kvferry.codecs import AnyCodec, Codec, JointCoder, encoder_of, for_stage, stack
 from kvferry.errors import InputError
 from kvferry.wire.bitstream_pb2 import Frame
 
@@ -41,7 +41,7 @@ class Writer:
             raise InputError(f"a cache is cut into 1 to {headers.MAX_TIERS} tiers, not {tiers}")
         self._layout, self._lossless = cache.layout, headers.lossless(cache.recipe)
         self._places = Places(cache.layout.visual[: cache.length])
-        self._coder = encoder_of(self._codec, cache.fingerprint, len(cache.layers))
+        self._coder = encoder_of(for_stage(self._codec, self._lossless), cache.fingerprint, len(cache.layers))
         self._layers, self._tiers = len(cache.layers), tiers
         self._next = 0
         self._written: dict[int, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvferry.codecs.apart import SIDED, Apart
-from kvferry.codecs.base import AnyCodec, Codec, JointCoder, decoder_of, encoder_of, stack
+from kvferry.codecs.base import AnyCodec, Codec, JointCoder, decoder_of, encoder_of, for_stage, stack
 from kvferry.codecs.bf16 import BF16
 from kvferry.codecs.delta import Delta
 from kvferry.codecs.fp8 import FP8
@@ -39,5 +39,5 @@ def codec_text(codec: AnyCodec) -> str:
 
 __all__ = [
     "BF16", "CODECS", "FP8", "KIVI", "KVTC", "SVD", "AnyCodec", "Apart", "Codec", "Delta", "Integer", "JointCoder",
-    "Mixed", "Transform", "Turbo", "codec_text", "decoder_of", "encoder_of", "parse_codec", "stack",
+    "Mixed", "Transform", "Turbo", "codec_text", "decoder_of", "encoder_of", "for_stage", "parse_codec", "stack",
 ]  # fmt: skip

@@ -30,6 +30,9 @@ class Codec(Protocol):
     a decoder must not, for the recipe came with the stream: it looks a profile up among those that are here.
 
     A codec whose encoder must know how many layers the cache has, has ``for_layers(layers)``: it returns that encoder.
+
+    A codec that arranges its bytes for a lossless stage has ``for_stage(lossless)``: it returns what encodes and
+    decodes where such a stage follows, or none does.
     """
 
     @property
@@ -118,6 +121,12 @@ def check_size(layer: int, payload: bytes, expected: int) -> None:
     """Refuse a payload that is not exactly as long as its shapes say."""
     if len(payload) != expected:
         raise CorruptError(f"layer {layer}: a payload of {len(payload)} bytes, where its shapes need {expected}")
+
+
+def for_stage(codec: AnyCodec, lossless: bool) -> AnyCodec:
+    """What encodes and decodes where a lossless stage follows, or none does: ``codec`` itself where it is all one."""
+    arranged: AnyCodec = _of(codec, "for_stage", lossless)
+    return arranged
 
 
 def encoder_of(codec: AnyCodec, fingerprint: str, layers: int) -> Codec | JointCoder:

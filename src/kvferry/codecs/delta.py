@@ -13,7 +13,7 @@ import torch
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import LIMIT, Shape, check_finite
 from kvferry.codecs.entropy import SCALES, Decoder, Encoder, Symbols, fit, laplace
-from kvferry.codecs.integer import quantize, restore
+from kvferry.codecs.levels import by_channel, quantize, restore
 from kvferry.codecs.packing import Bytes, Words
 from kvferry.errors import CorruptError, InputError
 
@@ -92,7 +92,7 @@ class Delta:
             if self.group:
                 scales, numbers = quantize(layer, what, tensor[:, :: self.group], _ANCHOR_BITS)
                 encoder.words(scales)
-                encoder.words(numbers.reshape(len(channels), -1))
+                encoder.words(by_channel(numbers).reshape(len(channels), -1))
                 channels = channels - self._spread(scales, numbers, tensor.shape)
                 symbols = np.rint(channels[:, self._others(tensor.shape[1])] / size).astype(np.int64)
             else:
@@ -135,7 +135,7 @@ class Delta:
             raise CorruptError("a step of delta is not a positive number")
         if self.group:
             scales = decoder.words(heads, len(range(0, kept, self.group)))
-            numbers = decoder.words(rows, scales.shape[1]).astype(np.uint8)
+            numbers = by_channel(decoder.words(rows, scales.shape[1]).astype(np.uint8).reshape(heads, dim, -1))
             base = self._spread(scales, numbers, shape)
         else:
             middle = decoder.groups(np.array([rows]), decoder.numbers(1, SCALES), laplace())

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import torch
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import LIMIT, Shape, check_size, not_finite
+from kvferry.codecs.base import Shape, check_size
 from kvferry.codecs.entropy import Decoder, Encoder
-from kvferry.codecs.packing import Bytes, Words, compiled, join_words, pack, packed_size, split_words, unpack
-from kvferry.codecs.side import What, bfloat16_of, finite, round_up, words_of
+from kvferry.codecs.levels import by_channel, quantize, quantize_packed, restore, restore_packed
+from kvferry.codecs.packing import Bytes, Words, join_words, pack, packed_size, split_words, unpack
+from kvferry.codecs.side import What
 from kvferry.errors import InputError
-
-_BLOCK = 1024
-"""Tokens of one head at a time: what lies between input and payload stays in the processor's cache."""
-_INFINITY = 0x7F80
-_LARGEST = int(np.float32(LIMIT).view(np.uint32)) >> 16
-"""Bits of the largest bfloat16 that is not beyond the limit."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +32,9 @@ class Integer:
     float16 would, and no number is clipped. That widens the step by under 0.8 %.
 
     Bytes: scales of keys and values (``[kv_heads, kept]`` each; high bytes, then low bytes), packed keys, packed
-    values (``[kv_heads, head_dim, kept]``, ``q + 2^(b-1)``). With ``coder=range`` the same numbers as one range-coded
-    stream, each channel by a model that adapts from token to token, wherever that is shorter: a payload as long as the
-    packed one is the packed one.
+    values (``[kv_heads, head_dim, kept]``, ``q + 2^(b-1)``); :class:`ByToken` where no lossless stage follows. With
+    ``coder=range`` the same numbers as one range-coded stream, each channel by a model that adapts from token to token,
+    wherever that is shorter: a payload as long as the packed one is the packed one.
 
     Parameters
     ----------
@@ -68,18 +62,17 @@ class Integer:
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
     ) -> bytes:
         """Raises :class:`~kvferry.errors.InputError` on NaN, infinity, or what bfloat16 cannot hold."""
-        sides = ("keys", keys), ("values", values)
+        sides: tuple[tuple[What, torch.Tensor], ...] = ("keys", keys), ("values", values)
+        (a, x), (b, y) = (self._pack(layer, what, tensor) for what, tensor in sides)
+        pieces = split_words(np.concatenate([a.reshape(-1), b.reshape(-1)])), x.data, y.data
         if self.coder == "packed" or not keys.numel() or keys.shape[:2] != values.shape[:2]:
-            (a, x), (b, y) = (_quantize_packed(layer, what, tensor, self.bits) for what, tensor in sides)
-            return b"".join([split_words(np.concatenate([a.reshape(-1), b.reshape(-1)])), x, y])
-        both = [quantize(layer, what, tensor, self.bits) for what, tensor in sides]
-        scales = np.concatenate([scale.reshape(-1) for scale, _ in both])
-        packed = b"".join([split_words(scales), *(pack(x.reshape(-1), self.bits).data for _, x in both)])
+            return b"".join(pieces)
         encoder = Encoder()
-        encoder.words(np.concatenate([scale for scale, _ in both]))
-        encoder.adaptive(np.concatenate([x.reshape(-1, x.shape[-1]) for _, x in both]), 1 << self.bits)
+        encoder.words(np.concatenate([a, b]))
+        channels = [by_channel(quantize(layer, what, tensor, self.bits)[1]) for what, tensor in sides]
+        encoder.adaptive(np.concatenate([x.reshape(-1, x.shape[2]) for x in channels]), 1 << self.bits)
         coded = encoder.finish()
-        return coded if len(coded) < len(packed) else packed
+        return coded if len(coded) < sum(map(len, pieces)) else b"".join(pieces)
 
     def decode(
         self,
@@ -92,33 +85,32 @@ class Integer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values in bfloat16."""
         shapes = key_shape, value_shape
-        back: Callable[[Words, Bytes, int, Shape], torch.Tensor] = restore
-        vectors = key_shape[0] * key_shape[1]
-        counts = [math.prod(shape) for shape in shapes]
-        sizes = [2 * (vectors + value_shape[0] * value_shape[1]), *(packed_size(x, self.bits) for x in counts)]
+        heads, kept, _ = key_shape
+        split = heads * kept
+        sizes = [2 * (split + value_shape[0] * value_shape[1])]
+        sizes += [packed_size(math.prod(shape), self.bits) for shape in shapes]
         if self.coder == "range" and len(payload) < sum(sizes) and key_shape[:2] == value_shape[:2]:
-            heads, kept, _ = key_shape
             decoder = Decoder(payload)
             words = decoder.words(2 * heads, kept).reshape(-1)
             rows = [heads * shape[2] for shape in shapes]
-            channels = decoder.adaptive(sum(rows), kept, 1 << self.bits)
-            numbers = np.split(channels.astype(np.uint8), rows[:1])
+            channels = decoder.adaptive(sum(rows), kept, 1 << self.bits).astype(np.uint8)
             decoder.finish()
-        else:
-            check_size(layer, payload, sum(sizes))
-            octets = np.frombuffer(payload, np.uint8)
-            scales, *numbers = (octets[a:b] for a, b in pairwise(np.cumsum([0, *sizes])))
-            words = join_words(scales)
-            back = _restore_packed
-        return (
-            back(words[:vectors], numbers[0], self.bits, key_shape),
-            back(words[vectors:], numbers[1], self.bits, value_shape),
-        )
+            turned = (by_channel(x.reshape(heads, -1, kept)) for x in np.split(channels, rows[:1]))
+            keys, values = (
+                restore(scales, levels, self.bits, shape)
+                for scales, levels, shape in zip(np.split(words, [split]), turned, shapes, strict=True)
+            )
+            return keys, values
+        check_size(layer, payload, sum(sizes))
+        octets = np.frombuffer(payload, np.uint8)
+        scales, x, y = (octets[a:b] for a, b in pairwise(np.cumsum([0, *sizes])))
+        words = join_words(scales)
+        return self._unpack(words[:split], x, key_shape), self._unpack(words[split:], y, value_shape)
 
     def encode_side(self, layer: int, what: What, tensor: torch.Tensor, positions: torch.Tensor) -> bytes:
         """Scales, then packed numbers; see :class:`~kvferry.codecs.side.Side`."""
-        scales, packed = _quantize_packed(layer, what, tensor, self.bits)
-        return b"".join([split_words(scales.reshape(-1)), packed])
+        scales, packed = self._pack(layer, what, tensor)
+        return b"".join([split_words(scales.reshape(-1)), packed.data])
 
     def side_size(self, what: What, shape: Shape, positions: torch.Tensor) -> int:
         """Two bytes a scale, and the packed numbers."""
@@ -127,84 +119,33 @@ class Integer:
     def decode_side(self, what: What, octets: Bytes, shape: Shape, positions: torch.Tensor) -> torch.Tensor:
         """See :class:`~kvferry.codecs.side.Side`."""
         split = 2 * shape[0] * shape[1]
-        return _restore_packed(join_words(octets[:split]), octets[split:], self.bits, shape)
+        return self._unpack(join_words(octets[:split]), octets[split:], shape)
+
+    def for_stage(self, lossless: bool) -> Integer:
+        """What encodes and decodes where a lossless stage follows, or none."""
+        return (Integer if lossless else ByToken)(self.bits, self.coder)
+
+    def _pack(self, layer: int, what: What, tensor: torch.Tensor) -> tuple[Words, Bytes]:
+        """Scales ``[heads, n]`` and packed numbers."""
+        words, levels = quantize(layer, what, tensor, self.bits)
+        return words, pack(by_channel(levels).reshape(-1), self.bits)
+
+    def _unpack(self, words: Words, packed: Bytes, shape: Shape) -> torch.Tensor:
+        heads, n, dim = shape
+        channels = unpack(packed, self.bits, math.prod(shape)).reshape(heads, dim, n)
+        return restore(words, by_channel(channels), self.bits, shape)
 
 
-def quantize(layer: int, what: str, tensor: torch.Tensor, bits: int) -> tuple[Words, Bytes]:
-    """``tensor`` ``[heads, n, d]`` to scales (bfloat16 as words, ``[heads, n]``) and numbers ``[heads, d, n]``.
+@dataclass(frozen=True)
+class ByToken(Integer):
+    """:class:`Integer` with packed numbers in the order of the cache, ``[kv_heads, kept, head_dim]``: as many bytes.
 
-    ``layer`` and ``what`` are named where it is not finite.
+    To transpose takes longer than all the rest, and serves nothing but a lossless stage. A recipe does not name this
+    class: it is what ``int4`` stands for where no such stage follows.
     """
-    heads, kept, dim = tensor.shape
-    by_channel = np.empty((heads, dim, kept), np.uint8)
-    if bits > 1 and tensor.dtype == torch.bfloat16 and (kernels := compiled(tensor.numel())):
-        words = np.empty((heads, kept), np.uint16)
-        for source, scale_words, target in zip(words_of(tensor), words, by_channel, strict=True):
-            if kernels.quantize(source, bits, scale_words, target) > _LARGEST:
-                raise not_finite(layer, what)
-        return words, by_channel
-    scales = torch.empty(heads, kept)
-    for head, start in product(range(heads), range(0, kept, _BLOCK)):
-        block = slice(start, start + _BLOCK)
-        scale, numbers = _levels(finite(layer, what, tensor[head, block]), bits)
-        scales[head, block] = scale
-        by_channel[head, :, block] = numbers.cpu().numpy().T
-    return scales.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16), by_channel
 
+    def _pack(self, layer: int, what: What, tensor: torch.Tensor) -> tuple[Words, Bytes]:
+        return quantize_packed(layer, what, tensor, self.bits)
 
-def _levels(numbers: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales ``[n]`` and what is packed, ``[n, head_dim]`` (uint8), of ``[n, head_dim]`` in float32."""
-    if bits == 1:
-        return round_up(numbers.abs().mean(-1, dtype=torch.float64).float()), (numbers >= 0).to(torch.uint8)
-    half = 2 ** (bits - 1)
-    scale = round_up(numbers.abs().amax(-1) / (half - 1))
-    levels = (numbers / torch.where(scale > 0, scale, 1.0)[:, None]).round_().clamp_(-half, half - 1)
-    return scale, levels.to(torch.int8).view(torch.uint8).add_(half)
-
-
-def restore(words: Words, numbers: Bytes, bits: int, shape: Shape) -> torch.Tensor:
-    """What :func:`quantize` gave, as numbers ``[heads, n, d]`` in bfloat16."""
-    out = torch.empty(shape, dtype=torch.bfloat16)
-    _restore(words, numbers, bits, out)
-    return out
-
-
-def _restore(words: Words, numbers: Bytes, bits: int, out: torch.Tensor) -> None:
-    """:func:`restore`, to ``out``."""
-    heads, n, dim = out.shape
-    words, by_channel = words.reshape(heads, n), numbers.reshape(heads, dim, n)
-    if bits > 1 and dim % 2 == 0 and (kernels := compiled(out.numel())) and (words & 0x7FFF).max() < _INFINITY:
-        for source, scale_words, target in zip(by_channel, words, words_of(out).view(np.uint32), strict=True):
-            kernels.restore(source, bits, scale_words, target)
-        return
-    levels = torch.from_numpy(by_channel.transpose(0, 2, 1).astype(np.float32, order="C"))
-    centred = levels.mul_(2).sub_(1) if bits == 1 else levels.sub_(2 ** (bits - 1))
-    out.copy_(centred.mul_(bfloat16_of(words).float()[..., None]))
-
-
-def _quantize_packed(layer: int, what: str, tensor: torch.Tensor, bits: int) -> tuple[Words, bytes]:
-    """:func:`quantize`, packed part by part, so that a part's numbers stay in the processor's cache until they are."""
-    words, packed = [], []
-    for part in _parts(tensor.shape):
-        some, numbers = quantize(layer, what, tensor[part], bits)
-        words.append(some)
-        packed.append(pack(numbers.reshape(-1), bits).data)
-    return np.concatenate(words), b"".join(packed)
-
-
-def _restore_packed(words: Words, octets: Bytes, bits: int, shape: Shape) -> torch.Tensor:
-    """Undo :func:`_quantize_packed`."""
-    out = torch.empty(shape, dtype=torch.bfloat16)
-    words, at = words.reshape(shape[:2]), 0
-    for part in _parts(shape):
-        count = out[part].numel()
-        size = packed_size(count, bits)
-        _restore(words[part], unpack(octets[at : at + size], bits, count), bits, out[part])
-        at += size
-    return out
-
-
-def _parts(shape: Sequence[int]) -> list[slice]:
-    """Every head by itself where it ends with a whole byte, else all of them."""
-    heads, kept, dim = shape
-    return [slice(head, head + 1) for head in range(heads)] if heads and kept * dim % 8 == 0 else [slice(heads)]
+    def _unpack(self, words: Words, packed: Bytes, shape: Shape) -> torch.Tensor:
+        return restore_packed(words, packed, self.bits, shape)

@@ -1,13 +1,15 @@
 """Numbers <-> bytes in the order a lossless stage likes best.
 
-Both codecs write channel by channel (``[heads, dim, kept]``), because one channel's numbers resemble each other more
-than one token's do, and 16-bit numbers as all high bytes, then all low bytes. On full caches of the testbed's cloud
-(untrained weights) zstd then takes 12 % less for BF16, 13 % for INT4 and 2 % for INT8 than in token order; with a
-random quarter of the tokens kept 7, 8 and 2 %.
+Codecs write channel by channel (``[heads, dim, kept]``), because one channel's numbers resemble each other more than
+one token's do, and 16-bit numbers as all high bytes, then all low bytes; integers only where a lossless stage follows.
+Zstd then takes 12 % less than in token order for BF16 on full caches of the testbed's cloud (untrained weights), 7 %
+with a random quarter of the tokens. For integers it depends (shipped weights, ``benchmarks/order.py``): 3 % less for
+INT4 with ``leaveout@0.1``, but 5 % more on full caches; the same within 0.5 % for INT8.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -17,6 +19,8 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint16]
 
+_PART = 1 << 16
+"""Numbers at a time, so that they stay in the processor's cache."""
 _WORTH = 1 << 16
 """Fewer numbers are done before compiled code is loaded."""
 
@@ -43,57 +47,61 @@ def packed_size(count: int, bits: int) -> int:
 def pack(values: Bytes, bits: int) -> Bytes:
     """Really pack ``values`` (uint8 ``[m]``, each below ``2**bits``), least significant bits first.
 
-    Where ``bits`` divides 8, whole values share a byte. Else eight values make ``bits`` bytes: they are gathered in
-    one 64-bit word, whose low bytes are kept.
+    As many values as fill whole bytes, at most eight, are one word, in which halves move together until all meet.
     """
     if bits == 8:
         return values
-    if bits == 1:
-        return np.packbits(values, bitorder="little")
-    if bits == 4 and (kernels := compiled(len(values))):
-        eights = _padded(np.ascontiguousarray(values), 16).reshape(-1).view(np.uint64)
-        words = np.empty(len(eights) // 2, np.uint64)
-        kernels.pack4(eights, words)
-        return words.view(np.uint8)[: packed_size(len(values), bits)]
-    if bits in (2, 4):
-        lanes = _padded(values, 8 // bits)
-        out = lanes[:, 0].copy()
-        for lane in range(1, 8 // bits):
-            out |= lanes[:, lane] << (lane * bits)
-        return out
-    lanes = _padded(values, 8)
-    words = lanes[:, 0].astype("<u8")
-    for lane in range(1, 8):
-        words |= lanes[:, lane].astype("<u8") << np.uint64(lane * bits)
-    kept = words.view(np.uint8).reshape(-1, 8)[:, :bits]
-    return np.ascontiguousarray(kept).reshape(-1)[: packed_size(len(values), bits)]
+    out = np.empty(packed_size(len(values), bits), np.uint8)
+    lanes, kept = _word(bits)
+    for start in range(0, len(values), _PART):
+        words = _padded(values[start : start + _PART], lanes).view(f"<u{lanes}").reshape(-1)
+        for first, near, _, apart in _steps(bits):
+            words = words & first | words >> apart & near
+        octets = np.empty((len(words), kept), np.uint8)
+        for i in range(kept):
+            octets[:, i] = words >> words.dtype.type(8 * i)
+        part = out[start * bits // 8 : (start + _PART) * bits // 8]
+        part[:] = octets.reshape(-1)[: len(part)]
+    return out
 
 
 def unpack(packed: Bytes, bits: int, count: int) -> Bytes:
     """The ``count`` values (uint8) in ``packed``, which has ``packed_size(count, bits)`` bytes."""
     if bits == 8:
         return packed
-    if bits == 1:
-        return np.unpackbits(packed, count=count, bitorder="little")
-    if bits == 4 and (kernels := compiled(count)):
-        words = np.zeros(-(-len(packed) // 8), np.uint64)
-        words.view(np.uint8)[: len(packed)] = packed
-        eights = np.empty(2 * len(words), np.uint64)
-        kernels.unpack4(words, eights)
-        return eights.view(np.uint8)[:count]
-    mask = (1 << bits) - 1
-    if bits in (2, 4):
-        out = np.empty((len(packed), 8 // bits), np.uint8)
-        for lane in range(8 // bits):
-            out[:, lane] = (packed >> (lane * bits)) & mask
-        return out.reshape(-1)[:count]
-    wide = np.zeros((-(-count // 8), 8), np.uint8)
-    wide[:, :bits] = _padded(packed, bits)
-    words = wide.view("<u8").reshape(-1)
-    out = np.empty_like(wide)
-    for lane in range(8):
-        out[:, lane] = (words >> np.uint64(lane * bits)) & np.uint64(mask)
-    return out.reshape(-1)[:count]
+    out = np.empty(count, np.uint8)
+    lanes, kept = _word(bits)
+    for start in range(0, count, _PART):
+        octets = _padded(packed[start * bits // 8 : (start + _PART) * bits // 8], kept)
+        words = octets[:, 0].astype(f"<u{lanes}")
+        for i in range(1, kept):
+            words |= octets[:, i].astype(words.dtype) << words.dtype.type(8 * i)
+        for first, _, far, apart in reversed(_steps(bits)):
+            words = words & first | words << apart & far
+        part = out[start : start + _PART]
+        part[:] = words.view(np.uint8)[: len(part)]
+    return out
+
+
+def _word(bits: int) -> tuple[int, int]:
+    """How many values fill whole bytes, and how many bytes."""
+    lanes = 8 // math.gcd(bits, 8)
+    return lanes, bits * lanes // 8
+
+
+@cache
+def _steps(bits: int) -> list[tuple[Any, ...]]:
+    """How the values of a word, a byte each, move together, step by step.
+
+    Each step joins two fields: bits of the first, of the second after and before it, and how far that is moved.
+    """
+    lanes, _ = _word(bits)
+    kind, steps = np.dtype(f"u{lanes}").type, []
+    for width in (8 << i for i in range(lanes.bit_length() - 1)):
+        full = width * bits // 8
+        first = sum((1 << full) - 1 << at for at in range(0, 8 * lanes, 2 * width))
+        steps.append((kind(first), kind(first << full), kind(first << width), kind(width - full)))
+    return steps
 
 
 def split_words(words: Words) -> bytes:
@@ -115,4 +123,4 @@ def _padded(values: Bytes, lanes: int) -> Bytes:
     missing = -len(values) % lanes
     if missing:
         values = np.concatenate([values, np.zeros(missing, np.uint8)])
-    return values.reshape(-1, lanes)
+    return np.ascontiguousarray(values).reshape(-1, lanes)

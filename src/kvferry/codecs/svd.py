@@ -13,7 +13,7 @@ import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import LIMIT, Shape, check_finite
-from kvferry.codecs.integer import quantize, restore
+from kvferry.codecs.levels import by_channel, quantize, restore
 from kvferry.codecs.packing import pack, packed_size, unpack
 from kvferry.errors import CorruptError, InputError
 
@@ -107,7 +107,7 @@ class SVD:
     def _integers(self, layer: int, what: str, vectors: torch.Tensor) -> bytes:
         """Scales, then numbers, of vectors ``[heads, n, d]``."""
         scales, numbers = quantize(layer, what, vectors, self.bits)
-        return scales.astype("<u2").tobytes() + pack(numbers.reshape(-1), self.bits).tobytes()
+        return scales.astype("<u2").tobytes() + pack(by_channel(numbers).reshape(-1), self.bits).tobytes()
 
     def _decode(self, layer: int, rest: memoryview, shape: Shape) -> tuple[torch.Tensor, memoryview]:
         """One matrix, and what follows it."""
@@ -128,10 +128,11 @@ class SVD:
         return tokens.permute(1, 0, 2).to(torch.bfloat16), rest
 
     def _vectors(self, body: memoryview, shape: Shape) -> torch.Tensor:
-        heads, n, _ = shape
+        heads, n, dim = shape
         words = np.frombuffer(body, "<u2", heads * n).astype(np.uint16)
         packed = np.frombuffer(body, np.uint8, offset=2 * heads * n)
-        return restore(words, unpack(packed, self.bits, int(np.prod(shape))), self.bits, shape)
+        channels = unpack(packed, self.bits, heads * n * dim).reshape(heads, dim, n)
+        return restore(words, by_channel(channels), self.bits, shape)
 
     def _bytes(self, heads: int, n: int, dim: int) -> int:
         return 2 * heads * n + packed_size(heads * n * dim, self.bits)
