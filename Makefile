@@ -63,6 +63,7 @@ docs: venv  ## the documentation site, in out/site
 bench: venv  ## ratios of cost, measured in one run
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/order.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/latency.py
 
