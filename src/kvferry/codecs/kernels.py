@@ -13,7 +13,6 @@ One loop writes one array, and slices are made outside of loops: only then LLVM'
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from llvmlite import ir
 from numba import float32, int32, int64, njit, uint16, uint32, uint64, void
 from numba.core import types
 from numba.extending import intrinsic
+
+from kvferry.codecs.jit import kernel, read, written
 
 _BLOCK = 64
 _GROUPS = _BLOCK // 4
@@ -31,28 +32,6 @@ _MAGIC_WORD = 0x8B400000
 
 _part = njit(nogil=True, error_model="numpy")
 _inlined = njit(inline="always")
-
-
-def _read(kind: Any, axes: int) -> Any:
-    """An array in C order that is only read."""
-    return types.Array(kind, axes, "C", readonly=True)
-
-
-def _written(kind: Any, axes: int) -> Any:
-    """An array in C order that is written, too."""
-    return types.Array(kind, axes, "C")
-
-
-def _kernel(signature: Any) -> Callable[[Any], Any]:
-    """Compile for ``signature``, and keep the code on disk: beside this file or in the user's cache, if writable."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return njit(signature, cache=True, nogil=True, error_model="numpy")(function)
-        except RuntimeError:
-            return njit(signature, nogil=True, error_model="numpy")(function)
-
-    return decorate
 
 
 @intrinsic
@@ -134,7 +113,7 @@ def _by_channel(groups: Any, out: Any, start: Any) -> None:
             _store(row + uint64(8 * k), eight)
 
 
-@_kernel(uint16(_read(uint16, 2), int64, _written(uint16, 1), _written(types.uint8, 2)))
+@kernel(uint16(read(uint16, 2), int64, written(uint16, 1), written(types.uint8, 2)))
 def quantize(x: Any, bits: Any, words: Any, out: Any) -> Any:
     """Scales and levels of one head; gives the largest magnitude among its numbers, as a bfloat16's bits.
 
@@ -204,7 +183,7 @@ def _numbers(fours: Any, scales: Any, minus: Any, out: Any, start: Any) -> None:
             out[start + t, pair] = _two(fours[t >> 2, 0, pair], fours[t >> 2, 1, pair], shift, minus, scale)
 
 
-@_kernel(void(_read(types.uint8, 2), int64, _read(uint16, 1), _written(uint32, 2)))
+@kernel(void(read(types.uint8, 2), int64, read(uint16, 1), written(uint32, 2)))
 def restore(numbers: Any, bits: Any, words: Any, out: Any) -> None:
     """One head again: ``numbers`` (uint8 ``[d, n]``, ``d`` even) and ``words`` (uint16 ``[n]``, finite bfloat16) to
     ``out`` (uint32 ``[n, d / 2]``, two bfloat16 each), all in C order; ``bits`` is 2 to 8."""
@@ -247,14 +226,14 @@ def _widened(word: Any) -> Any:
     return (two | two << uint64(4)) & uint64(0x0F0F0F0F0F0F0F0F)
 
 
-@_kernel(void(_read(uint64, 1), _written(uint64, 1)))
+@kernel(void(read(uint64, 1), written(uint64, 1)))
 def pack4(eights: Any, out: Any) -> None:
     """Sixteen values of 4 bits a word: ``eights`` (uint64 ``[2 m]``, a value a byte) to ``out`` (uint64 ``[m]``)."""
     for i in range(len(out)):
         out[i] = _squeezed(eights[2 * i]) | _squeezed(eights[2 * i + 1]) << uint64(32)
 
 
-@_kernel(void(_read(uint64, 1), _written(uint64, 1)))
+@kernel(void(read(uint64, 1), written(uint64, 1)))
 def unpack4(packed: Any, out: Any) -> None:
     """Undo :func:`pack4`."""
     for i in range(len(packed)):
