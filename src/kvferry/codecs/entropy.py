@@ -10,8 +10,9 @@ RATES
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,7 @@ class Encoder:
     """Writes one stream of symbols; a :class:`Decoder` is asked for the same in the same order."""
 
     def __init__(self) -> None:
-        self._coder = _coders()[0]()
+        self._coder = _coders().writer()
 
     def groups(self, symbols: Symbols, counts: Index, which: Index, models: Models) -> None:
         """Any int32 ``symbols``: see :func:`encode`."""
@@ -103,9 +104,9 @@ class Encoder:
 
     def adaptive(self, symbols: Index, alphabet: int) -> None:
         """``symbols [rows, n]``, each from 0 to ``alphabet - 1``, column by column, by :class:`Adaptive`."""
-        model = Adaptive(len(symbols), alphabet)
+        model = _coders().adaptive(len(symbols), alphabet)
         for column in symbols.T.astype(np.int32):
-            self._coder.apart(column, model.frequencies())
+            self._coder.apart(column, model.edges())
             model.update(column)
 
     def finish(self) -> bytes:
@@ -129,7 +130,7 @@ class Decoder:
             raise CorruptError(f"{len(payload)} range-coded bytes are no whole words of 4")
         self._words = len(payload) // 4
         self._used = False
-        self._coder = _coders()[1](np.frombuffer(payload, "<u4").astype(np.uint32))
+        self._coder = _coders().reader(np.frombuffer(payload, "<u4").astype(np.uint32))
 
     def groups(self, counts: Index, which: Index, models: Models) -> Symbols:
         """What :meth:`Encoder.groups` got."""
@@ -170,10 +171,10 @@ class Decoder:
 
     def adaptive(self, rows: int, n: int, alphabet: int) -> Symbols:
         """What :meth:`Encoder.adaptive` got, ``[rows, n]``."""
-        model = Adaptive(rows, alphabet)
+        model = _coders().adaptive(rows, alphabet)
         symbols = np.empty((n, rows), np.int32)
         for column in symbols:
-            column[:] = self._reader().apart(model.frequencies())
+            column[:] = self._reader().apart(model.edges())
             model.update(column)
         return symbols.T
 
@@ -224,20 +225,26 @@ def _gamma() -> Models:
     return Models.from_counts(np.array([[1 << max(_CLASSES - 1 - i, 0) for i in range(_CLASSES)]]))
 
 
-@cache
-def _coders() -> tuple[Callable[[], Writer], Callable[[Words], Reader]]:
-    """What writes and what reads, the fastest that is installed."""
-    try:
-        from kvferry.codecs import range_kernels as fast
+class _Coders(NamedTuple):
+    """What writes, what reads, and models that learn, for a number of rows and an alphabet."""
 
-        return partial(range_coder.Writer, fast.encode), partial(range_coder.Reader, decode=fast.decode)
-    except ImportError:
-        pass
-    try:
+    writer: Callable[[], Writer] = range_coder.Writer
+    reader: Callable[[Words], Reader] = range_coder.Reader
+    adaptive: Callable[[int, int], Adaptive] = Adaptive
+
+
+@cache
+def _coders() -> _Coders:
+    """The fastest that are installed."""
+    with suppress(ImportError):
+        from kvferry.codecs import range_kernels
+
+        return _Coders(range_kernels.writer, range_kernels.reader, range_kernels.Adaptive)
+    with suppress(ImportError):
         from kvferry.codecs import range_library
-    except ImportError:
-        return range_coder.Writer, range_coder.Reader
-    return range_library.Writer, range_library.Reader
+
+        return _Coders(range_library.Writer, range_library.Reader)
+    return _Coders()
 
 
 __all__ = [

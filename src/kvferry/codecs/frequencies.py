@@ -16,9 +16,9 @@ Edges = npt.NDArray[np.uint32]
 
 TOTAL = 1 << 24
 """What a range coder's frequencies sum to."""
-_ONE = 1 << 16
-_MEMORY = 4
-_PRIOR = 3
+ONE = 1 << 16
+MEMORY = 4
+PRIOR = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +91,18 @@ class Adaptive:
         self._own = np.zeros((rows, alphabet), np.int64)
         self._shared = np.ones(alphabet, np.int64)
 
-    def frequencies(self) -> Frequencies:
-        """Positive, ``[rows, alphabet]``; every row sums to ``2**24``."""
-        weights = self._own + self._shared * (_PRIOR * _ONE) // self._shared.sum()
-        free = TOTAL - weights.shape[1]
-        frequencies: Frequencies = 1 + weights * free // weights.sum(1, keepdims=True)
-        frequencies[:, 0] += TOTAL - frequencies.sum(1)
-        return frequencies
+    def edges(self) -> Edges:
+        """As :func:`edges_of` gives them, ``[rows, alphabet + 1]``; the first symbol has what the others leave."""
+        weights = self._own + self._shared * (PRIOR * ONE) // self._shared.sum()
+        rows, alphabet = weights.shape
+        shares = 1 + weights[:, :0:-1] * (TOTAL - alphabet) // weights.sum(1, keepdims=True)
+        edges = np.zeros((rows, alphabet + 1), np.uint32)
+        edges[:, alphabet] = TOTAL
+        edges[:, alphabet - 1 : 0 : -1] = TOTAL - shares.cumsum(1)
+        return edges
 
     def update(self, column: npt.NDArray[np.integer[Any]]) -> None:
         """Learn from one symbol per row, ``[rows]``."""
-        self._own -= self._own >> _MEMORY
-        self._own[np.arange(len(column)), column] += _ONE
+        self._own -= self._own >> MEMORY
+        self._own[np.arange(len(column)), column] += ONE
         self._shared += 2 * np.bincount(column, minlength=len(self._shared))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvferry.codecs.frequencies import TOTAL, Edges, Frequencies, Models, edges_of
+from kvferry.codecs.frequencies import TOTAL, Edges, Models
 from kvferry.errors import CorruptError, InputError
 
 Index = npt.NDArray[np.integer[Any]]
@@ -157,9 +157,9 @@ class Writer:
         """``columns`` group after group, each by its row of ``models``."""
         self._write(models.edges, which, counts, columns)
 
-    def apart(self, columns: Index, frequencies: Frequencies) -> None:
-        """Each by a model of its own, ``[symbols, alphabet]``."""
-        self._write(edges_of(frequencies), np.arange(len(columns)), np.ones(len(columns), np.int64), columns)
+    def apart(self, columns: Index, edges: Edges) -> None:
+        """Each by a model of its own, ``[symbols, alphabet + 1]``."""
+        self._write(edges, np.arange(len(columns)), np.ones(len(columns), np.int64), columns)
 
     def uniform(self, columns: Index, sizes: Index) -> None:
         """Each as likely as any other below its size."""
@@ -206,10 +206,10 @@ class Reader:
         """What :meth:`Writer.groups` got."""
         return self._read(models.edges, which, counts, int(counts.sum()))
 
-    def apart(self, frequencies: Frequencies) -> Symbols:
+    def apart(self, edges: Edges) -> Symbols:
         """What :meth:`Writer.apart` got."""
-        count = len(frequencies)
-        return self._read(edges_of(frequencies), np.arange(count), np.ones(count, np.int64), count)
+        count = len(edges)
+        return self._read(edges, np.arange(count), np.ones(count, np.int64), count)
 
     def uniform(self, sizes: Index) -> Symbols:
         """What :meth:`Writer.uniform` got."""

@@ -17,7 +17,7 @@ from typing import Any
 import constriction
 import numpy as np
 
-from kvferry.codecs.frequencies import Frequencies, Models
+from kvferry.codecs.frequencies import Edges, Models
 from kvferry.codecs.range_coder import Index, Symbols, Words
 from kvferry.errors import CorruptError
 
@@ -34,8 +34,8 @@ class Writer:
         for model, part in zip(_rows(models, which), parts, strict=True):
             self._coder.encode(part, model)
 
-    def apart(self, columns: Index, frequencies: Frequencies) -> None:
-        self._coder.encode(columns.astype(np.int32), *_each(frequencies))
+    def apart(self, columns: Index, edges: Edges) -> None:
+        self._coder.encode(columns.astype(np.int32), *_each(edges))
 
     def uniform(self, columns: Index, sizes: Index) -> None:
         self._coder.encode(columns.astype(np.int32), constriction.stream.model.Uniform(), sizes.astype(np.int32))
@@ -54,8 +54,8 @@ class Reader:
         parts = [self._read(m, n) for m, n in zip(_rows(models, which), counts.tolist(), strict=True) if n]
         return np.concatenate(parts)
 
-    def apart(self, frequencies: Frequencies) -> Symbols:
-        return self._read(*_each(frequencies))
+    def apart(self, edges: Edges) -> Symbols:
+        return self._read(*_each(edges))
 
     def uniform(self, sizes: Index) -> Symbols:
         return self._read(constriction.stream.model.Uniform(), sizes.astype(np.int32))
@@ -81,6 +81,6 @@ def _row(models: Models, row: int) -> Any:
     return constriction.stream.model.Categorical((models.frequencies[row] - 1).astype(np.float64), perfect=False)
 
 
-def _each(frequencies: Frequencies) -> tuple[Any, Any]:
+def _each(edges: Edges) -> tuple[Any, Any]:
     """A family of models and what makes each symbol's."""
-    return constriction.stream.model.Categorical(perfect=False), (frequencies - 1).astype(np.float64)
+    return constriction.stream.model.Categorical(perfect=False), np.diff(edges).astype(np.float64) - 1
