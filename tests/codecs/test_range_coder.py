@@ -14,7 +14,7 @@ from hypothesis import given, settings
 
 from kvferry.codecs import entropy, range_coder
 from kvferry.codecs.densities import laplace
-from kvferry.codecs.frequencies import TOTAL, Models, edges_of
+from kvferry.codecs.frequencies import TOTAL, Adaptive, Models, edges_of
 from kvferry.errors import CorruptError, InputError
 from kvferry.recipe import compress, decompress
 from tests.bitstream import golden
@@ -49,6 +49,18 @@ WAYS = ways()
 EACH = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 
 
+class Fixed(NamedTuple):
+    """Models that could have learnt this."""
+
+    frequencies: np.ndarray
+
+    def edges(self) -> np.ndarray:
+        return edges_of(self.frequencies)
+
+    def probabilities(self) -> np.ndarray:
+        return self.frequencies - 1.0
+
+
 class Step(NamedTuple):
     """One call: what is written, by which method, and what both ends know."""
 
@@ -78,7 +90,7 @@ def step(generator: np.random.Generator, kind: str, count: int) -> Step:
         return Step(pick(generator, sizes), kind, (sizes,))
     if kind == "apart":
         frequencies = skewed(generator, count, int(generator.integers(2, 40)))
-        return Step(pick(generator, np.full(count, frequencies.shape[1])), kind, (edges_of(frequencies),))
+        return Step(pick(generator, np.full(count, frequencies.shape[1])), kind, (Fixed(frequencies),))
     models = (laplace(), Models(skewed(generator, 5, 7)), Models(skewed(generator, 2, 3)))[generator.integers(3)]
     counts = generator.multinomial(count, np.full(4, 0.25))
     which = generator.integers(0, len(models.frequencies), 4)
@@ -139,6 +151,17 @@ def test_all_read_the_same_from_any_words(plan: list[Step], words: list[int], ke
     for stream in (written[:-1], written[:kept], np.append(written, hostile), wrong, hostile):
         results = [read(way, stream.astype("<u4").tobytes(), plan) for way in WAYS.values()]
         assert all(result == results[0] for result in results)
+
+
+@given(st.integers(1, 9), st.integers(2, 40), st.integers(0, 999))
+def test_compiled_models_learn_the_same(rows: int, alphabet: int, seed: int) -> None:
+    kernels = pytest.importorskip("kvferry.codecs.range_kernels")
+    plain, compiled = Adaptive(rows, alphabet), kernels.Adaptive(rows, alphabet)
+    for column in np.random.default_rng(seed).binomial(alphabet - 1, 0.2, (30, rows)):
+        assert np.array_equal(plain.edges(), compiled.edges())
+        assert np.array_equal(np.diff(plain.edges()) - 1.0, compiled.probabilities())
+        plain.update(column)
+        compiled.update(column)
 
 
 @EACH

@@ -106,7 +106,7 @@ class Encoder:
         """``symbols [rows, n]``, each from 0 to ``alphabet - 1``, column by column, by :class:`Adaptive`."""
         model = _coders().adaptive(len(symbols), alphabet)
         for column in symbols.T.astype(np.int32):
-            self._coder.apart(column, model.edges())
+            self._coder.apart(column, model)
             model.update(column)
 
     def finish(self) -> bytes:
@@ -174,7 +174,7 @@ class Decoder:
         model = _coders().adaptive(rows, alphabet)
         symbols = np.empty((n, rows), np.int32)
         for column in symbols:
-            column[:] = self._reader().apart(model.edges())
+            column[:] = self._reader().apart(model)
             model.update(column)
         return symbols.T
 

@@ -92,14 +92,20 @@ class Adaptive:
         self._shared = np.ones(alphabet, np.int64)
 
     def edges(self) -> Edges:
-        """As :func:`edges_of` gives them, ``[rows, alphabet + 1]``; the first symbol has what the others leave."""
+        """As :func:`edges_of` gives them, ``[rows, alphabet + 1]``."""
+        return edges_of(self._above_one() + 1)
+
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Frequencies less one, ``[rows, alphabet]``: whole numbers that sum to ``2**24 - alphabet``."""
+        exact: npt.NDArray[np.float64] = self._above_one().astype(np.float64)
+        return exact
+
+    def _above_one(self) -> Frequencies:
         weights = self._own + self._shared * (PRIOR * ONE) // self._shared.sum()
-        rows, alphabet = weights.shape
-        shares = 1 + weights[:, :0:-1] * (TOTAL - alphabet) // weights.sum(1, keepdims=True)
-        edges = np.zeros((rows, alphabet + 1), np.uint32)
-        edges[:, alphabet] = TOTAL
-        edges[:, alphabet - 1 : 0 : -1] = TOTAL - shares.cumsum(1)
-        return edges
+        free = TOTAL - weights.shape[1]
+        frequencies: Frequencies = weights * free // weights.sum(1, keepdims=True)
+        frequencies[:, 0] += free - frequencies.sum(1)
+        return frequencies
 
     def update(self, column: npt.NDArray[np.integer[Any]]) -> None:
         """Learn from one symbol per row, ``[rows]``."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvferry.codecs.frequencies import TOTAL, Edges, Models
+from kvferry.codecs.frequencies import TOTAL, Adaptive, Edges, Models
 from kvferry.errors import CorruptError, InputError
 
 Index = npt.NDArray[np.integer[Any]]
@@ -157,9 +157,9 @@ class Writer:
         """``columns`` group after group, each by its row of ``models``."""
         self._write(models.edges, which, counts, columns)
 
-    def apart(self, columns: Index, edges: Edges) -> None:
-        """Each by a model of its own, ``[symbols, alphabet + 1]``."""
-        self._write(edges, np.arange(len(columns)), np.ones(len(columns), np.int64), columns)
+    def apart(self, columns: Index, models: Adaptive) -> None:
+        """Each by its row of ``models``."""
+        self._write(models.edges(), np.arange(len(columns)), np.ones(len(columns), np.int64), columns)
 
     def uniform(self, columns: Index, sizes: Index) -> None:
         """Each as likely as any other below its size."""
@@ -206,8 +206,9 @@ class Reader:
         """What :meth:`Writer.groups` got."""
         return self._read(models.edges, which, counts, int(counts.sum()))
 
-    def apart(self, edges: Edges) -> Symbols:
+    def apart(self, models: Adaptive) -> Symbols:
         """What :meth:`Writer.apart` got."""
+        edges = models.edges()
         count = len(edges)
         return self._read(edges, np.arange(count), np.ones(count, np.int64), count)
 

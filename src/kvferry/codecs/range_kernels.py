@@ -38,7 +38,7 @@ class Adaptive(frequencies.Adaptive):
 
 @kernel(void(read(int64, 2), read(int64, 1), written(uint32, 2)))
 def _edges(own: Any, shared: Any, edges: Any) -> None:
-    """:meth:`frequencies.Adaptive.edges`."""
+    """:meth:`frequencies.Adaptive.edges`; the first symbol has what the others leave."""
     rows, alphabet = own.shape
     prior = shared * (PRIOR * ONE) // shared.sum()
     for row in range(rows):

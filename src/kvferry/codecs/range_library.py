@@ -17,9 +17,11 @@ from typing import Any
 import constriction
 import numpy as np
 
-from kvferry.codecs.frequencies import Edges, Models
+from kvferry.codecs.frequencies import Adaptive, Models
 from kvferry.codecs.range_coder import Index, Symbols, Words
 from kvferry.errors import CorruptError
+
+_FAMILY, _UNIFORM = constriction.stream.model.Categorical(perfect=False), constriction.stream.model.Uniform()
 
 
 class Writer:
@@ -34,11 +36,11 @@ class Writer:
         for model, part in zip(_rows(models, which), parts, strict=True):
             self._coder.encode(part, model)
 
-    def apart(self, columns: Index, edges: Edges) -> None:
-        self._coder.encode(columns.astype(np.int32), *_each(edges))
+    def apart(self, columns: Index, models: Adaptive) -> None:
+        self._coder.encode(columns.astype(np.int32), _FAMILY, models.probabilities())
 
     def uniform(self, columns: Index, sizes: Index) -> None:
-        self._coder.encode(columns.astype(np.int32), constriction.stream.model.Uniform(), sizes.astype(np.int32))
+        self._coder.encode(columns.astype(np.int32), _UNIFORM, sizes.astype(np.int32))
 
     def finish(self) -> bytes:
         return bytes(self._coder.get_compressed().astype("<u4").tobytes())
@@ -54,11 +56,11 @@ class Reader:
         parts = [self._read(m, n) for m, n in zip(_rows(models, which), counts.tolist(), strict=True) if n]
         return np.concatenate(parts)
 
-    def apart(self, edges: Edges) -> Symbols:
-        return self._read(*_each(edges))
+    def apart(self, models: Adaptive) -> Symbols:
+        return self._read(_FAMILY, models.probabilities())
 
     def uniform(self, sizes: Index) -> Symbols:
-        return self._read(constriction.stream.model.Uniform(), sizes.astype(np.int32))
+        return self._read(_UNIFORM, sizes.astype(np.int32))
 
     def exhausted(self) -> bool:
         return bool(self._coder.maybe_exhausted())
@@ -79,8 +81,3 @@ def _rows(models: Models, which: Index) -> Iterator[Any]:
 @lru_cache(maxsize=1024)
 def _row(models: Models, row: int) -> Any:
     return constriction.stream.model.Categorical((models.frequencies[row] - 1).astype(np.float64), perfect=False)
-
-
-def _each(edges: Edges) -> tuple[Any, Any]:
-    """A family of models and what makes each symbol's."""
-    return constriction.stream.model.Categorical(perfect=False), np.diff(edges).astype(np.float64) - 1
