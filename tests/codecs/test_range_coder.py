@@ -225,7 +225,7 @@ from kvferry.recipe import compress, decompress
 from tests.bitstream import golden
 from tests.codecs.test_transform import drawn, make
 
-print(entropy._coders().writer.__module__)
+print(entropy.coders().writer.__module__)
 expected = json.loads((golden.DATA / "expected.json").read_text())
 for name in golden.STREAMS:
     blob = (golden.DATA / f"{name}.kvf").read_bytes()

@@ -49,7 +49,8 @@ class Integer:
     coder : {"packed", "range"}
         ``range`` takes the place of ``| zstd``. On validation caches of the testbed's cloud, 2, 3, 4, 6 and 8 bits take
         81, 75, 85, 85 and 97 % of what zstd (level 3) makes of them; where ``leaveout@0.05`` keeps 10 tokens, 74, 81,
-        94, 100 and 100 %. It writes and reads about a million numbers a second at 3 bits in a layer of 128 channels.
+        94, 100 and 100 %. One thread of an AMD EPYC writes and reads 22 million numbers a second at 3 bits with numba,
+        7 million without, and a million without constriction, too.
     """
 
     bits: int
@@ -102,7 +103,7 @@ class Integer:
             words = decoder.words(2 * heads, kept).reshape(-1)
             rows = [heads * shape[2] for shape in shapes]
             channels = decoder.adaptive(sum(rows), kept, 1 << self.bits)
-            numbers = np.split(channels.astype(np.uint8), rows[:1])
+            numbers = np.split(channels.astype(np.uint8, order="C"), rows[:1])
             decoder.finish()
         else:
             check_size(layer, payload, sum(sizes))

@@ -20,7 +20,10 @@ def written(kind: Any, axes: int) -> Any:
 
 
 def kernel(signature: Any) -> Callable[[Any], Any]:
-    """Compile for ``signature``, and keep the code on disk: beside its file or in the user's cache, if writable."""
+    """Compile for ``signature``, and keep the code on disk: beside its file or in the user's cache, if writable.
+
+    Kept code is made anew when the function's own file changes, not for a constant of another file's.
+    """
 
     def decorate(function: Any) -> Any:
         try:
