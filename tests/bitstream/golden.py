@@ -23,6 +23,7 @@ STREAMS: dict[str, tuple[str, int]] = {
     "full-int8": ("full|int8", 1),
     "none-int4": ("none|int4", 1),
     "knorm-int3-zstd": ("knorm@0.25|int3|zstd", 1),
+    "full-int2-range": ("full|int2,coder=range", 1),
     "random-int1": ("random@0.1|int1", 1),
     "knorm-head-int4": ("knorm@0.25,budget=head|int4", 1),
     "knorm-int2-tiers": ("knorm@0.5|int2", 3),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hypothesis.extra.numpy as npst
+import hypothesis.strategies as st
 import numpy as np
+import pytest
+from hypothesis import given
 
 from kvferry.codecs import densities
 from kvferry.codecs.activity import Activity
@@ -38,3 +42,27 @@ def test_coefficients_that_were_expected_to_be_zero_say_little() -> None:
     assert activity.octaves().tolist() == [0]
     activity.update(np.array([80], np.uint8), np.zeros((1, 1), np.int32))
     assert activity.octaves()[0] < 0
+
+
+@given(st.integers(0, 9), st.lists(st.lists(st.integers(-60, 90), max_size=5), max_size=5), st.data())
+def test_compiled_loops_give_the_same_numbers(tokens: int, batches: list[list[int]], data: st.DataObject) -> None:
+    kernels = pytest.importorskip("kvferry.codecs.activity_kernels")
+    plain, compiled = Activity(tokens), kernels.Activity(tokens)
+    magnitudes = st.sampled_from([0, 1, -1, 5, 300, 2**18 + 1, 2**31 - 1, -(2**31)])
+    for batch in batches:
+        octaves = np.array(batch, np.int64)
+        for mine, theirs in zip(plain.groups(octaves), compiled.groups(octaves), strict=True):
+            assert np.array_equal(mine, theirs)
+        symbols = data.draw(npst.arrays(np.int32, (len(batch), tokens), elements=magnitudes))
+        for each in (plain, compiled):
+            each.update(densities.model_of(octaves), symbols)
+        assert np.array_equal(plain.octaves(), compiled.octaves())
+
+
+def test_groups_are_stable_and_hold_every_symbol_once() -> None:
+    activity = Activity(3)
+    activity.update(np.array([60], np.uint8), np.array([[0, 8, 90]], np.int32))
+    order, counts, which = activity.groups(np.array([16, 8]))
+    models = densities.model_of(np.array([[16], [8]]) + activity.octaves()).reshape(-1)
+    assert models[order].tolist() == np.repeat(which, counts).tolist() == sorted(models.tolist())
+    assert all((np.diff(order[models[order] == model]) > 0).all() for model in which)

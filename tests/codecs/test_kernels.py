@@ -75,6 +75,19 @@ def test_payloads_and_numbers_are_the_same(
     assert seen[0] == seen[1]
 
 
+def test_range_coded_numbers_decode_alike() -> None:
+    """They come channel by channel out of a coder that works token by token."""
+    keys = torch.randn(2, 70, 6, generator=torch.Generator().manual_seed(0)).bfloat16()
+    positions, codec, seen = torch.arange(70).expand(2, -1), Integer(3, "range"), []
+    for compiled in (True, False):
+        with path(compiled):
+            payload = codec.encode(0, keys, keys, positions, LAYOUT)
+            seen.append((payload, codec.decode(0, payload, (2, 70, 6), (2, 70, 6), positions, LAYOUT)))
+    assert len(payload) < len(Integer(3).encode(0, keys, keys, positions, LAYOUT))
+    assert seen[0][0] == seen[1][0]
+    assert all(torch.equal(x, y) for x, y in zip(seen[0][1], seen[1][1], strict=True))
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_ties_round_to_even(bits: int) -> None:
     """Every number is a whole or half multiple of the scale, which is no power of two where bfloat16 has room."""

@@ -7,19 +7,19 @@ Mixture Modeling of Wavelet Coefficients and a Fast Estimation-Quantization Fram
 
 from __future__ import annotations
 
+from contextlib import suppress
 from decimal import Context, Decimal
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
-from kvferry.codecs.densities import laplace
-from kvferry.codecs.frequencies import TOTAL
+from kvferry.codecs.densities import laplace, model_of
+from kvferry.codecs.frequencies import ONE, TOTAL
 
 Numbers = npt.NDArray[np.int64]
-_ONE = 1 << 16
-_FARTHEST = 24
-_LARGEST = 4
+FARTHEST = 24
+LARGEST = 4
 
 
 class Activity:
@@ -36,18 +36,43 @@ class Activity:
 
     def octaves(self) -> Numbers:
         """By how many eighths of an octave each token's next coefficient is larger than calibrated, ``[tokens]``."""
-        ratio = ((self._seen + _ONE) << 16) // (self._expected + _ONE)
-        octaves: Numbers = np.searchsorted(_edges(), ratio, side="right") - _FARTHEST
+        ratio = ((self._seen + ONE) << 16) // (self._expected + ONE)
+        octaves: Numbers = np.searchsorted(edges(), ratio, side="right") - FARTHEST
         return octaves
+
+    def groups(self, octaves: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+        """Coefficients whose standard deviations calibration puts at ``octaves [m]``, grouped by the models that suit.
+
+        Returns
+        -------
+        order : int64 ``[m * tokens]``
+            The coefficients' symbols, ``[m, tokens]`` and flat, in the order of their models.
+        counts, which : int64 ``[groups]``
+            How many symbols each model has, and which model that is.
+        """
+        models = model_of(octaves[:, None] + self.octaves()).reshape(-1)
+        counts = np.bincount(models)
+        which = counts.nonzero()[0]
+        return models.argsort(kind="stable"), counts[which], which
 
     def update(self, rows: npt.NDArray[np.uint8], symbols: npt.NDArray[np.int32]) -> None:
         """Learn from coefficients (``[m, tokens]``), for which calibration has these rows of the models (``[m]``)."""
-        share = _shares()[rows]
-        weight = _ONE - share
-        magnitude = np.minimum(np.abs(symbols.astype(np.int64)), _LARGEST * _ONE)
+        share = shares()[rows]
+        weight = ONE - share
+        magnitude = np.abs(symbols.astype(np.int64))
         magnitude *= share[:, None]
-        self._seen += np.minimum(magnitude, _LARGEST * weight[:, None], out=magnitude).sum(0)
+        self._seen += np.minimum(magnitude, LARGEST * weight[:, None], out=magnitude).sum(0)
         self._expected += int(weight.sum())
+
+
+@cache
+def fastest() -> type[Activity]:
+    """Compiled, where the package numba is installed."""
+    with suppress(ImportError):
+        from kvferry.codecs import activity_kernels
+
+        return activity_kernels.Activity
+    return Activity
 
 
 @cache
@@ -55,19 +80,19 @@ def _expected() -> Numbers:
     """Mean magnitude of a symbol in units of ``2**-16``, for each row of the family."""
     frequencies = laplace().frequencies
     reach = frequencies.shape[1] // 2
-    mean: Numbers = frequencies @ np.abs(np.arange(-reach, reach + 1)) * _ONE // TOTAL
+    mean: Numbers = frequencies @ np.abs(np.arange(-reach, reach + 1)) * ONE // TOTAL
     return mean
 
 
 @cache
-def _shares() -> Numbers:
+def shares() -> Numbers:
     """What a magnitude of one weighs, ``1 / (1 + e)`` in units of ``2**-16``, for each row of the family."""
-    return _ONE * _ONE // (_ONE + _expected())
+    return ONE * ONE // (ONE + _expected())
 
 
 @cache
-def _edges() -> Numbers:
+def edges() -> Numbers:
     """Ratios in units of ``2**-16`` at which :meth:`Activity.octaves` goes one up: ``2 ** ((i - 0.5) / 8)``."""
     exact = Context(prec=40)
-    powers = [exact.power(Decimal(2), Decimal(2 * i - 1) / 16) for i in range(1 - _FARTHEST, _FARTHEST + 1)]
-    return np.array([int(exact.multiply(power, _ONE)) for power in powers])
+    powers = [exact.power(Decimal(2), Decimal(2 * i - 1) / 16) for i in range(1 - FARTHEST, FARTHEST + 1)]
+    return np.array([int(exact.multiply(power, ONE)) for power in powers])

@@ -19,7 +19,7 @@ REACH = 255
 """Symbols from -254 to 254 have a frequency of their own."""
 SCALES = 88
 """How many standard deviations each family has: an eighth of an octave apart, from ``2**-4`` to ``2**6.875`` steps."""
-_LOWEST = -32
+LOWEST = -32
 _UNIT = 1 << 96
 _EXACT = Context(prec=60)
 
@@ -46,7 +46,7 @@ def nearest(deviation: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 def model_of(octaves: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     """Which row of a family has the standard deviation ``2 ** (octaves / 8)`` steps, or is nearest to it."""
-    rows: npt.NDArray[np.uint8] = np.minimum(np.maximum(octaves - _LOWEST, 0), SCALES - 1).astype(np.uint8)
+    rows: npt.NDArray[np.uint8] = np.minimum(np.maximum(octaves - LOWEST, 0), SCALES - 1).astype(np.uint8)
     return rows
 
 

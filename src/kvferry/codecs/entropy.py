@@ -1,33 +1,36 @@
 """Integers <-> bytes by a range coder whose probabilities are integers, the same on every machine.
 
-The coder is the range coder of the library constriction (R. Bamler, "Understanding Entropy Coding With Asymmetric
-Numeral Systems (ANS): a Statistician's Perspective", arXiv 2201.01741). A model is a row of frequencies that sum to
-``2**24``. constriction's ``Categorical(perfect=False)`` computes ``floor(sum of floats * scale) + rank``; given the
-frequencies less one as float64, which sum to ``2**24 - alphabet``, the scale is exactly 1 and no float operation ever
-rounds: the cumulative frequencies are those of the row, whatever the processor. Its models that evaluate ``exp`` or
-``erf`` while they code (``QuantizedLaplace``, ``QuantizedGaussian``) are not used for that reason.
+A model is a row of frequencies that sum to ``2**24``. Three coders write and read the same bits: this package's own
+loops compiled by numba (:mod:`kvferry.codecs.range_kernels`), else the library constriction
+(:mod:`kvferry.codecs.range_library`), else the loops as Python runs them (:mod:`kvferry.codecs.range_coder`).
 
-One thread of an AMD EPYC encodes 13 (512 groups of 200 symbols) to 75 million symbols a second (64 groups of 4,000),
-and decodes 10 to 15 million.
+The first codes 1.3 to 3 times as many symbols a second as the second, and that 5 to 50 times as many as the third
+(``python benchmarks/range_coder.py``). Loading numba takes 0.4 s once in a process, 2 s where nothing is compiled yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache, lru_cache
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from kvferry.codecs import range_coder
 from kvferry.codecs.densities import REACH, SCALES, gaussian, laplace, nearest
 from kvferry.codecs.frequencies import TOTAL, Adaptive, Models
-from kvferry.errors import CorruptError, DependencyError
+from kvferry.codecs.range_coder import Index, Symbols, Words
+from kvferry.errors import CorruptError
 
-Symbols = npt.NDArray[np.int32]
-Index = npt.NDArray[np.integer[Any]]
+if TYPE_CHECKING:
+    from kvferry.codecs import range_library
 
+    Writer: TypeAlias = range_coder.Writer | range_library.Writer
+    Reader: TypeAlias = range_coder.Reader | range_library.Reader
+
+_FIRST = np.zeros(1, np.int64)
 _CLASSES = 33
 """Bit lengths of an excess: 1 to 32, and one more, for a row of frequencies has an odd length."""
 
@@ -61,8 +64,7 @@ class Encoder:
     """Writes one stream of symbols; a :class:`Decoder` is asked for the same in the same order."""
 
     def __init__(self) -> None:
-        self._library = _library()
-        self._coder = self._library.stream.queue.RangeEncoder()
+        self._coder = coders().writer()
 
     def groups(self, symbols: Symbols, counts: Index, which: Index, models: Models) -> None:
         """Any int32 ``symbols``: see :func:`encode`."""
@@ -70,8 +72,7 @@ class Encoder:
             return
         reach = models.reach
         columns = np.minimum(np.maximum(symbols, -reach), reach).astype(np.int32) + reach
-        for model, part in zip(_coders(models, which), _cut(columns, counts), strict=True):
-            self._coder.encode(part, model)
+        self._coder.groups(columns, counts, which, models)
         ends = (columns == 0) | (columns == 2 * reach)
         if ends.any():
             self.excess(np.abs(symbols[ends].astype(np.int64)) - reach)
@@ -82,7 +83,7 @@ class Encoder:
             return
         above = values.astype(np.int64) + 1
         lengths = np.frexp(above.astype(np.float64))[1].astype(np.int32)
-        self._coder.encode(lengths - 1, _gamma())
+        self._coder.groups(lengths - 1, np.array([len(values)]), _FIRST, _gamma())
         for start in (0, 16):
             bits = np.clip(lengths - 1 - start, 0, 16)
             low = (above >> start) & ((1 << bits) - 1)
@@ -104,19 +105,18 @@ class Encoder:
 
     def adaptive(self, symbols: Index, alphabet: int) -> None:
         """``symbols [rows, n]``, each from 0 to ``alphabet - 1``, column by column, by :class:`Adaptive`."""
-        model, family = Adaptive(len(symbols), alphabet), self._library.stream.model.Categorical(perfect=False)
+        model = coders().adaptive(len(symbols), alphabet)
         for column in symbols.T.astype(np.int32):
-            self._coder.encode(column, family, model.probabilities())
+            self._coder.apart(column, model)
             model.update(column)
 
     def finish(self) -> bytes:
         """The stream, a multiple of 4 bytes; none where nothing was written."""
-        return bytes(self._coder.get_compressed().astype("<u4").tobytes())
+        return self._coder.finish()
 
     def _uniform(self, values: Index, sizes: Index) -> None:
-        if not len(values):
-            return
-        self._coder.encode(values.astype(np.int32), self._library.stream.model.Uniform(), sizes.astype(np.int32))
+        if len(values):
+            self._coder.uniform(values, sizes)
 
 
 class Decoder:
@@ -129,18 +129,16 @@ class Decoder:
     def __init__(self, payload: bytes) -> None:
         if len(payload) % 4:
             raise CorruptError(f"{len(payload)} range-coded bytes are no whole words of 4")
-        self._library = _library()
         self._words = len(payload) // 4
         self._used = False
-        self._coder = self._library.stream.queue.RangeDecoder(np.frombuffer(payload, "<u4").astype(np.uint32))
+        self._coder = coders().reader(np.frombuffer(payload, "<u4").astype(np.uint32))
 
     def groups(self, counts: Index, which: Index, models: Models) -> Symbols:
         """What :meth:`Encoder.groups` got."""
         if not np.sum(counts):
             return np.empty(0, np.int32)
         reach = models.reach
-        parts = [self._read(m, n) for m, n in zip(_coders(models, which), counts.tolist(), strict=True) if n]
-        symbols: Symbols = np.concatenate(parts) - np.int32(reach)
+        symbols: Symbols = self._reader().groups(counts, which, models) - np.int32(reach)
         ends = np.flatnonzero(np.abs(symbols) == reach)
         if len(ends):
             signs = np.sign(symbols[ends]).astype(np.int64)
@@ -154,7 +152,7 @@ class Decoder:
         """What :meth:`Encoder.excess` got, ``[count]``."""
         if not count:
             return np.empty(0, np.int64)
-        lengths = self._read(_gamma(), count)
+        lengths = self._reader().groups(np.array([count]), _FIRST, _gamma())
         above = np.left_shift(np.int64(1), lengths.astype(np.int64))
         for start in (0, 16):
             bits = np.clip(lengths - start, 0, 16)
@@ -174,32 +172,27 @@ class Decoder:
 
     def adaptive(self, rows: int, n: int, alphabet: int) -> Symbols:
         """What :meth:`Encoder.adaptive` got, ``[rows, n]``."""
-        model, family = Adaptive(rows, alphabet), self._library.stream.model.Categorical(perfect=False)
+        model = coders().adaptive(rows, alphabet)
         symbols = np.empty((n, rows), np.int32)
         for column in symbols:
-            column[:] = self._read(family, model.probabilities())
+            column[:] = self._reader().apart(model)
             model.update(column)
         return symbols.T
 
     def finish(self) -> None:
         """Refuse a stream that goes on, or that was empty although something was read."""
-        if not self._coder.maybe_exhausted() or (self._words and not self._used):
+        if not self._coder.exhausted() or (self._words and not self._used):
             raise CorruptError("range-coded bytes that hold more than their symbols")
 
     def _uniform(self, sizes: Index) -> Symbols:
-        if not len(sizes):
-            return np.empty(0, np.int32)
-        return self._read(self._library.stream.model.Uniform(), sizes.astype(np.int32))
+        return self._reader().uniform(sizes) if len(sizes) else np.empty(0, np.int32)
 
-    def _read(self, *model: Any) -> Symbols:
+    def _reader(self) -> Reader:
+        """What gives the next symbols."""
         if not self._words:
             raise CorruptError("no range-coded bytes, where symbols were expected")
-        try:
-            symbols: Symbols = self._coder.decode(*model)
-        except AssertionError:
-            raise CorruptError("range-coded bytes that no symbols give") from None
         self._used = True
-        return symbols
+        return self._coder
 
 
 def encode(symbols: Symbols, counts: Index, which: Index, models: Models) -> bytes:
@@ -227,38 +220,32 @@ def decode(payload: bytes, counts: Index, which: Index, models: Models) -> Symbo
     return symbols
 
 
-def _cut(columns: Symbols, counts: Index) -> Iterator[Symbols]:
-    """Group after group."""
-    return (columns[start:stop] for start, stop in pairwise([0, *np.cumsum(counts).tolist()]))
+@cache
+def _gamma() -> Models:
+    """The model of an excess' bit length: each bit more is half as likely."""
+    return Models.from_counts(np.array([[1 << max(_CLASSES - 1 - i, 0) for i in range(_CLASSES)]]))
 
 
-def _coders(models: Models, which: Index) -> Iterator[Any]:
-    """constriction's model of each group."""
-    return (_coder(models, row) for row in which.tolist())
+class Coders(NamedTuple):
+    """What writes, what reads, and models that learn, for a number of rows and an alphabet."""
 
-
-@lru_cache(maxsize=1024)
-def _coder(models: Models, row: int) -> Any:
-    return _library().stream.model.Categorical((models.frequencies[row] - 1).astype(np.float64), perfect=False)
+    writer: Callable[[], Writer] = range_coder.Writer
+    reader: Callable[[Words], Reader] = range_coder.Reader
+    adaptive: Callable[[int, int], Adaptive] = Adaptive
 
 
 @cache
-def _gamma() -> Any:
-    """The model of an excess' bit length: each bit more is half as likely."""
-    counts = np.array([[1 << max(_CLASSES - 1 - i, 0) for i in range(_CLASSES)]])
-    return next(_coders(Models.from_counts(counts), np.zeros(1, np.int64)))
+def coders() -> Coders:
+    """The fastest that are installed."""
+    with suppress(ImportError):
+        from kvferry.codecs import range_kernels
 
+        return Coders(range_kernels.writer, range_kernels.reader, range_kernels.Adaptive)
+    with suppress(ImportError):
+        from kvferry.codecs import range_library
 
-def _library() -> Any:
-    """constriction, where it is installed: there is no wheel for every platform."""
-    try:
-        import constriction
-    except ImportError:
-        raise DependencyError(
-            "entropy-coded recipes need the package constriction, which has no wheel for Linux on arm64; build it "
-            "there from its source (github.com/bamler-lab/constriction, needs Rust), or choose another codec"
-        ) from None
-    return constriction
+        return Coders(range_library.Writer, range_library.Reader)
+    return Coders()
 
 
 __all__ = [
@@ -269,6 +256,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "Models",
+    "Symbols",
     "decode",
     "encode",
     "fit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import numpy.typing as npt
 
 from kvferry.errors import InputError
 
+Frequencies = npt.NDArray[np.int64]
+Edges = npt.NDArray[np.uint32]
+
 TOTAL = 1 << 24
 """What a range coder's frequencies sum to."""
-_ONE = 1 << 16
-_MEMORY = 4
-_PRIOR = 3
+ONE = 1 << 16
+MEMORY = 4
+PRIOR = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +46,11 @@ class Models:
         """The magnitude from which on symbols share a frequency."""
         return int(self.frequencies.shape[1]) // 2
 
+    @cached_property
+    def edges(self) -> Edges:
+        """See :func:`edges_of`."""
+        return edges_of(self.frequencies)
+
     @classmethod
     def from_counts(cls, counts: npt.NDArray[np.int64]) -> Models:
         """Frequencies in proportion to ``counts`` (``[models, 2 * reach + 1]``, from 0 to ``2**38``), by integers only.
@@ -54,6 +63,13 @@ class Models:
         rows = 1 + counts * (TOTAL - counts.shape[1]) // counts.sum(1, keepdims=True)
         rows[np.arange(len(rows)), counts.argmax(1)] += TOTAL - rows.sum(1)
         return cls(rows)
+
+
+def edges_of(frequencies: Frequencies) -> Edges:
+    """Where in ``2**24`` each symbol's share begins, and the end: ``[models, alphabet + 1]``."""
+    edges = np.zeros((len(frequencies), frequencies.shape[1] + 1), np.uint32)
+    np.cumsum(frequencies, 1, out=edges[:, 1:])
+    return edges
 
 
 class Adaptive:
@@ -75,17 +91,24 @@ class Adaptive:
         self._own = np.zeros((rows, alphabet), np.int64)
         self._shared = np.ones(alphabet, np.int64)
 
+    def edges(self) -> Edges:
+        """As :func:`edges_of` gives them, ``[rows, alphabet + 1]``."""
+        return edges_of(self._above_one() + 1)
+
     def probabilities(self) -> npt.NDArray[np.float64]:
         """Frequencies less one, ``[rows, alphabet]``: whole numbers that sum to ``2**24 - alphabet``."""
-        weights = self._own + self._shared * (_PRIOR * _ONE) // self._shared.sum()
-        free = TOTAL - weights.shape[1]
-        frequencies = weights * free // weights.sum(1, keepdims=True)
-        frequencies[:, 0] += free - frequencies.sum(1)
-        exact: npt.NDArray[np.float64] = frequencies.astype(np.float64)
+        exact: npt.NDArray[np.float64] = self._above_one().astype(np.float64)
         return exact
+
+    def _above_one(self) -> Frequencies:
+        weights = self._own + self._shared * (PRIOR * ONE) // self._shared.sum()
+        free = TOTAL - weights.shape[1]
+        frequencies: Frequencies = weights * free // weights.sum(1, keepdims=True)
+        frequencies[:, 0] += free - frequencies.sum(1)
+        return frequencies
 
     def update(self, column: npt.NDArray[np.integer[Any]]) -> None:
         """Learn from one symbol per row, ``[rows]``."""
-        self._own -= self._own >> _MEMORY
-        self._own[np.arange(len(column)), column] += _ONE
+        self._own -= self._own >> MEMORY
+        self._own[np.arange(len(column)), column] += ONE
         self._shared += 2 * np.bincount(column, minlength=len(self._shared))

@@ -43,7 +43,8 @@ class Integer:
     coder : {"packed", "range"}
         ``range`` takes the place of ``| zstd``. On validation caches of the testbed's cloud, 2, 3, 4, 6 and 8 bits take
         81, 75, 85, 85 and 97 % of what zstd (level 3) makes of them; where ``leaveout@0.05`` keeps 10 tokens, 74, 81,
-        94, 100 and 100 %. It writes and reads about a million numbers a second at 3 bits in a layer of 128 channels.
+        94, 100 and 100 %. One thread of an AMD EPYC writes and reads 22 million numbers a second at 3 bits with numba,
+        7 million without, and a million without constriction, too.
     """
 
     bits: int
@@ -93,7 +94,7 @@ class Integer:
             decoder = Decoder(payload)
             words = decoder.words(2 * heads, kept).reshape(-1)
             rows = [heads * shape[2] for shape in shapes]
-            channels = decoder.adaptive(sum(rows), kept, 1 << self.bits).astype(np.uint8)
+            channels = decoder.adaptive(sum(rows), kept, 1 << self.bits).astype(np.uint8, order="C")
             decoder.finish()
             turned = (by_channel(x.reshape(heads, -1, kept)) for x in np.split(channels, rows[:1]))
             keys, values = (

@@ -15,7 +15,6 @@ A loop writes to one array only, so that LLVM's run-time checks let vectors thro
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,8 @@ from llvmlite import ir
 from numba import float32, int64, njit, uint8, uint16, uint32, void
 from numba.core import types
 from numba.extending import intrinsic
+
+from kvferry.codecs.jit import kernel, read, written
 
 _BLOCK = 64
 """Tokens at a time: what lies between stays in the processor's first cache."""
@@ -36,28 +37,6 @@ _FLOAT_BITS = 0x4B000000
 
 _part = njit(nogil=True, error_model="numpy")
 _inlined = njit(inline="always")
-
-
-def _read(kind: Any, axes: int) -> Any:
-    """An array in C order that is only read."""
-    return types.Array(kind, axes, "C", readonly=True)
-
-
-def _written(kind: Any, axes: int) -> Any:
-    """An array in C order that is written, too."""
-    return types.Array(kind, axes, "C")
-
-
-def _kernel(*signatures: Any) -> Callable[[Any], Any]:
-    """Compile for ``signatures``, and keep the code on disk: beside this file or in the user's cache, if writable."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return njit(list(signatures), cache=True, nogil=True, error_model="numpy")(function)
-        except RuntimeError:
-            return njit(list(signatures), nogil=True, error_model="numpy")(function)
-
-    return decorate
 
 
 @intrinsic
@@ -111,10 +90,10 @@ def _levels(pairs: Any, reciprocals: Any, half: Any, out: Any, start: Any, stop:
 
 
 def _quantize(out: Any) -> Any:
-    return uint16(_read(uint16, 2), _read(uint32, 2), int64, _written(uint16, 1), _written(out, 2))
+    return uint16(read(uint16, 2), read(uint32, 2), int64, written(uint16, 1), written(out, 2))
 
 
-@_kernel(_quantize(uint8), _quantize(uint16))
+@kernel(_quantize(uint8), _quantize(uint16))
 def quantize(x: Any, pairs: Any, bits: Any, words: Any, out: Any) -> Any:
     """Scales and levels of tokens; gives the largest magnitude among their numbers, as a bfloat16's bits.
 
@@ -142,10 +121,10 @@ def _rounded(number: Any) -> Any:
 
 
 def _restore(levels: Any) -> Any:
-    return void(_read(levels, 2), int64, _read(uint16, 1), _written(uint32, 2))
+    return void(read(levels, 2), int64, read(uint16, 1), written(uint32, 2))
 
 
-@_kernel(_restore(uint8), _restore(uint16))
+@kernel(_restore(uint8), _restore(uint16))
 def restore(levels: Any, bits: Any, words: Any, pairs: Any) -> None:
     """Undo :func:`quantize`: its ``out`` and ``words`` (finite bfloat16) to ``pairs``."""
     shift = uint32(np.iinfo(levels.dtype).bits // 2)

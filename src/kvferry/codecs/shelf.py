@@ -51,15 +51,23 @@ def for_encoding(kind: type[P], path: str, fingerprint: str) -> tuple[P, bytes]:
                 "run `kvferry calibrate` for this one"
             )
         return profile, digest
-    _look_around()
-    for (model, digest), found in _known.items():
-        if model == fingerprint and isinstance(found, kind):
-            return found, digest
+    found = _of(kind, fingerprint)
+    if found is None:
+        _look_around()
+        found = _of(kind, fingerprint)
+    if found is not None:
+        return found
     raise InputError(
         "there is no profile for the model that made this cache; "
         f"run `kvferry calibrate MODEL --kind {kind.kind} --out FILE` and name the file in the recipe "
         f"({kind.kind}@FILE), or put it into a folder that {FOLDERS} names"
     )
+
+
+def _of(kind: type[P], fingerprint: str) -> tuple[P, bytes] | None:
+    """The first of this kind that is known for this model, and its digest."""
+    known = ((found, digest) for (model, digest), found in _known.items() if model == fingerprint)
+    return next(((found, digest) for found, digest in known if isinstance(found, kind)), None)
 
 
 def has_profile(fingerprint: str, kind: type[AnyProfile] = Profile) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs import densities
-from kvferry.codecs.activity import Activity
+from kvferry.codecs.activity import fastest
 from kvferry.codecs.base import check_tokens
 from kvferry.codecs.entropy import Decoder, Encoder
 from kvferry.codecs.frequencies import TOTAL
@@ -131,7 +131,7 @@ class TransformCoder:
             c = basis.forward(off[mine.to(x.device)]).cpu() / 2 ** (step / OCTAVE)
             magnitude = (c.abs() + (1 - _ZERO)).floor().clamp(max=2**30)
             alive = _alive(basis, step)
-            _write(encoder, (magnitude * c.sign()).int()[:, alive].T.numpy(), _octaves(basis, alive, step))
+            _write(encoder, (magnitude * c.sign()).int()[:, alive].T.contiguous().numpy(), _octaves(basis, alive, step))
         coded = encoder.finish()
         started, self._started = self._started, True
         return coded if started else self.head + coded
@@ -190,19 +190,19 @@ def _octaves(basis: Basis, alive: torch.Tensor, step: int) -> Numbers:
 
 def _write(encoder: Encoder, symbols: npt.NDArray[np.int32], octaves: Numbers) -> None:
     """``symbols [r, k]``, some coefficients at a time, each token's by the models that suit it."""
-    activity, rows = Activity(symbols.shape[1]), densities.model_of(octaves)
+    activity, rows = fastest()(symbols.shape[1]), densities.model_of(octaves)
     for some in _batches(symbols):
-        order, counts, which = _by_model(octaves[some, None] + activity.octaves())
+        order, counts, which = activity.groups(octaves[some])
         encoder.groups(symbols[some].reshape(-1)[order], counts, which, densities.laplace())
         activity.update(rows[some], symbols[some])
 
 
 def _read(decoder: Decoder, tokens: int, octaves: Numbers) -> npt.NDArray[np.int32]:
     """What :func:`_write` got."""
-    activity, rows = Activity(tokens), densities.model_of(octaves)
+    activity, rows = fastest()(tokens), densities.model_of(octaves)
     symbols = np.empty((len(octaves), tokens), np.int32)
     for some in _batches(symbols):
-        order, counts, which = _by_model(octaves[some, None] + activity.octaves())
+        order, counts, which = activity.groups(octaves[some])
         symbols[some].reshape(-1)[order] = decoder.groups(counts, which, densities.laplace())
         activity.update(rows[some], symbols[some])
     return symbols
@@ -215,14 +215,6 @@ def _batches(symbols: npt.NDArray[np.int32]) -> Iterator[slice]:
         stop = start + max(1, start // 4)
         yield slice(start, stop)
         start = stop
-
-
-def _by_model(octaves: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Symbols (flat) in the order of their models, how many each model has, and which models those are."""
-    models = densities.model_of(octaves).reshape(-1)
-    counts = np.bincount(models)
-    which = counts.nonzero()[0]
-    return models.argsort(kind="stable"), counts[which], which
 
 
 @cache
