@@ -64,6 +64,7 @@ bench: venv  ## ratios of cost, measured in one run
 	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/order.py
+	$(BIN)/python benchmarks/range_coder.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/latency.py
 
