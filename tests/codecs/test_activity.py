@@ -18,8 +18,8 @@ def test_it_finds_the_size_that_tokens_really_have() -> None:
     activity = Activity(len(factors))
     deviations = np.linspace(9, 3, 40)
     symbols = np.stack([laplace(rng, x * factors) for x in deviations])
-    activity.update(densities.nearest(deviations[:10]), symbols[:10])
-    activity.update(densities.nearest(deviations[10:]), symbols[10:])
+    activity.update(densities.nearest(deviations[:10])[:, None], symbols[:10])
+    activity.update(densities.nearest(deviations[10:])[:, None], symbols[10:])
     found = activity.octaves().reshape(4, -1).mean(1)
     assert (np.abs(found - [-8, 0, 6, 10]) < 2).all()
 
@@ -28,13 +28,13 @@ def test_it_starts_at_what_was_calibrated_and_never_goes_far() -> None:
     activity = Activity(3)
     assert activity.octaves().tolist() == [0, 0, 0]
     line = np.array([0, 2**31 - 1, -(2**31)], np.int32)
-    activity.update(np.full(200, 80, np.uint8), np.tile(line, (200, 1)))
+    activity.update(np.full((200, 1), 80, np.uint8), np.tile(line, (200, 1)))
     assert activity.octaves().tolist() == [-24, 16, 16]
 
 
 def test_coefficients_that_were_expected_to_be_zero_say_little() -> None:
     activity = Activity(1)
-    activity.update(np.zeros(10, np.uint8), np.zeros((10, 1), np.int32))
+    activity.update(np.zeros((10, 1), np.uint8), np.zeros((10, 1), np.int32))
     assert activity.octaves().tolist() == [0]
-    activity.update(np.array([80], np.uint8), np.zeros((1, 1), np.int32))
+    activity.update(np.array([[80]], np.uint8), np.zeros((1, 1), np.int32))
     assert activity.octaves()[0] < 0

@@ -32,7 +32,7 @@ class Activity:
 
     def __init__(self, tokens: int) -> None:
         self._seen = np.zeros(tokens, np.int64)
-        self._expected = 0
+        self._expected = np.zeros(1, np.int64)
 
     def octaves(self) -> Numbers:
         """By how many eighths of an octave each token's next coefficient is larger than calibrated, ``[tokens]``."""
@@ -41,13 +41,16 @@ class Activity:
         return octaves
 
     def update(self, rows: npt.NDArray[np.uint8], symbols: npt.NDArray[np.int32]) -> None:
-        """Learn from coefficients (``[m, tokens]``), for which calibration has these rows of the models (``[m]``)."""
+        """Learn from coefficients (``[m, tokens]``), for which calibration has these rows of the models.
+
+        ``rows`` are ``[m, tokens]``, or ``[m, 1]`` where all tokens' are the same.
+        """
         share = _shares()[rows]
         weight = _ONE - share
         magnitude = np.minimum(np.abs(symbols.astype(np.int64)), _LARGEST * _ONE)
-        magnitude *= share[:, None]
-        self._seen += np.minimum(magnitude, _LARGEST * weight[:, None], out=magnitude).sum(0)
-        self._expected += int(weight.sum())
+        magnitude *= share
+        self._seen += np.minimum(magnitude, _LARGEST * weight, out=magnitude).sum(0)
+        self._expected = self._expected + weight.sum(0)
 
 
 @cache
