@@ -56,28 +56,20 @@ class Neighbours:
 
     Parameters
     ----------
-    octaves : int16 ``[r]``
-        Of the basis: for tokens without neighbours.
     step : int
         In eighths of an octave.
-    dead : int
-        Coefficients whose standard deviation is less, in eighths of an octave of a step, are not coded.
+    alive : bool ``[r]``
+        The ``a`` coefficients that are coded.
 
     Attributes
     ----------
-    alive : bool ``[r]``
-        The ``a`` coefficients that are coded with any neighbours.
-    octaves : int64 ``[a, 4]``
-        Their standard deviations in steps, with the neighbours that :meth:`arrive` says.
+    octaves : int64 ``[a, 3]``
+        Standard deviations in steps, in eighths of an octave, with the neighbours that :meth:`arrive` says, from 1 on.
     """
 
-    def __init__(
-        self, prediction: Prediction, layout: PromptLayout, octaves: torch.Tensor, step: int, dead: int
-    ) -> None:
-        every = torch.cat([octaves[None], prediction.octaves]).long() - step
-        self.alive = (every >= dead).any(0)
-        self.octaves: Index = every[:, self.alive].T.contiguous().numpy()
-        weights = prediction.weights[:, :, self.alive].double().numpy()
+    def __init__(self, prediction: Prediction, layout: PromptLayout, step: int, alive: torch.Tensor) -> None:
+        self.octaves: Index = prediction.octaves[:, alive].T.numpy().astype(np.int64) - step
+        weights = prediction.weights[:, :, alive].double().numpy()
         weights[:, 2] /= 2 ** (step / OCTAVE)
         self._weights = np.concatenate([np.zeros_like(weights[:1]), weights])
         self._lattice = Lattice(layout)

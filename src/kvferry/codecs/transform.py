@@ -172,13 +172,12 @@ class TransformCoder:
 
     def _parts(self, profile: Profile, where: _Places) -> tuple[_Part, _Part]:
         """Visual tokens, then text."""
-        text = _Part.of(profile.text, ~where.visual, self._step)
-        if profile.prediction is None:
-            return _Part.of(profile.visual, where.visual, self._step), text
-        if self._neighbours is None:
-            octaves = profile.visual.octaves
-            self._neighbours = Neighbours(profile.prediction, where.layout, octaves, self._step, _DEAD)
-        return _Predicted(profile.visual, where.visual, self._neighbours, where.pictured), text
+        visual = _Part(profile.visual, where.visual, self._step)
+        if profile.prediction is not None:
+            if self._neighbours is None:
+                self._neighbours = Neighbours(profile.prediction, where.layout, self._step, visual.alive)
+            visual = _Predicted(visual, self._neighbours, where.pictured)
+        return visual, _Part(profile.text, ~where.visual, self._step)
 
 
 class _Places:
@@ -197,23 +196,19 @@ class _Places:
 class _Part:
     """Tokens of one frame that share a basis.
 
-    Parameters
+    Attributes
     ----------
     mine : bool ``[tokens of the frame]``
     alive : bool ``[r]``
         The ``a`` coefficients that are coded.
-    octaves : int64 ``[a, k]``, or ``[a, 1]`` where all tokens' are the same
+    octaves : int64 ``[a, 1]``, or ``[a, k]`` where tokens differ
         Their standard deviations in steps, in eighths of an octave.
     """
 
-    def __init__(self, basis: Basis, mine: torch.Tensor, alive: torch.Tensor, octaves: Numbers) -> None:
-        self.basis, self.mine, self.alive, self.octaves = basis, mine, alive, octaves
-
-    @classmethod
-    def of(cls, basis: Basis, mine: torch.Tensor, step: int) -> _Part:
-        """Tokens of which nothing but the basis is known."""
-        alive = basis.octaves - step >= _DEAD
-        return cls(basis, mine, alive, basis.octaves[alive, None].numpy().astype(np.int64) - step)
+    def __init__(self, basis: Basis, mine: torch.Tensor, step: int) -> None:
+        self.basis, self.mine = basis, mine
+        self.alive = basis.octaves - step >= _DEAD
+        self.octaves = basis.octaves[self.alive, None].numpy().astype(np.int64) - step
 
     def symbols(self, c: npt.NDArray[np.float32]) -> Symbols:
         """Of coefficients in steps (``[k, a]``), ``[a, k]``."""
@@ -227,19 +222,17 @@ class _Part:
 class _Predicted(_Part):
     """Visual tokens whose differences from what their neighbours say are coded."""
 
-    def __init__(self, basis: Basis, mine: torch.Tensor, neighbours: Neighbours, tokens: Numbers) -> None:
+    def __init__(self, part: _Part, neighbours: Neighbours, tokens: Numbers) -> None:
+        self.basis, self.mine, self.alive = part.basis, part.mine, part.alive
         self._neighbours, self._tokens = neighbours, tokens
         self._patterns = neighbours.arrive(tokens)
-        super().__init__(basis, mine, neighbours.alive, neighbours.octaves[:, self._patterns])
-        self._dead = (self.octaves < _DEAD).T
+        self.octaves = np.concatenate([part.octaves, neighbours.octaves], 1)[:, self._patterns]
 
     def symbols(self, c: npt.NDArray[np.float32]) -> Symbols:
         symbols = np.zeros(c.shape, np.int32)
 
         def differences(some: Numbers, guess: npt.NDArray[np.float64]) -> Symbols:
-            found = _quantized(c[some] - guess)
-            found[self._dead[some]] = 0
-            symbols[some] = found
+            symbols[some] = found = _quantized(c[some] - guess)
             return found
 
         self._neighbours.walk(self._tokens, self._patterns, differences)
@@ -260,7 +253,7 @@ def _write(encoder: Encoder, symbols: Symbols, octaves: Numbers) -> None:
     """``symbols [a, k]``, some coefficients at a time, each token's by the models that suit it."""
     activity, rows = Activity(symbols.shape[1]), densities.model_of(octaves)
     for some in _batches(symbols):
-        order, counts, which = _by_model(octaves[some], activity.octaves())
+        order, counts, which = _by_model(octaves[some] + activity.octaves())
         encoder.groups(symbols[some].reshape(-1)[order], counts, which, densities.laplace())
         activity.update(rows[some], symbols[some])
 
@@ -268,9 +261,9 @@ def _write(encoder: Encoder, symbols: Symbols, octaves: Numbers) -> None:
 def _read(decoder: Decoder, tokens: int, octaves: Numbers) -> Symbols:
     """What :func:`_write` got."""
     activity, rows = Activity(tokens), densities.model_of(octaves)
-    symbols = np.zeros((len(octaves), tokens), np.int32)
+    symbols = np.empty((len(octaves), tokens), np.int32)
     for some in _batches(symbols):
-        order, counts, which = _by_model(octaves[some], activity.octaves())
+        order, counts, which = _by_model(octaves[some] + activity.octaves())
         symbols[some].reshape(-1)[order] = decoder.groups(counts, which, densities.laplace())
         activity.update(rows[some], symbols[some])
     return symbols
@@ -285,17 +278,12 @@ def _batches(symbols: Symbols) -> Iterator[slice]:
         start = stop
 
 
-def _by_model(octaves: Numbers, activity: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Symbols (flat) in the order of their models, how many each model has, and which models those are.
-
-    ``octaves`` are ``[m, k]`` or ``[m, 1]``, ``activity`` ``[k]``. Coefficients that calibration says are zero have no
-    symbol.
-    """
-    models = densities.model_of(octaves + activity)
-    models[np.broadcast_to(octaves < _DEAD, models.shape)] = densities.SCALES
-    counts = np.bincount(models.reshape(-1), minlength=densities.SCALES)[: densities.SCALES]
+def _by_model(octaves: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """Symbols (flat) in the order of their models, how many each model has, and which models those are."""
+    models = densities.model_of(octaves).reshape(-1)
+    counts = np.bincount(models)
     which = counts.nonzero()[0]
-    return models.reshape(-1).argsort(kind="stable")[: counts.sum()], counts[which], which
+    return models.argsort(kind="stable"), counts[which], which
 
 
 @cache
