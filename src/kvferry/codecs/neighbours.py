@@ -24,7 +24,9 @@ Values = npt.NDArray[np.float64]
 
 
 class Lattice:
-    """Where the visual tokens of a prompt lie in their pictures.
+    """Where the visual tokens of a prompt lie in their pictures; every frame of a video is a picture of its own.
+
+    Tokens of prompts whose grids do not say have no neighbours.
 
     Attributes
     ----------
@@ -39,7 +41,7 @@ class Lattice:
         n = int(layout.visual.sum())
         self.beside = np.full((2, n + 1), n)
         self.wave = np.zeros(n + 1, np.int64)
-        if sum(map(math.prod, layout.grids)) != n:
+        if any(min(grid) < 1 for grid in layout.grids) or sum(map(math.prod, layout.grids)) != n:
             return
         start = 0
         for frames, rows, columns in layout.grids:
