@@ -51,19 +51,19 @@ def fit(basis: Basis, samples: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> P
     Parameters
     ----------
     samples : sequence of (``[n, 3, p]``, int64 ``[n]``)
-        Of :func:`neighbourhoods`. All samples weigh the same, however large they are. Whoever has both neighbours
-        counts where one is asked for, too.
+        Of :func:`neighbourhoods`. Each sample as a whole weighs the same, however large it is. Whoever has both
+        neighbours counts where one is asked for, too.
     """
     rank = len(basis.octaves)
     coefficients = [_coefficients(basis, x) for x, _ in samples]
     weights, octaves = torch.zeros(3, 3, rank), basis.octaves.repeat(3, 1)
     for pattern in (1, 2, 3):
-        found = [c[marks & pattern == pattern] for c, (_, marks) in zip(coefficients, samples, strict=True)]
-        found = [c for c in found if len(c)]
-        if not found:
+        mine = [marks & pattern == pattern for _, marks in samples]
+        share = torch.cat([torch.full((int(m.sum()),), 1 / len(m)) for m in mine]).double()
+        if not len(share):
             continue
-        share = torch.cat([torch.full((len(c),), 1 / (len(c) * len(found))) for c in found]).double()
-        c = torch.cat(found)
+        share /= share.sum()
+        c = torch.cat([c[m] for c, m in zip(coefficients, mine, strict=True)])
         c[:, 1:] *= torch.tensor([pattern & 1, pattern >> 1])[:, None]
         weights[pattern - 1], deviation = _least_squares(c, share)
         octaves[pattern - 1] = (OCTAVE * deviation.clamp(min=2.0**-20).log2()).round().to(torch.int16)
