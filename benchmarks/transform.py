@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,24 +70,22 @@ def variants(calibration: Calibration, vlm: VLM) -> Iterator[tuple[str, Profile]
     weights = {True: whole.visual.weight, False: whole.text.weight}
     mean = {True: visual.mean(0), False: text.mean(0)}
 
-    def bases(weights: dict[bool, torch.Tensor], parts: torch.Tensor | None = None) -> dict[str, Basis]:
-        return {
-            name: _in_parts(mean[kind], off[kind], weights[kind], parts)
-            for name, kind in (("visual", True), ("text", False))
-        }
+    def bases(weights: dict[bool, torch.Tensor], parts: torch.Tensor | None = None) -> dict[str, Any]:
+        visual, text = (_in_parts(mean[kind], off[kind], weights[kind], parts) for kind in (True, False))
+        return {"visual": visual, "text": text, "prediction": calibration.prediction(visual)}
 
+    yield "no neighbours", replace(whole, prediction=None)
     blocks, dim = whole.visual.weight.shape[:2]
     alike = {kind: _even(weight) for kind, weight in weights.items()}
     yield "no sensitivity weights", replace(whole, **bases(alike))
     none = torch.zeros(0, dtype=torch.int64)
     bare = make_basis(mean[False], text - mean[False], weights[False], RANK)
-    yield "no means of words", replace(whole, words=none, word_means=torch.zeros(0, blocks * dim), text=bare)
+    without = {"words": none, "word_means": torch.zeros(0, blocks * dim)}
+    yield "no means of words", replace(whole, text=bare, **without)
     both = torch.cat([visual, text])
     one = make_basis(both.mean(0), both - both.mean(0), weights[True], RANK)
-    yield (
-        "one basis and no means of words",
-        replace(whole, visual=one, text=one, words=none, word_means=torch.zeros(0, blocks * dim)),
-    )
+    common = {"visual": one, "text": one, "prediction": calibration.prediction(one)}
+    yield "one basis and no means of words", replace(whole, **common, **without)
     side = torch.arange(blocks * dim) // dim % 2
     yield "keys and values apart", replace(whole, **bases(weights, side))
     layer = torch.arange(blocks * dim) // (blocks * dim // vlm.layers)

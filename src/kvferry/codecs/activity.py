@@ -32,7 +32,7 @@ class Activity:
 
     def __init__(self, tokens: int) -> None:
         self._seen = np.zeros(tokens, np.int64)
-        self._expected = 0
+        self._expected = np.zeros(tokens, np.int64)
 
     def octaves(self) -> Numbers:
         """By how many eighths of an octave each token's next coefficient is larger than calibrated, ``[tokens]``."""
@@ -41,7 +41,9 @@ class Activity:
         return octaves
 
     def groups(self, octaves: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-        """Coefficients whose standard deviations calibration puts at ``octaves [m]``, grouped by the models that suit.
+        """Coefficients whose standard deviations calibration puts at ``octaves``, grouped by the models that suit.
+
+        ``octaves`` are ``[m, tokens]``, or ``[m, 1]`` where all tokens' are the same.
 
         Returns
         -------
@@ -50,19 +52,22 @@ class Activity:
         counts, which : int64 ``[groups]``
             How many symbols each model has, and which model that is.
         """
-        models = model_of(octaves[:, None] + self.octaves()).reshape(-1)
+        models = model_of(octaves + self.octaves()).reshape(-1)
         counts = np.bincount(models)
         which = counts.nonzero()[0]
         return models.argsort(kind="stable"), counts[which], which
 
     def update(self, rows: npt.NDArray[np.uint8], symbols: npt.NDArray[np.int32]) -> None:
-        """Learn from coefficients (``[m, tokens]``), for which calibration has these rows of the models (``[m]``)."""
+        """Learn from coefficients (``[m, tokens]``), for which calibration has these rows of the models.
+
+        ``rows`` are ``[m, tokens]``, or ``[m, 1]`` where all tokens' are the same.
+        """
         share = shares()[rows]
         weight = ONE - share
         magnitude = np.abs(symbols.astype(np.int64))
-        magnitude *= share[:, None]
-        self._seen += np.minimum(magnitude, LARGEST * weight[:, None], out=magnitude).sum(0)
-        self._expected += int(weight.sum())
+        magnitude *= share
+        self._seen += np.minimum(magnitude, LARGEST * weight, out=magnitude).sum(0)
+        self._expected += weight.sum(0)
 
 
 @cache

@@ -24,6 +24,8 @@ from kvferry.rope import Rotary
 DIGEST = 4
 OCTAVE = 8
 """Standard deviations are counted in eighths of an octave: ``2 ** (octaves / 8)``."""
+VERSION = 2
+"""Of the file: 2 where visual tokens are predicted from each other, which a reader of 1 would not do; else 1."""
 _ROTARY = ("scaling", "sections", "interleaved", "neighbours")
 
 
@@ -80,6 +82,29 @@ def blockwise(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Prediction:
+    """A visual token's coefficients from those of its neighbours in the picture, each by itself:
+    ``left * c[left] + above * c[above] + constant``.
+
+    Parameters
+    ----------
+    weights : float32 ``[3, 3, r]``
+        For tokens with a left neighbour, with one above, and with both: ``left``, ``above`` and ``constant``.
+    octaves : int16 ``[3, r]``
+        Standard deviation of what is left over, see :data:`OCTAVE`.
+    """
+
+    weights: torch.Tensor
+    octaves: torch.Tensor
+
+    def __post_init__(self) -> None:
+        if self.weights.shape[:2] != (3, 3) or self.octaves.shape != (3, self.weights.shape[2]):
+            raise InputError("the parts of a prediction do not fit each other; calibrate again")
+        if not bool((self.weights[:, :2].abs().sum(1) <= 1).all()) or not bool(self.weights.isfinite().all()):
+            raise InputError("a prediction whose errors would grow from token to token; calibrate again")
+
+
+@dataclass(frozen=True, eq=False)
 class Profile:
     """What the ``transform`` codec knows of one model's caches before it sees one.
 
@@ -99,6 +124,8 @@ class Profile:
         Layers, KV heads, head dimension.
     facts : dict
         How it was made: model, split, n, command, commit.
+    prediction : Prediction, optional
+        Of visual tokens from their neighbours, in the coefficients of ``visual``.
     """
 
     kind: ClassVar[str] = "transform"
@@ -111,10 +138,13 @@ class Profile:
     rotary: tuple[Rotary | None, ...]
     shape: tuple[int, int, int]
     facts: dict[str, Any]
+    prediction: Prediction | None = None
 
     def __post_init__(self) -> None:
         layers, heads, dim = self.shape
         p = layers * heads * 2 * dim
+        if self.prediction is not None and self.prediction.octaves.shape[1:] != self.visual.octaves.shape:
+            raise InputError("a prediction of other coefficients than the profile's; calibrate again")
         if {len(self.visual.mean), len(self.text.mean), self.word_means.shape[1]} != {p} or len(self.rotary) != layers:
             raise InputError(f"a profile for {layers} layers of {heads} heads and {dim} channels does not hold them")
 
@@ -130,6 +160,8 @@ class Profile:
     def to_bytes(self) -> bytes:
         """One safetensors file; basis and means in float16."""
         tensors = {"words": self.words.int(), "word_means": _half(self.word_means)}
+        if self.prediction is not None:
+            tensors |= {f"prediction.{f.name}": getattr(self.prediction, f.name) for f in fields(Prediction)}
         return _file(self, tensors | _parts("visual", self.visual) | _parts("text", self.text))
 
 
@@ -265,8 +297,15 @@ def _file(profile: AnyProfile, tensors: dict[str, torch.Tensor]) -> bytes:
         if r is not None:
             tensors[f"inv_freq.{layer}"] = r.inv_freq
         rotary.append(r and {name: getattr(r, name) for name in _ROTARY})
-    about = {"fingerprint": profile.fingerprint, "shape": profile.shape, "rotary": rotary, "facts": profile.facts}
+    about: dict[str, Any] = {
+        "fingerprint": profile.fingerprint,
+        "shape": profile.shape,
+        "rotary": rotary,
+        "facts": profile.facts,
+    }
     about["kind"] = profile.kind
+    if getattr(profile, "prediction", None) is not None:
+        about["version"] = VERSION
     return bytes(save({k: v.contiguous().clone() for k, v in tensors.items()}, {"kvferry": json.dumps(about)}))
 
 
@@ -289,6 +328,10 @@ def read(path: Path) -> tuple[AnyProfile, bytes]:
 
 
 def _profile(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> AnyProfile:
+    version = about.get("version", 1)
+    if version > VERSION:
+        raise ValueError(f"version {version}, of a newer kvferry")
+
     def part(kind: type[Any], name: str) -> Any:
         return kind(**{f.name: tensors[f"{name}.{f.name}"] for f in fields(kind)})
 
@@ -306,5 +349,6 @@ def _profile(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> AnyProf
         text=part(Basis, "text"),
         words=tensors["words"].long(),
         word_means=tensors["word_means"],
+        prediction=part(Prediction, "prediction") if version > 1 else None,
         **common,
     )

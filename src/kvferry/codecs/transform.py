@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,13 @@ from kvferry.codecs.activity import fastest
 from kvferry.codecs.base import check_tokens
 from kvferry.codecs.entropy import Decoder, Encoder
 from kvferry.codecs.frequencies import TOTAL
+from kvferry.codecs.neighbours import Neighbours
 from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, from_rows, to_rows, words
 from kvferry.codecs.shelf import for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
 
 Numbers = npt.NDArray[np.int64]
+Symbols = npt.NDArray[np.int32]
 _HEAD = struct.Struct(f"<{DIGEST}sh")
 _DEAD = -14
 """A coefficient whose standard deviation is below ``2 ** (-14 / 8) = 0.3`` steps is not coded."""
@@ -49,6 +51,8 @@ class Transform:
     * No group has a width of its own. One step for all coefficients is what reverse water-filling asks for, and the
       range coder spends on each what it is worth; the models are indexed by integers in the profile, so that both ends
       agree on every bit.
+    * Visual tokens are predicted from those to their left and above, where the profile says how
+      (:class:`~kvferry.codecs.neighbours.Neighbours`); what is coded is the difference.
     * A token whose coefficients so far are larger than calibrated gets wider models for the next ones
       (:class:`~kvferry.codecs.activity.Activity`), and a quiet one narrower ones.
     * No sinks or windows in 16 bit: before the first picture the means of token ids are exact, as long as the
@@ -94,13 +98,15 @@ class TransformCoder:
     """Encodes or decodes one stream.
 
     Payload of the first frame: the profile's digest (4 bytes) and the step (int16, in eighths of an octave). Of every
-    frame: range-coded symbols, those of visual tokens first, some coefficients at a time.
+    frame: range-coded symbols, those of visual tokens first, some coefficients at a time. Visual tokens of earlier
+    frames help to predict those of later ones.
     """
 
     fingerprint: str
     profile: Profile | None = None
     head: bytes = b""
     _started: bool = field(default=False, init=False)
+    _neighbours: Neighbours | None = field(default=None, init=False)
 
     def encode_tokens(
         self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
@@ -123,15 +129,13 @@ class TransformCoder:
         if profile is None:
             raise InputError("a decoder does not encode; use Transform.encoder()")
         check_tokens(keys, values, profile.shape)
-        where, (_, step) = _Places(profile, positions, layout), _HEAD.unpack(self.head)
+        where, step = _Places(profile, positions, layout), self._step
         x = to_rows(profile.rotary, keys, values, where.rotary)
         off = x - where.means.to(x.device)
         encoder = Encoder()
-        for basis, mine in where.classes:
-            c = basis.forward(off[mine.to(x.device)]).cpu() / 2 ** (step / OCTAVE)
-            magnitude = (c.abs() + (1 - _ZERO)).floor().clamp(max=2**30)
-            alive = _alive(basis, step)
-            _write(encoder, (magnitude * c.sign()).int()[:, alive].T.contiguous().numpy(), _octaves(basis, alive, step))
+        for part in self._parts(profile, where):
+            c = part.basis.forward(off[part.mine.to(x.device)]).cpu() / 2 ** (step / OCTAVE)
+            _write(encoder, part.symbols(c[:, part.alive].numpy()), part.octaves)
         coded = encoder.finish()
         started, self._started = self._started, True
         return coded if started else self.head + coded
@@ -145,21 +149,35 @@ class TransformCoder:
                 raise CorruptError("a first frame without its head")
             self.head, payload = payload[: _HEAD.size], payload[_HEAD.size :]
             self.profile = for_decoding(Profile, self.fingerprint, self.head[:DIGEST])
-            if abs(_HEAD.unpack(self.head)[1]) > _FARTHEST:
+            if abs(self._step) > _FARTHEST:
                 raise CorruptError("a step that no encoder takes")
             self._started = True
         profile = self.profile
         if profile is None or (shape[0], shape[1], shape[3]) != profile.shape:
             raise CorruptError(f"a cache of {list(shape)} does not fit its profile")
-        where, (_, step) = _Places(profile, positions, layout), _HEAD.unpack(self.head)
+        where = _Places(profile, positions, layout)
         x, decoder = where.means, Decoder(payload)
-        for basis, mine in where.classes:
-            alive = _alive(basis, step)
-            c = torch.zeros(int(mine.sum()), len(alive))
-            c[:, alive] = torch.from_numpy(_read(decoder, len(c), _octaves(basis, alive, step))).float().T
-            x[mine] += basis.inverse(c * 2 ** (step / OCTAVE))
+        for part in self._parts(profile, where):
+            tokens = int(part.mine.sum())
+            c = torch.zeros(tokens, len(part.alive))
+            c[:, part.alive] = torch.from_numpy(part.values(_read(decoder, tokens, part.octaves))).float()
+            x[part.mine] += part.basis.inverse(c * 2 ** (self._step / OCTAVE))
         decoder.finish()
         return from_rows(profile.rotary, x, profile.shape, where.rotary)
+
+    @property
+    def _step(self) -> int:
+        step: int = _HEAD.unpack(self.head)[1]
+        return step
+
+    def _parts(self, profile: Profile, where: _Places) -> tuple[_Part, _Part]:
+        """Visual tokens, then text."""
+        visual = _Part(profile.visual, where.visual, self._step)
+        if profile.prediction is not None:
+            if self._neighbours is None:
+                self._neighbours = Neighbours(profile.prediction, where.layout, self._step, visual.alive)
+            visual = _Predicted(visual, self._neighbours, where.pictured)
+        return visual, _Part(profile.text, ~where.visual, self._step)
 
 
 class _Places:
@@ -167,29 +185,72 @@ class _Places:
 
     def __init__(self, profile: Profile, positions: torch.Tensor, layout: PromptLayout) -> None:
         index = positions.cpu().numpy()
+        self.layout = layout
         self.visual = torch.from_numpy(layout.visual[index])
         self.means = profile.means(words(layout)[index], self.visual)
         self.rotary = torch.from_numpy(layout.positions[:, index].astype(np.int64))
-        self._profile = profile
-
-    @property
-    def classes(self) -> tuple[tuple[Basis, torch.Tensor], ...]:
-        """Basis of visual and of text tokens, and which those are."""
-        return (self._profile.visual, self.visual), (self._profile.text, ~self.visual)
+        self.pictured = (layout.visual.cumsum() - 1)[index[layout.visual[index]]]
+        """Where the visual ones among them stand among all visual tokens."""
 
 
-def _alive(basis: Basis, step: int) -> torch.Tensor:
-    """Which coefficients are coded, bool ``[r]``."""
-    return basis.octaves - step >= _DEAD
+class _Part:
+    """Tokens of one frame that share a basis.
+
+    Attributes
+    ----------
+    mine : bool ``[tokens of the frame]``
+    alive : bool ``[r]``
+        The ``a`` coefficients that are coded.
+    octaves : int64 ``[a, 1]``, or ``[a, k]`` where tokens differ
+        Their standard deviations in steps, in eighths of an octave.
+    """
+
+    def __init__(self, basis: Basis, mine: torch.Tensor, step: int) -> None:
+        self.basis, self.mine = basis, mine
+        self.alive = basis.octaves - step >= _DEAD
+        self.octaves = basis.octaves[self.alive, None].numpy().astype(np.int64) - step
+
+    def symbols(self, c: npt.NDArray[np.float32]) -> Symbols:
+        """Of coefficients in steps (``[k, a]``), ``[a, k]``."""
+        return np.ascontiguousarray(_quantized(c).T)
+
+    def values(self, symbols: Symbols) -> npt.NDArray[np.floating[Any]]:
+        """Coefficients in steps, ``[k, a]``."""
+        return symbols.T.astype(np.float32)
 
 
-def _octaves(basis: Basis, alive: torch.Tensor, step: int) -> Numbers:
-    """Standard deviations in steps, in eighths of an octave, of the coefficients that are coded."""
-    return basis.octaves[alive].numpy().astype(np.int64) - step
+class _Predicted(_Part):
+    """Visual tokens whose differences from what their neighbours say are coded."""
+
+    def __init__(self, part: _Part, neighbours: Neighbours, tokens: Numbers) -> None:
+        self.basis, self.mine, self.alive = part.basis, part.mine, part.alive
+        self._neighbours, self._tokens = neighbours, tokens
+        self._patterns = neighbours.arrive(tokens)
+        self.octaves = np.concatenate([part.octaves, neighbours.octaves], 1)[:, self._patterns]
+
+    def symbols(self, c: npt.NDArray[np.float32]) -> Symbols:
+        symbols = np.zeros(c.shape, np.int32)
+
+        def differences(some: Numbers, guess: npt.NDArray[np.float64]) -> Symbols:
+            symbols[some] = found = _quantized(c[some] - guess)
+            return found
+
+        self._neighbours.walk(self._tokens, self._patterns, differences)
+        return np.ascontiguousarray(symbols.T)
+
+    def values(self, symbols: Symbols) -> npt.NDArray[np.floating[Any]]:
+        return self._neighbours.walk(self._tokens, self._patterns, lambda some, _: symbols.T[some])
 
 
-def _write(encoder: Encoder, symbols: npt.NDArray[np.int32], octaves: Numbers) -> None:
-    """``symbols [r, k]``, some coefficients at a time, each token's by the models that suit it."""
+def _quantized(c: npt.NDArray[np.floating[Any]]) -> Symbols:
+    """Whole steps."""
+    magnitude = np.minimum(np.floor(np.abs(c) + (1 - _ZERO)), 2**30)
+    symbols: Symbols = np.copysign(magnitude, c).astype(np.int32)
+    return symbols
+
+
+def _write(encoder: Encoder, symbols: Symbols, octaves: Numbers) -> None:
+    """``symbols [a, k]``, some coefficients at a time, each token's by the models that suit it."""
     activity, rows = fastest()(symbols.shape[1]), densities.model_of(octaves)
     for some in _batches(symbols):
         order, counts, which = activity.groups(octaves[some])
@@ -197,7 +258,7 @@ def _write(encoder: Encoder, symbols: npt.NDArray[np.int32], octaves: Numbers) -
         activity.update(rows[some], symbols[some])
 
 
-def _read(decoder: Decoder, tokens: int, octaves: Numbers) -> npt.NDArray[np.int32]:
+def _read(decoder: Decoder, tokens: int, octaves: Numbers) -> Symbols:
     """What :func:`_write` got."""
     activity, rows = fastest()(tokens), densities.model_of(octaves)
     symbols = np.empty((len(octaves), tokens), np.int32)
@@ -208,7 +269,7 @@ def _read(decoder: Decoder, tokens: int, octaves: Numbers) -> npt.NDArray[np.int
     return symbols
 
 
-def _batches(symbols: npt.NDArray[np.int32]) -> Iterator[slice]:
+def _batches(symbols: Symbols) -> Iterator[slice]:
     """A quarter as many coefficients as came before, at least one: fewer calls, next to nothing lost."""
     start, count = 0, len(symbols) if symbols.size else 0
     while start < count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 
 from kvferry.analyze.source import Asked
+from kvferry.cache import KVCache
 from kvferry.codecs import stack
-from kvferry.codecs.profile import OCTAVE, Basis, Profile, blockwise, to_rows, words
+from kvferry.codecs.profile import OCTAVE, Basis, Prediction, Profile, blockwise, to_rows, words
 from kvferry.errors import InputError
+from kvferry.evaluate.calibrate_neighbours import fit, neighbourhoods
 from kvferry.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -23,26 +26,30 @@ FLOOR = 0.02
 """Added to the weights, relative to their mean: no direction is free, however little it moved the logits."""
 MOST = 8192
 """Vectors of one modality that are kept to find the principal axes: memory does not grow with the questions."""
+NEIGHBOURS = 2048
+"""Visual tokens that are kept with their neighbours, of what the selection keeps and of whole caches."""
 TOKENS_OF_ANSWER = 16
 
 
 @dataclass
 class Reservoir:
-    """A uniform sample of at most :data:`MOST` rows of a stream (Algorithm R)."""
+    """A uniform sample of at most ``most`` (:data:`MOST`) rows of a stream (Algorithm R)."""
 
     generator: np.random.Generator
+    most: int | None = None
     rows: list[torch.Tensor] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     seen: int = 0
 
-    def add(self, x: torch.Tensor, marks: np.ndarray[Any, Any]) -> None:
+    def add(self, x: Iterable[torch.Tensor], marks: np.ndarray[Any, Any]) -> None:
+        most = self.most or MOST
         for row, mark in zip(x, marks.tolist(), strict=True):
             self.seen += 1
-            if len(self.rows) < MOST:
-                self.rows.append(row)
+            if len(self.rows) < most:
+                self.rows.append(row.clone())
                 self.marks.append(mark)
-            elif (at := int(self.generator.integers(self.seen))) < MOST:
-                self.rows[at], self.marks[at] = row, mark
+            elif (at := int(self.generator.integers(self.seen))) < most:
+                self.rows[at], self.marks[at] = row.clone(), mark
 
 
 @dataclass
@@ -85,6 +92,7 @@ class Calibration:
         numbers = np.random.default_rng(seed)
         self._vectors = {visual: Reservoir(numbers) for visual in (True, False)}
         self._weights = {visual: _Weights() for visual in (True, False)}
+        self._neighbourhoods = [Reservoir(np.random.default_rng((seed, i)), NEIGHBOURS) for i in range(2)]
         self._by_word: dict[int, tuple[int, torch.Tensor]] = {}
         self.n = 0
 
@@ -97,11 +105,9 @@ class Calibration:
         kept = self._recipe.keep(prefilled)
         answer = vlm.resume(prefilled.cache, max_new_tokens=TOKENS_OF_ANSWER).token_ids
         gradients = logit_gradients(vlm, kept, answer, self._probes, self._generator)
-        index = kept.layers[0].positions[0].cpu().numpy()
+        x, index = self._rows_of(kept)
         visual = kept.layout.visual[index]
         where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
-        keys, values, _ = stack(kept.layers)
-        x = to_rows(vlm.rotary, keys.cpu(), values.cpu(), where)
         slopes = torch.stack([to_rows(vlm.rotary, k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
         which = words(kept.layout).numpy()[index]
         for kind in (True, False):
@@ -111,7 +117,17 @@ class Calibration:
         for row, word in zip(x[torch.from_numpy(~visual)], which[~visual].tolist(), strict=True):
             count, total = self._by_word.get(word, (0, torch.zeros_like(row, dtype=torch.float64)))
             self._by_word[word] = (count + 1, total + row)
+        for reservoir, (rows, at) in zip(
+            self._neighbourhoods, ((x, index), self._rows_of(prefilled.cache)), strict=True
+        ):
+            reservoir.add(*neighbourhoods(rows, at, kept.layout))
         self.n += 1
+
+    def _rows_of(self, cache: KVCache) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+        """One row per token, ``[k, p]``, and where it stands in the prompt, ``[k]``."""
+        keys, values, index = stack(cache.layers)
+        where = torch.from_numpy(cache.layout.positions[:, index.cpu().numpy()].astype(np.int64))
+        return to_rows(self._vlm.rotary, keys.cpu(), values.cpu(), where), index.cpu().numpy()
 
     def weight(self, visual: bool) -> torch.Tensor:
         """Square root of the mean ``g g^T``, ``[blocks, head_dim, head_dim]``, in units of the visual tokens' mean.
@@ -136,6 +152,14 @@ class Calibration:
         p = self._vectors[True].rows[0].shape[0]
         return torch.tensor(known, dtype=torch.int64), torch.stack(means) if means else torch.zeros(0, p)
 
+    def prediction(self, basis: Basis) -> Prediction | None:
+        """Of visual tokens from their neighbours; ``None`` where no two lay beside each other.
+
+        Both what the selection keeps and whole caches count, one as much as the other.
+        """
+        seen = [x for x in self._neighbourhoods if x.rows]
+        return fit(basis, [(torch.stack(x.rows), torch.tensor(x.marks)) for x in seen]) if seen else None
+
     def profile(self, facts: dict[str, Any]) -> Profile:
         """The profile of all questions so far.
 
@@ -158,7 +182,8 @@ class Calibration:
             facts=facts,
         )
         off = text - draft.means(which, torch.zeros(len(which), dtype=torch.bool))
-        return replace(draft, text=make_basis(text.mean(0), off, weights[False], self._rank))
+        text_basis = make_basis(text.mean(0), off, weights[False], self._rank)
+        return replace(draft, text=text_basis, prediction=self.prediction(draft.visual))
 
 
 def _root(blocks: torch.Tensor) -> torch.Tensor:
