@@ -101,16 +101,13 @@ class Edge:
         self._line = Line(cloud, uplink, downlink, delay_ms, hold)
         self._pilot = None if table is None else Pilot(table, way, self._line.translated)
         self._line.pilot = self._pilot
-        self._membership: Membership | None = None
         if coordinator is not None and self._pilot is not None:
             meter, usable = Meter(), self._pilot.usable(vlm, self._privacy)
-            self._membership = member = Membership(coordinator, usable, self._deadline, meter, socket.gethostname())
-            self._line.pacer = Pacer(lambda: member.bits_per_second, meter)
+            member = Membership(coordinator, usable, self._deadline, meter, socket.gethostname())
+            self._line.membership, self._line.pacer = member, Pacer(lambda: member.bits_per_second, meter)
 
     def close(self) -> None:
         """Close the connection, leave the coordinator, and close the emulated link."""
-        if self._membership is not None:
-            self._membership.close()
         self._line.close()
 
     def __enter__(self) -> Edge:
@@ -211,26 +208,27 @@ class Edge:
         asked = Question(images if isinstance(images, list | tuple) else [images], question, ship_first, tiers)
         if fallback is not None and self._vlm is None:
             raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
-        before = self._line.carried
-        opened = self._open(asked, mode, recipe, rules, began, seconds, in_parts=answer_by is None)
-        why = opened.why
-        if isinstance(opened.mode, LocalMode) or opened.sender is None:
-            return replace(self._answer_here(asked, max_new_tokens, on_token, began, opened.why_local), why=why)
-        crossing = Crossing(
-            opened.sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None,
-            opened.answer_by if answer_by is None else answer_by, self._line.pacer, self._line.rtt_seconds,
-        )  # fmt: skip
-        try:
-            answer = self._line.cross(crossing, opened.mode, before)
-        except (DeadlineError, ProtocolError):
-            raise
-        except LinkError as error:
-            if (fallback is None and not opened.or_here) or crossing.first_token_at:
+        with self._line.asking():
+            before = self._line.carried
+            opened = self._open(asked, mode, recipe, rules, began, seconds, in_parts=answer_by is None)
+            why = opened.why
+            if isinstance(opened.mode, LocalMode) or opened.sender is None:
+                return replace(self._answer_here(asked, max_new_tokens, on_token, began, opened.why_local), why=why)
+            crossing = Crossing(
+                opened.sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None,
+                opened.answer_by if answer_by is None else answer_by, self._line.pacer, self._line.rtt_seconds,
+            )  # fmt: skip
+            try:
+                answer = self._line.cross(crossing, opened.mode, before)
+            except (DeadlineError, ProtocolError):
                 raise
-            return replace(self._answer_here(asked, max_new_tokens, on_token, began, str(error)), why=why)
-        if keep is not None:
-            keep.write(crossing.sent)
-        return replace(answer, why=why)
+            except LinkError as error:
+                if (fallback is None and not opened.or_here) or crossing.first_token_at:
+                    raise
+                return replace(self._answer_here(asked, max_new_tokens, on_token, began, str(error)), why=why)
+            if keep is not None:
+                keep.write(crossing.sent)
+            return replace(answer, why=why)
 
     def conversation(
         self,
@@ -301,20 +299,22 @@ class Edge:
             return self._line.stub.Describe.future(request, timeout=max(timeout, 0.0))
 
         known = Asked(asked, self._vlm, self._line.holdings, privacy)
-        if self._membership is None:
+        if (member := self._line.membership) is None:
             return self._pilot.choose(known, describe, began, seconds)
-        share = self._membership.share(LOOK_SHARE * seconds)
+        share = member.share(LOOK_SHARE * seconds)
+        if share is not None and share.resting and not share.bits_per_second:
+            share = None  # nothing is kept for a question of its own, and what it is granted now is still on the way
         decision, why = self._pilot.choose(known, describe, began, seconds, share)
-        self._membership.plan(decision.context.deadline - decision.context.rtt_seconds - decision.context.queue_seconds)
+        member.plan(decision.context.deadline - decision.context.rtt_seconds - decision.context.queue_seconds)
         return decision, why
 
     def _explained(self, decision: Decision) -> str:
         """The reasons, and what the coordinator had to do with them."""
-        if self._membership is None:
+        if (member := self._line.membership) is None:
             return explain(decision)
-        share = self._membership.share()
+        share = member.share()
         if share is None:
-            return f"{explain(decision)}\n{self._membership.why_alone or 'the coordinator is silent'}"
+            return f"{explain(decision)}\n{member.why_alone or 'the coordinator is silent'}"
         granted = f"{share.bits_per_second / 1e6:.4g} Mbit/s, with {share.mode or 'nothing'} in mind"
         return f"{explain(decision)}\nthe coordinator grants {granted}; {share.members} agents on the uplink"
 

@@ -93,23 +93,24 @@ class Conversation:
         seconds = self._deadline if deadline is None else checked_deadline(deadline)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
-        before = self._line.carried
-        opened = self._opened if self._opened and self._turns else self._open(question, began, seconds)
-        if isinstance(opened.mode, LocalMode) or opened.sender is None:
-            answer, said = self._answer_here(opened, question, max_new_tokens, on_token, began)
-        else:
-            holdings = self._line.holdings
-            sender = TurnSender(opened.sender, opened.mode.NAME, self._turns, question, self._digest, holdings)
-            line = self._line
-            crossing = Crossing(
-                sender, max_new_tokens, on_token, on_sent, began, seconds, keep=False, pacer=line.pacer,
-                rtt_seconds=line.rtt_seconds,
-            )  # fmt: skip
-            answer = self._line.cross(crossing, opened.mode, before)
-            said, self._digest = crossing.said, sender.digest
-        self._opened = opened
-        self._turns.append(Turn(question, said))
-        return replace(answer, why=opened.why)
+        with self._line.asking():
+            before = self._line.carried
+            opened = self._opened if self._opened and self._turns else self._open(question, began, seconds)
+            if isinstance(opened.mode, LocalMode) or opened.sender is None:
+                answer, said = self._answer_here(opened, question, max_new_tokens, on_token, began)
+            else:
+                holdings = self._line.holdings
+                sender = TurnSender(opened.sender, opened.mode.NAME, self._turns, question, self._digest, holdings)
+                line = self._line
+                crossing = Crossing(
+                    sender, max_new_tokens, on_token, on_sent, began, seconds, keep=False, pacer=line.pacer,
+                    rtt_seconds=line.rtt_seconds,
+                )  # fmt: skip
+                answer = self._line.cross(crossing, opened.mode, before)
+                said, self._digest = crossing.said, sender.digest
+            self._opened = opened
+            self._turns.append(Turn(question, said))
+            return replace(answer, why=opened.why)
 
     def _answer_here(
         self, opened: Opened, question: str, max_new_tokens: int, on_token: OnToken | None, began: float
