@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import grpc
 
-from kvferry.edge.answer import Answer, Seconds, checked_deadline
+from kvferry.edge.answer import Answer, Seconds, check_answer_by, checked_deadline
 from kvferry.edge.call import Crossing, OnSent
 from kvferry.edge.conversation import Conversation, Opened
 from kvferry.edge.line import Line
@@ -202,12 +202,10 @@ class Edge:
         seconds = self._deadline if deadline is None else checked_deadline(deadline)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
-        if answer_by is not None and not 0 < answer_by <= seconds:
-            raise InputError(f"answer_by is a number of seconds up to the deadline of {seconds:g}, not {answer_by}")
+        check_answer_by(answer_by, seconds)
         rules = self._privacy if privacy is None else _checked_rules(privacy)
         asked = Question(images if isinstance(images, list | tuple) else [images], question, ship_first, tiers)
-        if fallback is not None and self._vlm is None:
-            raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
+        self._check_fallback(fallback)
         with self._line.asking():
             before = self._line.carried
             opened = self._open(asked, mode, recipe, rules, began, seconds, in_parts=answer_by is None)
@@ -237,6 +235,8 @@ class Edge:
         recipe: str | Recipe = DEFAULT_RECIPE,
         mode: str = "kv",
         ship_first: bool = False,
+        tiers: int = 1,
+        fallback: Literal["local"] | None = None,
         privacy: Collection[str] | None = None,
     ) -> Conversation:
         """Begin a conversation about the same pictures: every question is asked with the earlier ones and their
@@ -244,9 +244,10 @@ class Edge:
 
         What the first question sends is all that is ever sent of the pictures: in mode ``kv`` a cache that was
         compressed for that question, on which all others must live (``ship_first`` compresses without any question).
-        ``auto`` chooses a mode once, at the first question. For other pictures, begin another conversation.
+        ``auto`` chooses a mode at the first question, and again where a picture joins.
 
-        Parameters are those of :meth:`ask`.
+        Parameters are those of :meth:`ask`. With ``fallback`` each turn that the cloud cannot answer is answered here,
+        and the cloud is told of it with the next turn.
 
         Examples
         --------
@@ -254,12 +255,15 @@ class Edge:
         >>> talk.ask("what colour is the circle?").text, talk.ask("how many squares are there?").text  # doctest: +SKIP
         """
         rules = self._privacy if privacy is None else _checked_rules(privacy)
+        self._check_fallback(fallback)
         pictures = images if isinstance(images, list | tuple) else [images]
 
-        def open_(question: str, began: float, seconds: float) -> Opened:
-            return self._open(Question(pictures, question, ship_first), mode, recipe, rules, began, seconds)
+        def open_(images: Sequence[Any], question: str, began: float, seconds: float, in_parts: bool) -> Opened:
+            asked = Question(images, question, ship_first, tiers)
+            opened = self._open(asked, mode, recipe, rules, began, seconds, in_parts=in_parts)
+            return replace(opened, or_here=opened.or_here or fallback is not None)
 
-        return Conversation(self._line, self._vlm, self._deadline, open_)
+        return Conversation(self._line, self._vlm, self._deadline, open_, pictures)
 
     def _open(
         self,
@@ -317,6 +321,10 @@ class Edge:
             return f"{explain(decision)}\n{member.why_alone or 'the coordinator is silent'}"
         granted = f"{share.bits_per_second / 1e6:.4g} Mbit/s, with {share.mode or 'nothing'} in mind"
         return f"{explain(decision)}\nthe coordinator grants {granted}; {share.members} agents on the uplink"
+
+    def _check_fallback(self, fallback: str | None) -> None:
+        if fallback is not None and self._vlm is None:
+            raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
 
     def _answer_here(
         self, asked: Question, max_new_tokens: int, on_token: OnToken | None, began: float, why: str = ""
