@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -18,6 +22,7 @@ from kvferry.wire import coordinate_pb2 as pb
 from kvferry.wire import coordinate_pb2_grpc, service_pb2
 from tests.coordinator.agent import POINTS
 from tests.coordinator.process import AgentProcess, CoordinatorProcess, within
+from tests.crossing.process import COMMAND, ENVIRONMENT
 
 LEASE = 1.5
 
@@ -150,6 +155,36 @@ def test_a_plan_changes_what_is_counted_on(coordinator: CoordinatorProcess) -> N
     one.plan(0.001)
     within(5, lambda: (share := one.share()) and share.mode == "")
     one.close()
+
+
+def test_it_needs_no_model_and_imports_none() -> None:
+    """Neither to share out, nor to refuse."""
+    words = [sys.executable, "-X", "importtime", *COMMAND[1:], "coordinate", "--uplink", "1mbit", "--json"]
+    with (
+        subprocess.Popen(
+            [*words, "--listen", "127.0.0.1:0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        ) as process,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        imports = threads.submit(process.stderr.read)
+        address = json.loads(process.stdout.readline())["address"]
+        one = member(address)
+        assert one.share(20.0) is not None
+        one.close()
+        with grpc.insecure_channel(address) as channel:
+            (reply,) = coordinate_pb2_grpc.CoordinatorStub(channel).Share(iter([pb.AgentMessage()]), timeout=20)
+        assert reply.WhichOneof("part") == "error"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        names = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports.result().splitlines()}
+    assert {"grpc", "numpy", "kvferry"} <= names
+    assert not names & {"torch", "transformers", "PIL"}
 
 
 JOIN = pb.AgentMessage.Join

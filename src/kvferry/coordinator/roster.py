@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from kvferry.coordinator.capacity import Capacity
 from kvferry.link import Rate
 from kvferry.link.estimate import LEAST
-from kvferry.modes import BusyError
 from kvferry.policy.allocation import Agent, Allocator, Grant, allocate, reserve
+from kvferry.wire.faults import BusyError
 
 SAFETY = 0.8
 """Of the capacity that points are chosen by; all of it is shared out, so that each has the rest as its margin."""

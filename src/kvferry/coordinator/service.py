@@ -16,12 +16,11 @@ from kvferry.coordinator.capacity import Capacity, bound_of
 from kvferry.coordinator.roster import Member, Roster
 from kvferry.errors import InputError, KVFerryError, LinkError
 from kvferry.link import parse_address
-from kvferry.modes import ProtocolError
-from kvferry.modes.faults import to_wire
 from kvferry.policy import Context, OperatingPoint
 from kvferry.policy.allocation import ALLOCATORS, Agent
 from kvferry.wire import coordinate_pb2 as pb
 from kvferry.wire import coordinate_pb2_grpc
+from kvferry.wire.faults import ProtocolError, to_wire
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5

@@ -12,8 +12,8 @@ from kvferry.edge.pacing import Meter, Pacer
 from kvferry.edge.transfer import Transfer
 from kvferry.errors import LinkError
 from kvferry.modes import Mode, OnToken, ProtocolError, Sender
-from kvferry.modes.faults import from_wire
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import from_wire
 
 OnSent = Callable[[int, int | None], None]
 AT_ONCE = 1e-3

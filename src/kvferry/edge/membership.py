@@ -14,10 +14,10 @@ import grpc
 from kvferry.edge.pacing import Meter
 from kvferry.errors import InputError, KVFerryError
 from kvferry.link import parse_address
-from kvferry.modes.faults import from_wire
 from kvferry.policy import Context, OperatingPoint
 from kvferry.wire import coordinate_pb2 as pb
 from kvferry.wire import coordinate_pb2_grpc
+from kvferry.wire.faults import from_wire
 
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from kvferry.cache import KVCache
 from kvferry.modes.base import ModeReceiver, OnToken, Sender, Shelf, check_question
-from kvferry.modes.faults import ProtocolError
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import ProtocolError
 
 if TYPE_CHECKING:
     from kvferry.models import VLM, Continuation

@@ -13,11 +13,11 @@ from kvferry.cache import KVCache
 from kvferry.errors import DeadlineError, FingerprintError, InputError, TruncatedError
 from kvferry.modes.base import ModeReceiver, Question, Shelf, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
-from kvferry.modes.faults import ProtocolError
 from kvferry.modes.holdings import Holdings
 from kvferry.recipe import Recipe, write_frames
 from kvferry.summary import Summary, summarise_cache
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import ProtocolError
 
 if TYPE_CHECKING:
     from kvferry.evidence import Prefilled
