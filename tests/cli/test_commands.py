@@ -107,6 +107,17 @@ def test_modes(run: Ran, cloud: CloudProcess, model_folder: Path, picture: Path)
     assert "prompt: 0 bytes" in err
 
 
+def test_devices(run: Ran, cloud: CloudProcess, model_folder: Path, picture: Path, tmp_path: Path) -> None:
+    here = ["--cloud", cloud.address, "--model", model_folder, "--device"]
+    assert run("ask", picture, QUESTION, *here, "cpu")[0] == 0
+    for words in (
+        ["ask", picture, QUESTION, *here, "nowhere"],
+        ["serve", "--model", model_folder, "--device", "nowhere"],
+        ["profile", "--edge", model_folder, "--cloud", model_folder, "--device", "nowhere"],
+    ):
+        assert "no device 'nowhere'" in refused(run(*words))
+
+
 def test_ship_first(run: Ran, cloud: CloudProcess, model_folder: Path, picture: Path) -> None:
     options = [
         "--cloud",

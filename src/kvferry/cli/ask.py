@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from rich.markup import escape
 
-from kvferry.cli.console import SendingBar, console, print_json, waiting
+from kvferry.cli.console import Device, SendingBar, console, print_json, waiting
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def ask(
     model: Annotated[
         str, typer.Option(help="The model on this side: the cloud's for kv and embeds, one of its family for scout.")
     ] = "testbed/cloud",
+    device: Device = "",
     recipe: Annotated[
         str, typer.Option(help="How to compress, for mode kv: a recipe, or tiny, balanced or lossless.")
     ] = "balanced",
@@ -91,7 +92,7 @@ def ask(
         with waiting(f"loading {model}", json):
             from kvferry.models import load
 
-            vlm = load(model)
+            vlm = load(model, device=device or None)
     said: list[str] = []
 
     def speak(_: int, text: str) -> None:
