@@ -72,7 +72,7 @@ class KVSender:
         self.prefill_seconds = self.encode_seconds = 0.0
         self._recipe = recipe
         self._vlm = vlm
-        self._question = question
+        self._question = _read(question) if question.ship_first else question
         self._holdings = holdings
         self._scene = self._scene_digest() if question.ship_first else b""
         self._item: pb.AskRequest.Item | None = None
@@ -134,16 +134,21 @@ class KVSender:
         return self._item is not None and bool(self._item.handle)
 
     def _scene_digest(self) -> bytes:
-        from kvferry.models.pictures import open_picture
-
         how = f"{self._recipe} {self._vlm.fingerprint}"
-        return made_digest("scene", how, [pixel_digest(open_picture(image)) for image in self._question.images])
+        return made_digest("scene", how, [pixel_digest(picture) for picture in self._question.images])
 
     def _pieces(self, prefilled: Prefilled) -> Iterator[bytes]:
         tiers = self._question.tiers
         kept, importance = self._recipe.rank(prefilled, tiers)
         self.kept = summarise_cache(kept)
         yield from write_frames(kept, self._recipe, importance, tiers)
+
+
+def _read(question: Question) -> Question:
+    """The question with its pictures read, once: what a digest names is what is prefilled, whatever a file becomes."""
+    from kvferry.models.pictures import open_picture
+
+    return replace(question, images=[open_picture(image) for image in question.images])
 
 
 class KVReceiver(ModeReceiver):
