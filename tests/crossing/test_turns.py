@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,6 +109,25 @@ def test_the_edge_answers_in_between(
     theirs = ground(vlm, mode, [picture], QUESTIONS[0])
     said = [talk.turns[0].said, *(vlm.answer_ids(x.text) for x in here)]
     assert talk.turns[3].said == told(vlm, theirs, said, QUESTIONS[1:])
+
+
+def test_a_link_is_lost_midway(cloud: CloudProcess, vlm: VLM, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first turn's cache was half sent: the edge answers, and the next turn sends all of it."""
+    gate = Gate(cloud.address, monkeypatch, Stops(STOP))
+    with Edge(vlm, gate.address, deadline=100) as edge:
+        talk = edge.conversation([picture], recipe=RECIPE, tiers=TIERS, fallback="local")
+        loses = threading.Timer(1.5, gate.shut)
+        loses.start()
+        here = talk.ask(QUESTIONS[0], max_new_tokens=NEW)
+        loses.join()
+        gate.open()
+        until_back(edge)
+        there = talk.ask(QUESTIONS[1], max_new_tokens=NEW)
+    gate.shut()
+    assert (here.mode, there.mode, there.share) == ("local", "kv", 1.0)
+    assert there.bitstream_bytes > 2 * STOP
+    cache = decompress(compress(vlm.prefill([picture], QUESTIONS[0], recipe=RECIPE), RECIPE))
+    assert talk.turns[1].said == told(vlm, cache, [vlm.answer_ids(here.text)], QUESTIONS[1:2])
 
 
 def test_a_conversation_begins_without_a_cloud(model_folder: Path, vlm: VLM, picture: Path) -> None:

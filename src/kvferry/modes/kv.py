@@ -114,7 +114,7 @@ class KVSender:
             return
         if self._prefilled is None:
             raise InputError("nothing to send yet; call prepare() first")
-        self._stream.clear()
+        stream: list[bytes] = []  # its own: a call that broke off may still be at its last piece
         pieces = cut(self._pieces(self._prefilled))
         while True:
             began = time.perf_counter()
@@ -122,9 +122,9 @@ class KVSender:
             self.encode_seconds += time.perf_counter() - began
             if piece is None:
                 break
-            self._stream.append(piece)
+            stream.append(piece)
             yield piece
-        self._complete, self._prefilled = True, None
+        self._stream, self._complete, self._prefilled = stream, True, None
         if self._question.ship_first:
             self._holdings.note(self._scene, (self.bf16_bytes, self.kept))
 
