@@ -107,6 +107,17 @@ def test_modes(run: Ran, cloud: CloudProcess, model_folder: Path, picture: Path)
     assert "prompt: 0 bytes" in err
 
 
+def test_devices(run: Ran, cloud: CloudProcess, model_folder: Path, picture: Path, tmp_path: Path) -> None:
+    here = ["--cloud", cloud.address, "--model", model_folder, "--device"]
+    assert run("ask", picture, QUESTION, *here, "cpu")[0] == 0
+    for words in (
+        ["ask", picture, QUESTION, *here, "nowhere"],
+        ["serve", "--model", model_folder, "--device", "nowhere"],
+        ["profile", "--edge", model_folder, "--cloud", model_folder, "--device", "nowhere"],
+    ):
+        assert "no device 'nowhere'" in refused(run(*words))
+
+
 def test_ship_first(run: Ran, cloud: CloudProcess, model_folder: Path, picture: Path) -> None:
     options = [
         "--cloud",
@@ -137,6 +148,14 @@ def test_follow(run: Ran, cloud: CloudProcess, vlm: VLM, model_folder: Path, pic
     assert [x["text"] for x in answers] == expected
     assert answers[1]["bitstream_bytes"] == 0 < answers[0]["bitstream_bytes"]
     assert "--save" in refused(run("ask", picture, QUESTION, *options, "--save", tmp_path / "x"))
+    code, out, _ = run("ask", picture, QUESTION, *options, "--follow", f"@{picture} and here?", "--tiers", 4, "--json")
+    assert code == 0
+    sent = [json.loads(line)["bitstream_bytes"] for line in out.splitlines()]
+    assert sent[1] == 0 < sent[0] < sent[2]
+    assert "nowhere.png" in refused(run("ask", picture, QUESTION, *options, "--follow", "@nowhere.png and here?"))
+    away = ["--cloud", "127.0.0.1:9", "--model", model_folder, "--follow", "and now?", "--fallback", "--json"]
+    code, out, _ = run("ask", picture, QUESTION, *away)
+    assert (code, [json.loads(line)["mode"] for line in out.splitlines()]) == (0, ["local", "local"])
 
 
 def test_user_errors(

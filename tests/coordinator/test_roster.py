@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvferry.coordinator import Capacity, Roster, bound_of
-from kvferry.coordinator.roster import MAX_MEMBERS, Member
+from kvferry.coordinator.roster import MAX_MEMBERS, NOTABLE, Member
 from kvferry.errors import InputError
 from kvferry.modes import BusyError
 from kvferry.policy import Context, OperatingPoint
@@ -27,8 +27,8 @@ class Clock:
         return self.now
 
 
-def roster(uplink: str, method: str = "quality", clock: Clock | None = None) -> Roster:
-    return Roster(ALLOCATORS[method], Capacity(bound_of(uplink)), 3.0, clock or Clock())
+def roster(uplink: str, method: str = "quality", clock: Clock | None = None, idle: float = 60.0) -> Roster:
+    return Roster(ALLOCATORS[method], Capacity(bound_of(uplink)), 3.0, idle, clock or Clock())
 
 
 def agent(*points: OperatingPoint, deadline: float = 1.0) -> Agent:
@@ -75,6 +75,69 @@ def test_silence_ends_a_lease() -> None:
     assert two.gone
     assert not one.gone
     assert one.share.bits_per_second == 1e6
+
+
+def test_who_asks_nothing_rests_until_it_asks() -> None:
+    """Its fallback of 300 bytes in a second is kept for it, with the margin of every share; the others get the rest."""
+    clock = Clock()
+    book = roster("1.25mbit", clock=clock, idle=2.0)
+    one, told = join(book, agent(LARGE, SMALL, SCOUT))
+    two, _ = join(book, agent(LARGE, SMALL))
+    book.hear(two, 0, 0.0, False, asking=True)
+    for clock.now in (1.0, 2.0, 2.5):
+        book.hear(one, 0, 0.0, False)
+        book.tick()
+    assert (one.share.resting, one.share.mode, one.share.members) == (True, SCOUT.mode, 2)
+    assert one.share.bits_per_second == pytest.approx(8 * 300 / 0.8)
+    assert (two.share.resting, two.share.mode) == (False, LARGE.mode)
+    assert two.share.bits_per_second == pytest.approx(1.25e6 - 8 * 300 / 0.8)
+    before = len(told)
+    book.hear(two, 0, 0.0, False, asking=True)
+    book.hear(one, 0, 0.0, False, asking=True)
+    assert len(told) == before + 1, "told at once, not with the next tick"
+    assert not one.share.resting
+    assert one.share.bits_per_second + two.share.bits_per_second == pytest.approx(1.25e6)
+    clock.now = 5.3
+    book.tick()
+    assert (one.share.resting, two.share.resting) == (False, False), "their questions have not ended"
+    book.hear(one, 0, 0.0, False)
+    book.hear(two, 0, 0.0, False)
+    for clock.now in (7.0, 7.4):
+        book.tick()
+    assert (one.share.resting, two.share.resting) == (True, True)
+    assert (two.share.bits_per_second, two.share.mode) == (0.0, ""), "it has no fallback"
+    book.hear(two, 1000, 0.5, False)
+    assert two.share.mode == LARGE.mode, "who sends asks, even if it does not say so"
+    book.change(one, agent(SMALL, SCOUT))
+    assert not one.share.resting
+
+
+@pytest.mark.parametrize("method", ALLOCATORS)
+@given(
+    crowd=st.lists(st.tuples(st.booleans(), st.booleans(), st.floats(0.3, 5)), min_size=1, max_size=8),
+    mbit=st.floats(0.001, 10),
+)
+@settings(max_examples=30)
+def test_rest_takes_nothing_from_who_asks(method: str, crowd: list[tuple[bool, bool, float]], mbit: float) -> None:
+    """Whoever rests beside them: the sum fits, who rests has a fallback's rate or none, nobody else loses the last."""
+    clock = Clock()
+    book = roster(f"{mbit:.6f}mbit", method, clock, idle=1.0)
+    for _, has_fallback, deadline in crowd:
+        join(book, agent(LARGE, SMALL, *([SCOUT] if has_fallback else []), deadline=deadline))
+    clock.now = 1.5
+    for member, (rests, _, _) in zip(book.members, crowd, strict=True):
+        book.hear(member, 0, 0.0, False, asking=not rests)
+    book.tick()
+    assert sum(x.share.bits_per_second for x in book.members) <= 1e6 * mbit * (1 + NOTABLE)
+    asking = [x for x in book.members if not x.share.resting]
+    assert len(asking) == sum(not rests for rests, _, _ in crowd)
+    for member in book.members:
+        least = 8 * SCOUT.nbytes / member.agent.context.deadline / 0.8
+        if member.share.resting:
+            assert member.share.bits_per_second == pytest.approx(least if member.share.mode else 0.0)
+    needed = sum(8 * SCOUT.nbytes / x.agent.context.deadline for x in asking)
+    if all(SCOUT in x.agent.points for x in asking) and needed <= 0.79e6 * mbit:
+        assert all(x.share.mode for x in asking)
 
 
 @pytest.mark.parametrize("method", ALLOCATORS)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -18,6 +22,7 @@ from kvferry.wire import coordinate_pb2 as pb
 from kvferry.wire import coordinate_pb2_grpc, service_pb2
 from tests.coordinator.agent import POINTS
 from tests.coordinator.process import AgentProcess, CoordinatorProcess, within
+from tests.crossing.process import COMMAND, ENVIRONMENT
 
 LEASE = 1.5
 
@@ -68,6 +73,53 @@ def test_who_vanishes_gives_its_share_back(coordinator: CoordinatorProcess, how:
         one.close()
 
 
+IDLE = 1.0
+
+
+def test_who_asks_nothing_leaves_its_share_to_the_others() -> None:
+    """Both come back to it within a moment of asking; a lease is kept all the while."""
+    options = ("--method", "equal", "--lease", str(LEASE), "--idle", str(IDLE))
+    with CoordinatorProcess("8mbit", "127.0.0.1:0", *options) as coordinator:
+        one, two = (member(coordinator.address, *POINTS, OperatingPoint("scout", 0.3, 1000)) for _ in range(2))
+        with one.asking():
+            assert one.share(20.0) is not None
+            assert two.share(20.0) is not None
+            within(10, lambda: mbit(two) == 0.01 and mbit(one) == 7.99)
+            time.sleep(2 * IDLE)
+            assert mbit(one) == 7.99, "it asks as long as its question takes"
+            began = time.monotonic()
+            with two.asking():
+                share = two.share(20.0)
+                assert share is not None
+                assert (share.bits_per_second, share.resting, share.members) == (4e6, False, 2)
+                assert time.monotonic() - began < 0.5
+        within(10, lambda: mbit(one) == 0.01 == mbit(two))
+        one.close()
+        two.close()
+
+
+def test_a_rest_ends_with_the_coordinator_that_gave_it() -> None:
+    """It freezes before it hears of the question, and dies; the next one takes the agent in as one that asks."""
+    options = ("--lease", "10", "--idle", str(IDLE))
+    with CoordinatorProcess("8mbit", "127.0.0.1:0", *options) as first:
+        address, one = first.address, member(first.address)
+        within(10, lambda: (share := one.share()) and share.resting)
+        first.process.send_signal(signal.SIGSTOP)
+        with one.asking():
+            began = time.monotonic()
+            share = one.share(20.0)
+            assert share is not None
+            assert (share.resting, share.bits_per_second) == (True, 0.0)
+            assert time.monotonic() - began < 1, "the question does not wait for long"
+            first.process.kill()
+            within(10, lambda: one.share() is None)
+            with CoordinatorProcess("6mbit", address, *options):
+                within(10, lambda: mbit(one) == 6)
+                time.sleep(2 * IDLE)
+                assert mbit(one) == 6, "the question is still under way"
+    one.close()
+
+
 def test_the_coordinator_dies_and_returns() -> None:
     meter = Meter()
     with CoordinatorProcess("8mbit", "127.0.0.1:0", "--lease", str(LEASE)) as first:
@@ -103,6 +155,36 @@ def test_a_plan_changes_what_is_counted_on(coordinator: CoordinatorProcess) -> N
     one.plan(0.001)
     within(5, lambda: (share := one.share()) and share.mode == "")
     one.close()
+
+
+def test_it_needs_no_model_and_imports_none() -> None:
+    """Neither to share out, nor to refuse."""
+    words = [sys.executable, "-X", "importtime", *COMMAND[1:], "coordinate", "--uplink", "1mbit", "--json"]
+    with (
+        subprocess.Popen(
+            [*words, "--listen", "127.0.0.1:0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        ) as process,
+        ThreadPoolExecutor() as threads,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        imports = threads.submit(process.stderr.read)
+        address = json.loads(process.stdout.readline())["address"]
+        one = member(address)
+        assert one.share(20.0) is not None
+        one.close()
+        with grpc.insecure_channel(address) as channel:
+            (reply,) = coordinate_pb2_grpc.CoordinatorStub(channel).Share(iter([pb.AgentMessage()]), timeout=20)
+        assert reply.WhichOneof("part") == "error"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        names = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports.result().splitlines()}
+    assert {"grpc", "numpy", "kvferry"} <= names
+    assert not names & {"torch", "transformers", "PIL"}
 
 
 JOIN = pb.AgentMessage.Join
@@ -157,6 +239,11 @@ def test_a_port_that_is_taken(coordinator: CoordinatorProcess) -> None:
 
     with pytest.raises(LinkError, match="taken"):
         coordinate("1mbit", coordinator.address)
-    for words in ({"uplink": "fast"}, {"uplink": "1mbit", "method": "fair"}, {"uplink": "1mbit", "lease_seconds": 0.1}):
+    for words in (
+        {"uplink": "fast"},
+        {"uplink": "1mbit", "method": "fair"},
+        {"uplink": "1mbit", "lease_seconds": 0.1},
+        {"uplink": "1mbit", "idle_seconds": 0},
+    ):
         with pytest.raises(InputError):
             coordinate(listen="127.0.0.1:0", **words)

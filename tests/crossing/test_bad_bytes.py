@@ -12,10 +12,10 @@ import pytest
 import kvferry
 from kvferry import VLM
 from kvferry.modes.digests import file_digest
-from kvferry.modes.faults import KINDS, from_wire
 from kvferry.modes.files import identify
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
+from kvferry.wire.faults import KINDS, from_wire
 from tests.crossing.process import CloudProcess
 
 RECIPE = "q2c@0.25|int4"

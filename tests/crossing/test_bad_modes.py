@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from kvferry import VLM
-from kvferry.bitstream.records import CHECKSUM, crc32c
 from kvferry.bitstream.sets import encode_set
 from kvferry.cloud import Limits
 from kvferry.cloud.sessions import Sessions
@@ -17,6 +16,7 @@ from kvferry.errors import CorruptError, InputError, KVFerryError, TruncatedErro
 from kvferry.models import VisualEmbeds
 from kvferry.modes import RECEIVERS, Holdings, Question, Receiver, parse_mode
 from kvferry.modes.embeds import pack_embeds, unpack_embeds
+from kvferry.modes.scout import sealed
 from kvferry.wire import service_pb2 as pb
 
 QUESTION = "what colour is the circle?"
@@ -59,10 +59,10 @@ def test_damaged_anywhere(vlm: VLM, picture: Path, mode: str) -> None:
 
 def test_positions_of_another_number_of_tokens(vlm: VLM, picture: Path) -> None:
     start, data = sent(vlm, picture, "scout")
-    body = encode_set(np.ones(195, np.bool_), []).SerializeToString()
-    file = data[: start.items[0].size]
+    file, message = data[: start.items[0].size], encode_set(np.ones(195, np.bool_), [])
+    assert take(vlm, start, file + sealed(message, 196)).answer(1, lambda *_: None).token_ids
     with pytest.raises(CorruptError, match="196"):
-        take(vlm, start, file + body + CHECKSUM.pack(crc32c(body))).answer(1, lambda *_: None)
+        take(vlm, start, file + sealed(message, 195)).answer(1, lambda *_: None)
 
 
 def test_words_bring_nothing_else(vlm: VLM) -> None:

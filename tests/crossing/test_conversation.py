@@ -250,9 +250,10 @@ def test_what_no_edge_would_send(cloud: CloudProcess, vlm: VLM) -> None:
         more = turn(question=QUESTIONS[1])
         assert say(held.session, bytes(31), handle, more).error.kind == pb.ERROR_KIND_PROTOCOL
         assert say(held.session, bytes(32), handle).error.kind == pb.ERROR_KIND_PROTOCOL
-        assert say(held.session, bytes(32), handle, more, more).error.kind == pb.ERROR_KIND_PROTOCOL
-        answered = turn(answer=[1], question=QUESTIONS[1])
-        assert say(held.session, bytes(32), handle, answered).error.kind == pb.ERROR_KIND_PROTOCOL
+        twice = turn(answer=[1], text="a", question=QUESTIONS[1])
+        assert say(held.session, bytes(32), handle, more, twice).error.kind == pb.ERROR_KIND_PROTOCOL
+        for answered in (turn(answer=[1], question=QUESTIONS[1]), turn(text="a", question=QUESTIONS[1])):
+            assert say(held.session, bytes(32), handle, answered).error.kind == pb.ERROR_KIND_PROTOCOL
         assert say(held.session, bytes(32), handle, turn()).error.kind == pb.ERROR_KIND_INPUT
         assert say(b"", bytes(32), 0, turn(answer=[10**6], question=QUESTIONS[1])).error.kind == pb.ERROR_KIND_INPUT
         long = turn(answer=[10] * 10_000, question=QUESTIONS[1])

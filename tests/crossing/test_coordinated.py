@@ -50,6 +50,23 @@ def test_two_edges_share_a_link(cloud: CloudProcess, vlm: VLM, picture: Path) ->
         assert answer.seconds.total < DEADLINE
 
 
+def test_an_edge_that_rested_asks_at_once(cloud: CloudProcess, vlm: VLM, picture: Path) -> None:
+    """None of its points is a fallback, so that nothing is kept for it: its next question has all of the link."""
+    with (
+        CoordinatorProcess("180kbit", "127.0.0.1:0", "--idle", "1") as coordinator,
+        Edge(vlm, cloud.address, points=CACHES, deadline=DEADLINE, coordinator=coordinator.address) as edge,
+    ):
+        first = edge.ask([picture], QUESTION, mode="auto", max_new_tokens=1)
+        time.sleep(2.5)
+        again = edge.ask([picture], QUESTION, mode="auto", max_new_tokens=1)
+        time.sleep(2.5)
+        plain = edge.ask([picture], QUESTION, mode=LARGE.mode, max_new_tokens=1)
+    assert granted(again) == granted(first) == 0.18
+    assert again.recipe == first.recipe == plain.recipe
+    for answer in (again, plain):
+        assert answer.seconds.send < 1.5 * 8 * answer.bitstream_bytes / 180e3
+
+
 def test_without_a_coordinator_it_knows_itself(cloud: CloudProcess, vlm: VLM, picture: Path) -> None:
     address = unused_address()
     with Edge(vlm, cloud.address, points=CACHES, policy="greedy", coordinator=address) as edge:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kvferry import VLM, Answer, Edge, LinkError
+from kvferry.modes import Holdings, LocalMode, Question, Sender, parse_mode
 from kvferry.modes.digests import file_digest
 from kvferry.modes.files import identify
 from kvferry.wire import service_pb2 as pb
@@ -159,3 +160,25 @@ def test_one_session_never_sees_another(cloud: CloudProcess, picture: Path) -> N
             reply = say(session, pb.AskRequest.Item(handle=number))
             assert reply.error.kind == pb.ERROR_KIND_NOT_HELD
             assert "send it again" in reply.error.message
+
+
+def test_a_scene_is_the_picture_that_its_digest_names(vlm: VLM, picture: Path, tmp_path: Path) -> None:
+    """A camera overwrites its file between the two looks at it."""
+    path = tmp_path / "camera.png"
+    path.write_bytes(picture.read_bytes())
+
+    def sender() -> Sender:
+        mode = parse_mode("kv:knorm@0.5|int8")
+        assert not isinstance(mode, LocalMode)
+        return mode.sender(vlm, Question([path], QUESTIONS[0], ship_first=True), Holdings())
+
+    before = sender()
+    digest = before.start().items[0].digest
+    Image.new("RGB", (224, 224), "red").save(path)
+    before.prepare()
+    stream = b"".join(before.chunks())
+    path.write_bytes(picture.read_bytes())
+    again = sender()
+    assert again.start().items[0].digest == digest
+    again.prepare()
+    assert b"".join(again.chunks()) == stream

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvferry.edge.pacing import SLACK_SECONDS, Meter, Pacer
+from kvferry.edge.pacing import PIECE_SECONDS, SLACK_SECONDS, Meter, Pacer
 
 
 class World:
@@ -21,6 +21,11 @@ class World:
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+
+    def after(self, moment: float, rate: float) -> None:
+        """Another rate from then on."""
+        before = self.rate
+        self.pacer = Pacer(lambda: rate if self.now >= moment else before, self.meter, lambda: self.now, self.sleep)
 
     def chunks(self, sizes: list[int], work: float = 0.0) -> Iterator[bytes]:
         for size in sizes:
@@ -57,6 +62,17 @@ def test_a_share_changes_lapses_and_comes_back() -> None:
     world.rate = 80_000.0
     next(pieces), next(pieces)
     assert world.now - before == pytest.approx(0.15)
+
+
+def test_a_share_that_rises_is_felt_at_once() -> None:
+    """A fallback's 2.4 kbit/s become 8 Mbit/s while a piece is under way: it does not take its five seconds."""
+    world = World(2_400.0)
+    world.after(100.05, 8e6)
+    pieces = world.pacer.paced(world.chunks([3_000]), 0.0)
+    next(pieces)
+    assert world.now == 100.0
+    next(pieces)
+    assert world.now < 100.0 + 2 * PIECE_SECONDS
 
 
 @pytest.mark.parametrize(("share_of_promised", "slow"), [(1.0, False), (0.95, False), (0.5, True)])

@@ -17,6 +17,12 @@ from tests.models.families import build
 from tests.models.test_vlm import words_tokenizer
 
 
+@pytest.mark.parametrize("device", ["nowhere", "meta", "cpu:1:2", object()])
+def test_a_device_that_is_not_here(device: object) -> None:
+    with pytest.raises(ModelError, match=r"no device .* use cpu"):
+        load("testbed/edge", device=device)
+
+
 def test_same_files_same_fingerprint(folder: Path, vlm: VLM, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)

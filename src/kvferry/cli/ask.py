@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from rich.markup import escape
 
-from kvferry.cli.console import SendingBar, console, print_json, waiting
+from kvferry.cli.console import Device, SendingBar, console, print_json, waiting
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def ask(
     model: Annotated[
         str, typer.Option(help="The model on this side: the cloud's for kv and embeds, one of its family for scout.")
     ] = "testbed/cloud",
+    device: Device = "",
     recipe: Annotated[
         str, typer.Option(help="How to compress, for mode kv: a recipe, or tiny, balanced or lossless.")
     ] = "balanced",
@@ -61,16 +62,20 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 16,
     follow: Annotated[
         list[str] | None,
-        typer.Option(help="A further question, asked with the ones before and their answers in context; repeatable."),
+        typer.Option(
+            help="A further question, asked with the ones before and their answers in context; repeatable. A new "
+            "picture goes before it: '@FILE QUESTION'."
+        ),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Keep what was sent, for `kvferry inspect`.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Ask a cloud a question about pictures."""
     *pictures, question = words
-    if follow and (tiers > 1 or fallback or answer_by is not None or save is not None):
-        raise InputError("--follow goes without --tiers, --fallback, --answer-by and --save; leave them out")
-    for picture in pictures:
+    if follow and save is not None:
+        raise InputError("--save keeps what one question sent; leave it out with --follow")
+    turns = [(pictures, question), *(_turn(text) for text in follow or [])]
+    for picture in (picture for joining, _ in turns for picture in joining):
         if not Path(picture).is_file():
             raise InputError(f"there is no picture at {picture}; give picture files, then the question in quotes")
     from kvferry.edge import Edge
@@ -87,7 +92,7 @@ def ask(
         with waiting(f"loading {model}", json):
             from kvferry.models import load
 
-            vlm = load(model)
+            vlm = load(model, device=device or None)
     said: list[str] = []
 
     def speak(_: int, text: str) -> None:
@@ -121,10 +126,24 @@ def ask(
         _copy_to(save) as keep,
     ):
         if follow:
-            talk = edge.conversation(pictures, recipe=recipe, mode=mode, ship_first=ship_first)
-            for turn in (question, *follow):
+            talk = edge.conversation(
+                (),
+                recipe=recipe,
+                mode=mode,
+                ship_first=ship_first,
+                tiers=tiers,
+                fallback="local" if fallback else None,
+            )
+            for joining, turn in turns:
                 with SendingBar(json) as bar:
-                    answer = talk.ask(turn, max_new_tokens=max_new_tokens, on_token=speak, on_sent=bar.show)
+                    answer = talk.ask(
+                        turn,
+                        images=joining,
+                        max_new_tokens=max_new_tokens,
+                        answer_by=answer_by,
+                        on_token=speak,
+                        on_sent=bar.show,
+                    )
                 show(answer)
             return
         with SendingBar(json) as bar:
@@ -143,6 +162,16 @@ def ask(
                 keep=keep,
             )
     show(answer)
+
+
+def _turn(text: str) -> tuple[list[str], str]:
+    """The pictures that join, and the question."""
+    joining = []
+    while text.startswith("@"):
+        picture, _, text = text.partition(" ")
+        joining.append(picture[1:])
+        text = text.lstrip()
+    return joining, text
 
 
 def _copy_to(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO | None]:

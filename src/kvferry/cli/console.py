@@ -8,8 +8,9 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,6 +21,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TransferSpeedColumn,
 )
+
+Device = Annotated[str, typer.Option(help="Where the model lies, such as cuda or cuda:1; by default the CPU.")]
+"""For commands that load a model; "" goes to :func:`kvferry.load` as None."""
 
 
 def print_json(record: dict[str, Any]) -> None:

@@ -19,6 +19,9 @@ def coordinate(
     ),
     method: Annotated[str, typer.Option(help="equal, model_aware, max_min, quality or marginal.")] = "quality",
     lease: Annotated[float, typer.Option(help="Who is silent for so many seconds is no member any more.")] = 3.0,
+    idle: Annotated[
+        float, typer.Option(help="Who asks nothing for so many seconds gives its share to the others until it does.")
+    ] = 10.0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
@@ -33,4 +36,4 @@ def coordinate(
         else:
             print(f"sharing out {uplink} by {method}, listening on {address}", flush=True)
 
-    run(uplink, listen, method=method, lease_seconds=lease, on_ready=ready)
+    run(uplink, listen, method=method, lease_seconds=lease, idle_seconds=idle, on_ready=ready)

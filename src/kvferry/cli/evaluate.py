@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kvferry.cli.console import console, print_json
+from kvferry.cli.console import Device, console, print_json
 from kvferry.errors import InputError
 
 
@@ -35,7 +35,7 @@ def evaluate(
         Path | None, typer.Option(help="JSON lines; the same evaluation is continued. By default out/eval-TASK.jsonl.")
     ] = None,
     processes: Annotated[int, typer.Option(help="That share the questions.", min=1)] = 1,
-    device: Annotated[str, typer.Option(help="Such as cuda; by default the CPU.")] = "",
+    device: Device = "",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
 ) -> None:

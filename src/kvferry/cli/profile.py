@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kvferry.cli.console import console, waiting
+from kvferry.cli.console import Device, console, waiting
 from kvferry.errors import InputError
 
 
 def profile(
     edge: Annotated[str, typer.Option(help="The model on the edge.")] = "testbed/cloud",
     cloud: Annotated[str, typer.Option(help="The model in the cloud.")] = "testbed/cloud",
+    device: Device = "",
     data: Annotated[
         Path | None, typer.Option(help="Questions as JSON lines: images, question and perhaps answer.")
     ] = None,
@@ -47,8 +48,8 @@ def profile(
     else:
         cases = [engine.Case(x.images, x.question, x.answer) for x in samples(split, n)]
     with waiting(f"loading {edge}, {cloud}", json):
-        there = load(cloud)
-        here = there if edge == cloud else load(edge)
+        there = load(cloud, device=device or None)
+        here = there if edge == cloud else load(edge, device=device or None)
     modes = tuple(mode) if mode else engine.usual_modes(here, there)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(json), transient=True) as progress:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from kvferry.cli.console import print_json, waiting
+from kvferry.cli.console import Device, print_json, waiting
 
 
 def serve(
     model: Annotated[str, typer.Option(help="Shipped name, folder or Hub id.")] = "testbed/cloud",
+    device: Device = "",
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one. No TLS: trusted networks only.")] = (
         "127.0.0.1:7421"
     ),
@@ -34,7 +35,7 @@ def serve(
     with waiting(f"loading {model}", json):
         from kvferry.models import load
 
-        vlm = load(model)
+        vlm = load(model, device=device or None)
 
     def ready(address: str) -> None:
         if json:

@@ -16,9 +16,9 @@ from kvferry.cloud.limits import Limits
 from kvferry.cloud.sessions import Sessions, SessionShelf
 from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
 from kvferry.modes import RECEIVERS, ProtocolError, Receiver, receiver_of
-from kvferry.modes.faults import to_wire
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
+from kvferry.wire.faults import to_wire
 
 if TYPE_CHECKING:
     from kvferry.models import VLM

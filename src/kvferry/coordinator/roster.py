@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from kvferry.coordinator.capacity import Capacity
 from kvferry.link import Rate
-from kvferry.modes import BusyError
-from kvferry.policy.allocation import Agent, Allocator, allocate
+from kvferry.link.estimate import LEAST
+from kvferry.policy.allocation import Agent, Allocator, Grant, allocate, reserve
+from kvferry.wire.faults import BusyError
 
 SAFETY = 0.8
 """Of the capacity that points are chosen by; all of it is shared out, so that each has the rest as its margin."""
@@ -33,12 +34,15 @@ class Share:
         What is counted on; empty where none fits.
     members : int
         Who share the link.
+    resting : bool
+        For want of questions it is only what a fallback takes.
     """
 
     version: int = 0
     bits_per_second: float = 0.0
     mode: str = ""
     members: int = 0
+    resting: bool = False
 
 
 class Member:
@@ -54,8 +58,8 @@ class Member:
         self.agent = agent
         self.notify = notify
         self.share = Share()
-        self.gone = False
-        self.heard_at = self.reported_at = now
+        self.gone = self.asking = self.resting = False
+        self.heard_at = self.reported_at = self.asked_at = now
         self.rate = 0.0
         self.slow = False
 
@@ -67,15 +71,23 @@ class Roster:
     ----------
     lease_seconds : float
         Who is silent for so long is a member no more.
+    idle_seconds : float
+        Who asks nothing for so long rests.
     clock : callable
         Seconds that only go forward, from about 0 on.
     """
 
     def __init__(
-        self, allocator: Allocator, capacity: Capacity, lease_seconds: float, clock: Callable[[], float]
+        self,
+        allocator: Allocator,
+        capacity: Capacity,
+        lease_seconds: float,
+        idle_seconds: float,
+        clock: Callable[[], float],
     ) -> None:
         self.capacity = capacity
         self.lease_seconds = lease_seconds
+        self._idle_seconds = idle_seconds
         self.members: list[Member] = []
         self._allocator = allocator
         self._clock = clock
@@ -98,14 +110,21 @@ class Roster:
     def change(self, member: Member, agent: Agent) -> None:
         """Its circumstances are others now."""
         member.agent, member.heard_at = agent, self._clock()
+        self._ask(member)
         self._share_out()
 
-    def hear(self, member: Member, nbytes: int, seconds: float, slow: bool) -> None:
-        """Renew a lease, and note what the link did: bytes acknowledged while some were under way for ``seconds``."""
+    def hear(self, member: Member, nbytes: int, seconds: float, slow: bool, asking: bool = False) -> None:
+        """Renew a lease, and note what the link did: bytes acknowledged while some were under way for ``seconds``.
+
+        Who rested and asks again, or sends without having said so, has its share at once.
+        """
         member.heard_at = self._clock()
         if seconds > 0:
             member.reported_at = member.heard_at
             member.rate, member.slow = 8 * nbytes / seconds, slow
+        ended, member.asking = member.asking and not asking, asking
+        if (asking or ended or seconds > 0) and self._ask(member):
+            self._share_out()
 
     def leave(self, member: Member) -> None:
         """It has gone; the others get what it had."""
@@ -114,27 +133,45 @@ class Roster:
             self._share_out()
 
     def tick(self) -> None:
-        """Twice a second: drop whose lease has run out, learn about the link, share out."""
+        """Twice a second: drop whose lease has run out, let rest who asks nothing, learn about the link, share out."""
         now = self._clock()
         for member in [x for x in self.members if now - x.heard_at > self.lease_seconds]:
             self.members.remove(member)
             member.gone = True
             member.notify()
+        for member in self.members:
+            member.resting = not member.asking and now - member.asked_at > self._idle_seconds
         recent = [x for x in self.members if now - x.reported_at <= RECENT_SECONDS]
         self.capacity.hear(now, sum(x.rate for x in recent), any(x.slow for x in recent))
         for member in recent:
             member.slow = False  # told once
         self._share_out()
 
+    def _ask(self, member: Member) -> bool:
+        """It has a question; whether it rested before."""
+        rested, member.resting, member.asked_at = member.resting, False, self._clock()
+        return rested
+
     def _share_out(self) -> None:
-        if not self.members:
-            return
-        rate = Rate(SAFETY * self.capacity.at(self._clock()))
-        grants = allocate(self._allocator, [member.agent for member in self.members], rate)
-        for member, grant in zip(self.members, grants, strict=True):
+        for member, grant in self._grants():
             old, mode = member.share, "" if grant.point is None else grant.point.mode
             bits = grant.bits_per_second / SAFETY
-            changed = abs(bits - old.bits_per_second) > NOTABLE * old.bits_per_second or mode != old.mode
-            if changed or not old.version or old.members != len(self.members):
-                member.share = Share(old.version + 1, bits, mode, len(self.members))
+            changed = abs(bits - old.bits_per_second) > NOTABLE * old.bits_per_second
+            new = Share(old.version, bits, mode, len(self.members), member.resting)
+            if changed or not old.version or new != replace(old, bits_per_second=bits):
+                member.share = replace(new, version=old.version + 1)
                 member.notify()
+
+    def _grants(self) -> Iterator[tuple[Member, Grant]]:
+        """Fallbacks for those that rest, after the fallbacks of those that ask, which share what is left."""
+        asking = [member for member in self.members if not member.resting]
+        resting = [member for member in self.members if member.resting]
+        left = SAFETY * self.capacity.at(self._clock())
+        first = sum(grant.bits_per_second for grant in reserve([x.agent for x in asking], left)) if asking else 0.0
+        if resting:
+            grants = reserve([member.agent for member in resting], left - first)
+            left -= sum(grant.bits_per_second for grant in grants)
+            yield from zip(resting, grants, strict=True)
+        if asking:
+            agents = [member.agent for member in asking]
+            yield from zip(asking, allocate(self._allocator, agents, Rate(max(left, LEAST))), strict=True)

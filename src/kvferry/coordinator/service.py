@@ -16,12 +16,11 @@ from kvferry.coordinator.capacity import Capacity, bound_of
 from kvferry.coordinator.roster import Member, Roster
 from kvferry.errors import InputError, KVFerryError, LinkError
 from kvferry.link import parse_address
-from kvferry.modes import ProtocolError
-from kvferry.modes.faults import to_wire
 from kvferry.policy import Context, OperatingPoint
 from kvferry.policy.allocation import ALLOCATORS, Agent
 from kvferry.wire import coordinate_pb2 as pb
 from kvferry.wire import coordinate_pb2_grpc
+from kvferry.wire.faults import ProtocolError, to_wire
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 0.5
@@ -80,7 +79,7 @@ class CoordinatorService(coordinate_pb2_grpc.CoordinatorServicer):  # type: igno
                 report = message.report
                 if not 0 <= report.seconds < math.inf:
                     raise InputError(f"a report is about 0 or more seconds, not {report.seconds}")
-                self._roster.hear(member, report.bytes, report.seconds, report.slow)
+                self._roster.hear(member, report.bytes, report.seconds, report.slow, report.asking)
             else:
                 raise ProtocolError("a member sends joins and reports; update the edge")
             news.set()
@@ -104,6 +103,7 @@ class CoordinatorService(coordinate_pb2_grpc.CoordinatorServicer):  # type: igno
                 mode=share.mode,
                 lease_seconds=self._roster.lease_seconds,
                 members=share.members,
+                resting=share.resting,
             )
             async with writing:
                 await context.write(pb.CoordinatorMessage(share=message))
@@ -131,6 +131,7 @@ def coordinate(
     *,
     method: str = "quality",
     lease_seconds: float = 3.0,
+    idle_seconds: float = 10.0,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Share an uplink out until SIGINT or SIGTERM. There is no TLS: listen on a network you trust.
@@ -145,13 +146,15 @@ def coordinate(
         Key of :data:`kvferry.policy.allocation.ALLOCATORS`.
     lease_seconds : float
         Who is silent for so long is a member no more.
+    idle_seconds : float
+        Who asks nothing for so long is granted only what its fallback takes, until it asks again.
     on_ready : callable
         Called with the address listened on.
 
     Raises
     ------
     InputError
-        The uplink, the method, the lease or the address is none.
+        The uplink, the method, the lease, the idle time or the address is none.
     LinkError
         The port is taken or the host is not ours.
     """
@@ -159,9 +162,11 @@ def coordinate(
         raise InputError(f"there is no method {method!r}; use {', '.join(ALLOCATORS)}")
     if not 1 <= lease_seconds <= 3600:
         raise InputError(f"a lease is 1 to 3600 seconds, not {lease_seconds}")
+    if not 1 <= idle_seconds <= 86_400:
+        raise InputError(f"a member rests after 1 to 86,400 seconds without a question, not {idle_seconds}")
     parse_address(listen)
     began, capacity = time.monotonic(), Capacity(bound_of(uplink))
-    roster = Roster(ALLOCATORS[method], capacity, lease_seconds, lambda: time.monotonic() - began)
+    roster = Roster(ALLOCATORS[method], capacity, lease_seconds, idle_seconds, lambda: time.monotonic() - began)
     asyncio.run(_serve(roster, listen, on_ready))
 
 

@@ -101,3 +101,9 @@ def checked_deadline(seconds: float) -> float:
     if not 0 < seconds <= 86_400:
         raise InputError(f"a deadline is a positive number of seconds, at most a day, not {seconds}")
     return seconds
+
+
+def check_answer_by(answer_by: float | None, seconds: float) -> None:
+    """InputError for a time to answer by that is none, or later than the deadline."""
+    if answer_by is not None and not 0 < answer_by <= seconds:
+        raise InputError(f"answer_by is a number of seconds up to the deadline of {seconds:g}, not {answer_by}")

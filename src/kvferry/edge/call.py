@@ -12,8 +12,8 @@ from kvferry.edge.pacing import Meter, Pacer
 from kvferry.edge.transfer import Transfer
 from kvferry.errors import LinkError
 from kvferry.modes import Mode, OnToken, ProtocolError, Sender
-from kvferry.modes.faults import from_wire
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import from_wire
 
 OnSent = Callable[[int, int | None], None]
 AT_ONCE = 1e-3
@@ -21,7 +21,10 @@ AT_ONCE = 1e-3
 
 
 class Crossing:
-    """One question under way: a call, or two where the cloud had lost what the first referred to."""
+    """One question under way: a call, or two where the cloud had lost what the first referred to.
+
+    ``bytes_taken`` is what the cloud took in of the last one.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Crossing:
         self._rtt_seconds = rtt_seconds
         self._calls: list[tuple[Outgoing, Replies]] = []
         self.start = pb.AskRequest.Start()
+        self.bytes_taken = 0
 
     @property
     def seconds_left(self) -> float:
@@ -103,7 +107,9 @@ class Crossing:
     def follow(self) -> pb.AskReply.Done:
         """The conversation to its end."""
         outgoing, replies = self._calls[-1]
-        return replies.until_done(outgoing, self._on_token, self._on_sent)
+        done = replies.until_done(outgoing, self._on_token, self._on_sent)
+        self.bytes_taken = done.bytes_received
+        return done
 
     def answer(self, done: pb.AskReply.Done, mode: Mode) -> Answer:
         """What the question came to."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import grpc
 
-from kvferry.edge.answer import Answer, Seconds, checked_deadline
+from kvferry.edge.answer import Answer, Seconds, check_answer_by, checked_deadline
 from kvferry.edge.call import Crossing, OnSent
 from kvferry.edge.conversation import Conversation, Opened
 from kvferry.edge.line import Line
@@ -101,16 +101,13 @@ class Edge:
         self._line = Line(cloud, uplink, downlink, delay_ms, hold)
         self._pilot = None if table is None else Pilot(table, way, self._line.translated)
         self._line.pilot = self._pilot
-        self._membership: Membership | None = None
         if coordinator is not None and self._pilot is not None:
             meter, usable = Meter(), self._pilot.usable(vlm, self._privacy)
-            self._membership = member = Membership(coordinator, usable, self._deadline, meter, socket.gethostname())
-            self._line.pacer = Pacer(lambda: member.bits_per_second, meter)
+            member = Membership(coordinator, usable, self._deadline, meter, socket.gethostname())
+            self._line.membership, self._line.pacer = member, Pacer(lambda: member.bits_per_second, meter)
 
     def close(self) -> None:
         """Close the connection, leave the coordinator, and close the emulated link."""
-        if self._membership is not None:
-            self._membership.close()
         self._line.close()
 
     def __enter__(self) -> Edge:
@@ -205,32 +202,31 @@ class Edge:
         seconds = self._deadline if deadline is None else checked_deadline(deadline)
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
-        if answer_by is not None and not 0 < answer_by <= seconds:
-            raise InputError(f"answer_by is a number of seconds up to the deadline of {seconds:g}, not {answer_by}")
+        check_answer_by(answer_by, seconds)
         rules = self._privacy if privacy is None else _checked_rules(privacy)
         asked = Question(images if isinstance(images, list | tuple) else [images], question, ship_first, tiers)
-        if fallback is not None and self._vlm is None:
-            raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
-        before = self._line.carried
-        opened = self._open(asked, mode, recipe, rules, began, seconds, in_parts=answer_by is None)
-        why = opened.why
-        if isinstance(opened.mode, LocalMode) or opened.sender is None:
-            return replace(self._answer_here(asked, max_new_tokens, on_token, began, opened.why_local), why=why)
-        crossing = Crossing(
-            opened.sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None,
-            opened.answer_by if answer_by is None else answer_by, self._line.pacer, self._line.rtt_seconds,
-        )  # fmt: skip
-        try:
-            answer = self._line.cross(crossing, opened.mode, before)
-        except (DeadlineError, ProtocolError):
-            raise
-        except LinkError as error:
-            if (fallback is None and not opened.or_here) or crossing.first_token_at:
+        self._check_fallback(fallback)
+        with self._line.asking():
+            before = self._line.carried
+            opened = self._open(asked, mode, recipe, rules, began, seconds, in_parts=answer_by is None)
+            why = opened.why
+            if isinstance(opened.mode, LocalMode) or opened.sender is None:
+                return replace(self._answer_here(asked, max_new_tokens, on_token, began, opened.why_local), why=why)
+            crossing = Crossing(
+                opened.sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None,
+                opened.answer_by if answer_by is None else answer_by, self._line.pacer, self._line.rtt_seconds,
+            )  # fmt: skip
+            try:
+                answer = self._line.cross(crossing, opened.mode, before)
+            except (DeadlineError, ProtocolError):
                 raise
-            return replace(self._answer_here(asked, max_new_tokens, on_token, began, str(error)), why=why)
-        if keep is not None:
-            keep.write(crossing.sent)
-        return replace(answer, why=why)
+            except LinkError as error:
+                if (fallback is None and not opened.or_here) or crossing.first_token_at:
+                    raise
+                return replace(self._answer_here(asked, max_new_tokens, on_token, began, str(error)), why=why)
+            if keep is not None:
+                keep.write(crossing.sent)
+            return replace(answer, why=why)
 
     def conversation(
         self,
@@ -239,6 +235,8 @@ class Edge:
         recipe: str | Recipe = DEFAULT_RECIPE,
         mode: str = "kv",
         ship_first: bool = False,
+        tiers: int = 1,
+        fallback: Literal["local"] | None = None,
         privacy: Collection[str] | None = None,
     ) -> Conversation:
         """Begin a conversation about the same pictures: every question is asked with the earlier ones and their
@@ -246,9 +244,10 @@ class Edge:
 
         What the first question sends is all that is ever sent of the pictures: in mode ``kv`` a cache that was
         compressed for that question, on which all others must live (``ship_first`` compresses without any question).
-        ``auto`` chooses a mode once, at the first question. For other pictures, begin another conversation.
+        ``auto`` chooses a mode at the first question, and again where a picture joins.
 
-        Parameters are those of :meth:`ask`.
+        Parameters are those of :meth:`ask`. With ``fallback`` each turn that the cloud cannot answer is answered here,
+        and the cloud is told of it with the next turn.
 
         Examples
         --------
@@ -256,12 +255,15 @@ class Edge:
         >>> talk.ask("what colour is the circle?").text, talk.ask("how many squares are there?").text  # doctest: +SKIP
         """
         rules = self._privacy if privacy is None else _checked_rules(privacy)
+        self._check_fallback(fallback)
         pictures = images if isinstance(images, list | tuple) else [images]
 
-        def open_(question: str, began: float, seconds: float) -> Opened:
-            return self._open(Question(pictures, question, ship_first), mode, recipe, rules, began, seconds)
+        def open_(images: Sequence[Any], question: str, began: float, seconds: float, in_parts: bool) -> Opened:
+            asked = Question(images, question, ship_first, tiers)
+            opened = self._open(asked, mode, recipe, rules, began, seconds, in_parts=in_parts)
+            return replace(opened, or_here=opened.or_here or fallback is not None)
 
-        return Conversation(self._line, self._vlm, self._deadline, open_)
+        return Conversation(self._line, self._vlm, self._deadline, open_, pictures)
 
     def _open(
         self,
@@ -301,22 +303,28 @@ class Edge:
             return self._line.stub.Describe.future(request, timeout=max(timeout, 0.0))
 
         known = Asked(asked, self._vlm, self._line.holdings, privacy)
-        if self._membership is None:
+        if (member := self._line.membership) is None:
             return self._pilot.choose(known, describe, began, seconds)
-        share = self._membership.share(LOOK_SHARE * seconds)
+        share = member.share(LOOK_SHARE * seconds)
+        if share is not None and share.resting and not share.bits_per_second:
+            share = None  # nothing is kept for a question of its own, and what it is granted now is still on the way
         decision, why = self._pilot.choose(known, describe, began, seconds, share)
-        self._membership.plan(decision.context.deadline - decision.context.rtt_seconds - decision.context.queue_seconds)
+        member.plan(decision.context.deadline - decision.context.rtt_seconds - decision.context.queue_seconds)
         return decision, why
 
     def _explained(self, decision: Decision) -> str:
         """The reasons, and what the coordinator had to do with them."""
-        if self._membership is None:
+        if (member := self._line.membership) is None:
             return explain(decision)
-        share = self._membership.share()
+        share = member.share()
         if share is None:
-            return f"{explain(decision)}\n{self._membership.why_alone or 'the coordinator is silent'}"
+            return f"{explain(decision)}\n{member.why_alone or 'the coordinator is silent'}"
         granted = f"{share.bits_per_second / 1e6:.4g} Mbit/s, with {share.mode or 'nothing'} in mind"
         return f"{explain(decision)}\nthe coordinator grants {granted}; {share.members} agents on the uplink"
+
+    def _check_fallback(self, fallback: str | None) -> None:
+        if fallback is not None and self._vlm is None:
+            raise InputError("fallback='local' needs a model on this side; load one, or leave the fallback out")
 
     def _answer_here(
         self, asked: Question, max_new_tokens: int, on_token: OnToken | None, began: float, why: str = ""

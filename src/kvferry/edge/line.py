@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import grpc
 
 from kvferry.edge.answer import Answer
 from kvferry.edge.call import Crossing
+from kvferry.edge.membership import Membership
 from kvferry.edge.pacing import Pacer
 from kvferry.edge.pilot import Pilot
 from kvferry.errors import DeadlineError, KVFerryError, LinkError
@@ -35,6 +37,8 @@ class Line:
         Is told how fast bytes were acknowledged.
     pacer : Pacer or None
         Says when bytes may leave.
+    membership : Membership or None
+        Its place among those that share the uplink.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Line:
         parse_address(cloud)
         self.pilot: Pilot | None = None
         self.pacer: Pacer | None = None
+        self.membership: Membership | None = None
         self.holdings = Holdings(hold)
         self._cloud = cloud
         self._link: ShapedLink | None = None
@@ -53,7 +58,9 @@ class Line:
         self._greeted = False
 
     def close(self) -> None:
-        """Close the connection, and the emulated link with it."""
+        """Leave the coordinator, close the connection, and the emulated link with it."""
+        if self.membership is not None:
+            self.membership.close()
         self._channel.close()
         if self._link is not None:
             self._link.close()
@@ -67,6 +74,10 @@ class Line:
     def rtt_seconds(self) -> float:
         """Round trip as far as it is known, else 0."""
         return 0.0 if self.pilot is None else self.pilot.rtt_seconds
+
+    def asking(self) -> AbstractContextManager[None]:
+        """While a question is under way."""
+        return nullcontext() if self.membership is None else self.membership.asking()
 
     def cross(self, crossing: Crossing, mode: Mode, before: tuple[int, int] | None) -> Answer:
         """What a question comes to in the cloud; ``before`` is what the link had carried when it was asked."""

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -13,10 +14,10 @@ import grpc
 from kvferry.edge.pacing import Meter
 from kvferry.errors import InputError, KVFerryError
 from kvferry.link import parse_address
-from kvferry.modes.faults import from_wire
 from kvferry.policy import Context, OperatingPoint
 from kvferry.wire import coordinate_pb2 as pb
 from kvferry.wire import coordinate_pb2_grpc
+from kvferry.wire.faults import from_wire
 
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -29,6 +30,8 @@ BEATS = 3
 """Reports in a lease."""
 NOTABLE = 0.1
 """A question's time that differs by a smaller part from the one before is not worth a message."""
+WAKE_SECONDS = 0.5
+"""How long a choice waits for a share that a rest took away; bytes that may leave already do not."""
 FIRST_BEAT = 0.5
 """Seconds between them before the lease's length is known."""
 
@@ -46,12 +49,15 @@ class Share:
     members : int
         Who share the link.
     version : int
+    resting : bool
+        Nothing was asked for a while, so that this is only what a fallback takes.
     """
 
     bits_per_second: float
     mode: str
     members: int
     version: int
+    resting: bool = False
 
 
 class Membership:
@@ -81,7 +87,8 @@ class Membership:
             for x in points
         ]
         self._name, self._deadline = name, deadline
-        self._again: queue.SimpleQueue[pb.AgentMessage] = queue.SimpleQueue()
+        self._again: queue.SimpleQueue[pb.AgentMessage | None] = queue.SimpleQueue()
+        self._questions = 0
         self._coordinator = coordinator
         self._meter = meter
         self._news = threading.Condition()
@@ -102,7 +109,8 @@ class Membership:
         Parameters
         ----------
         wait_seconds : float
-            How long to wait where nothing has been heard of the coordinator yet.
+            How long to wait where nothing has been heard of the coordinator yet; half a second of that also where this
+            edge rested, and has just said that it asks.
 
         Raises
         ------
@@ -111,6 +119,7 @@ class Membership:
         """
         with self._news:
             self._news.wait_for(lambda: self._share or self.why_alone or self._refusal, wait_seconds)
+            self._news.wait_for(lambda: not (self._share and self._share.resting), min(wait_seconds, WAKE_SECONDS))
             if self._refusal is not None:
                 raise self._refusal
             if self._share is None or time.monotonic() > self._until:
@@ -122,6 +131,18 @@ class Membership:
         if abs(seconds - self._deadline) > NOTABLE * self._deadline:
             self._deadline = seconds
             self._again.put(self._join())
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """While a question is under way: the coordinator is told at once, and until it ends."""
+        with self._news:
+            self._questions += 1
+            self._again.put(None)
+        try:
+            yield
+        finally:
+            with self._news:
+                self._questions -= 1
 
     @property
     def bits_per_second(self) -> float | None:
@@ -158,7 +179,7 @@ class Membership:
 
     def _belong(self) -> None:
         over = threading.Event()
-        self._again = queue.SimpleQueue()
+        self._again = queue.SimpleQueue()  # what the old one holds is news to nobody: a join tells it all
         call = self._stub.Share(self._messages(over, self._again))
         try:
             for reply in call:
@@ -166,7 +187,7 @@ class Membership:
                     raise from_wire(reply.error)
                 share = reply.share
                 with self._news:
-                    self._share = Share(share.bits_per_second, share.mode, share.members, share.version)
+                    self._share = Share(share.bits_per_second, share.mode, share.members, share.version, share.resting)
                     self._until = time.monotonic() + share.lease_seconds
                     self._beat = share.lease_seconds / BEATS
                     self.why_alone = ""
@@ -175,14 +196,23 @@ class Membership:
             over.set()
             call.cancel()
 
-    def _messages(self, over: threading.Event, again: queue.SimpleQueue[pb.AgentMessage]) -> Iterator[pb.AgentMessage]:
+    def _messages(
+        self, over: threading.Event, again: queue.SimpleQueue[pb.AgentMessage | None]
+    ) -> Iterator[pb.AgentMessage]:
         yield self._join()
+        if self._questions:
+            yield self._report()
         while not over.is_set():
             try:
-                yield again.get(timeout=self._beat)
+                message = again.get(timeout=self._beat)
             except queue.Empty:
-                nbytes, seconds, slow = self._meter.take()
-                yield pb.AgentMessage(report=pb.AgentMessage.Report(bytes=nbytes, seconds=seconds, slow=slow))
+                message = None
+            yield message or self._report()
+
+    def _report(self) -> pb.AgentMessage:
+        nbytes, seconds, slow = self._meter.take()
+        asking = self._questions > 0
+        return pb.AgentMessage(report=pb.AgentMessage.Report(bytes=nbytes, seconds=seconds, slow=slow, asking=asking))
 
     def _join(self) -> pb.AgentMessage:
         return pb.AgentMessage(join=pb.AgentMessage.Join(name=self._name, points=self._points, deadline=self._deadline))

@@ -7,13 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from kvferry.link import Rate, TokenBucket
+from kvferry.link import Rate
 from kvferry.link.estimate import LEAST
 from kvferry.modes.base import CHUNK_BYTES, cut
 
 PIECE_SECONDS = 0.1
 PIECE_BYTES = 1500
 """Pieces are as small as that, or as what the share carries in :data:`PIECE_SECONDS`."""
+ON_TIME = 1e-9
+"""Seconds that a clock may not tell apart."""
 ACKNOWLEDGED_BYTES = 4096
 """After so many bytes, and at the end, a cloud acknowledges what has arrived."""
 SLACK_SECONDS = 0.25
@@ -85,7 +87,9 @@ class Meter:
 
 
 class Pacer:
-    """A token bucket at the rate of a share that may change, or lapse, while bytes leave.
+    """A serial line at the rate of a share that may change, or lapse, while bytes leave.
+
+    What has not left yet leaves at the rate of now: a share that rises is felt at once.
 
     Parameters
     ----------
@@ -106,7 +110,9 @@ class Pacer:
         self._rate = rate
         self._clock = clock
         self._sleep = sleep
-        self._bucket: TokenBucket | None = None
+        self._granted: Rate | None = None
+        self._line_bytes = 0.0
+        self._looked_at = 0.0
 
     def paced(self, chunks: Iterator[bytes], rtt_seconds: float) -> Iterator[bytes]:
         """The same bytes in smaller pieces, each when it may leave.
@@ -123,10 +129,10 @@ class Pacer:
             start = max(end, start + self._clock() - asked)
             for piece in self._cut(chunk):
                 total += len(piece)
-                if (rate := self._current()) is None:
+                if (rate := self._wait()) is None:
                     due = None
                 else:
-                    self._wait(len(piece), rate)
+                    self._line_bytes += len(piece)
                     if not first:
                         first = start = self._clock()
                     end = start + rate.seconds(len(piece))
@@ -143,21 +149,23 @@ class Pacer:
     def _current(self) -> Rate | None:
         bits = self._rate()
         if bits is None:
-            self._bucket = None
-            return None
-        if self._bucket is None:
-            self._bucket = TokenBucket(Rate(max(bits, LEAST)))
-        elif bits > 0:
-            self._bucket.rate = Rate(bits)
-        return self._bucket.rate
+            self._granted, self._line_bytes = None, 0.0
+        elif bits > 0 or self._granted is None:
+            self._granted = Rate(max(bits, LEAST))
+        return self._granted
 
     def _cut(self, chunk: bytes) -> Iterator[bytes]:
         rate = self._current()
         limit = CHUNK_BYTES if rate is None else int(rate.bits_per_second / 8 * PIECE_SECONDS)
         return cut([chunk], min(max(limit, PIECE_BYTES), CHUNK_BYTES))
 
-    def _wait(self, nbytes: int, rate: Rate) -> None:
-        """Until the bytes before these have left."""
-        now = self._clock()
-        if self._bucket is not None:
-            self._sleep(max(self._bucket.departure(nbytes, now) - rate.seconds(nbytes) - now, 0.0))
+    def _wait(self) -> Rate | None:
+        """Until the bytes before these have left; the rate at which these leave, None without a share."""
+        while (rate := self._current()) is not None:
+            now = self._clock()
+            self._line_bytes = max(self._line_bytes - (now - self._looked_at) * rate.bits_per_second / 8, 0.0)
+            self._looked_at = now
+            if (left := rate.seconds(1) * self._line_bytes) < ON_TIME:
+                return rate
+            self._sleep(min(left, PIECE_SECONDS))
+        return None

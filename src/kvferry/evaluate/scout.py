@@ -142,7 +142,8 @@ def try_question(edge: VLM, cloud: VLM, sample: Sample, trial: Trial) -> ScoutLi
         forms = set_forms(theirs, here.cache.layout.grids)
         arrived = decode_set(message, visual, grids)
         masks |= {f"{ranking} own": mine, f"{ranking} edge": arrived}
-        numbers[ranking] = int((mine & arrived).sum()), len(sealed(message)), len(forms["runs"]), len(forms["coded"])
+        sent = len(sealed(message, visual))
+        numbers[ranking] = int((mine & arrived).sum()), sent, len(forms["runs"]), len(forms["coded"])
     caches = {row: evict(there.cache, selection_of(there, mask)) for row, mask in masks.items()}
     logits = forced_logits(cloud, {"full": there.cache, **caches}, sample.answer)
     right = {row: int(says(cloud, x, sample.answer)) for row, x in logits.items()}

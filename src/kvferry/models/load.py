@@ -39,25 +39,25 @@ def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
     name : str or path
         A local folder, a shipped model such as ``testbed/edge``, or a Hub id.
     device : str or torch.device, optional
-        By default the CPU.
+        Such as ``cuda`` or ``cuda:1``; by default the CPU.
     dtype : "auto", str or torch.dtype
         ``auto`` takes the checkpoint's own.
 
     Raises
     ------
     ModelError
-        Not a model folder, an unknown name, or no network.
+        Not a model folder, an unknown name, no network, or a device that is not here.
     UnsupportedModelError
         A family that cannot be served.
     """
+    where = _device(device)
     folder = find_folder(str(name))
     try:
         config = AutoConfig.from_pretrained(folder)
         kind = AutoModelForImageTextToText if visual_token_ids(config) else AutoModelForCausalLM
         model, loaded = kind.from_pretrained(folder, dtype=_dtype(dtype), output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        if device is not None:
-            model = model.to(device)
+        model = model.to(where)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{name} cannot be loaded ({reason}); check that the folder is a complete model") from error
@@ -106,6 +106,25 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{name} is neither a folder nor a model on the Hub ({reason}); check the name") from None
+
+
+def _device(device: Any) -> torch.device:
+    """A device that holds tensors here and now."""
+    try:
+        found = torch.device("cpu" if device is None else device)
+        usable = not torch.empty(1, device=found).is_meta
+    except (RuntimeError, TypeError, AssertionError):  # the last one: built without it
+        usable = False
+    if not usable:
+        raise ModelError(f"this machine has no device {str(device)!r} for a model; use {', '.join(_devices())}")
+    return found
+
+
+def _devices() -> list[str]:
+    """Those that a model can lie on here."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if accelerator else 0
+    return ["cpu", *(f"{accelerator}:{index}" for index in range(count))]
 
 
 def _dtype(dtype: Any) -> Any:

@@ -104,6 +104,13 @@ class Prompter:
         ended = self._ids(bare, special=False)[0].tolist()
         return [*ended, *ids], _roles([False] * len(ended) + asked)
 
+    def answer(self, text: str) -> list[int]:
+        """The tokens of an answer given in words; template tokens in it, which no caller wrote, are left out."""
+        while found := [special for special in self._special if special in text]:
+            text = text.replace(found[0], "")
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def check_text(self, text: str | None, name: str) -> None:
         """Refuse empty words and words that the tokenizer would read as template tokens."""
         if text is None:

@@ -280,6 +280,10 @@ class VLM:
         """Token ids from the end of an answer to where the answer to a further question begins."""
         return self._prompter.turn(question)[0]
 
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of an answer that another model gave, for :meth:`recall`; template tokens in it are left out."""
+        return self._prompter.answer(text)
+
     def score(self, cache: KVCache, token_ids: Sequence[int], question: str | None = None) -> torch.Tensor:
         """Logits for every one of ``token_ids`` as an answer, and for what follows it, in one pass.
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from kvferry.codecs.grammar import lookup
 from kvferry.errors import InputError, RecipeError
 from kvferry.modes.base import CHUNK_BYTES, Mode, OnToken, Question, Receiver, Sender, Shelf
-from kvferry.modes.conversation import Turn, TurnReceiver, TurnSender
+from kvferry.modes.conversation import Told, Turn, TurnReceiver, TurnSender, brought_up
 from kvferry.modes.embeds import EmbedsMode, EmbedsReceiver
-from kvferry.modes.faults import BusyError, NotHeldError, ProtocolError
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.image import ImageMode, ImageReceiver
 from kvferry.modes.kv import KVMode, KVReceiver
@@ -17,6 +16,7 @@ from kvferry.modes.local import LocalMode, answer_here
 from kvferry.modes.prompt import PromptMode, PromptReceiver
 from kvferry.modes.scout import ScoutMode, ScoutReceiver
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import BusyError, NotHeldError, ProtocolError
 
 if TYPE_CHECKING:
     from kvferry.models import VLM
@@ -92,9 +92,11 @@ __all__ = [
     "Receiver",
     "Sender",
     "Shelf",
+    "Told",
     "Turn",
     "TurnSender",
     "answer_here",
+    "brought_up",
     "mode_name",
     "parse_mode",
     "receiver_of",

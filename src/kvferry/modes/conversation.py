@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvferry.cache import KVCache
 from kvferry.modes.base import ModeReceiver, OnToken, Sender, Shelf, check_question
-from kvferry.modes.faults import ProtocolError
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import ProtocolError
 
 if TYPE_CHECKING:
     from kvferry.models import VLM, Continuation
@@ -23,10 +24,43 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, and the token ids of what the model said to it."""
+    """A question and its answer.
+
+    Parameters
+    ----------
+    said : tuple of int
+        The answer's token ids, by the tokenizer of the model that gave it.
+    text : str
+    here : bool
+        It was given by the edge's own model, and so is told to the cloud in words.
+    """
 
     question: str
     said: tuple[int, ...]
+    text: str
+    here: bool = False
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the cloud has of a conversation.
+
+    Parameters
+    ----------
+    digest : bytes
+        By which it may hold the cache that its last answer left; empty before its first one.
+    turns : int
+        How many are in that cache.
+    part_bytes : int
+        So many of the first request's bytes it answered from, where these were not all; else 0.
+    share : float
+        Of the first request's tokens; see :class:`kvferry.edge.Answer`.
+    """
+
+    digest: bytes = b""
+    turns: int = 0
+    part_bytes: int = 0
+    share: float = 1.0
 
 
 class TurnSender:
@@ -40,12 +74,12 @@ class TurnSender:
         Its name.
     turns : sequence of Turn
         Those before this one.
-    before : bytes
-        The digest by which the cloud may hold the conversation so far; empty in the first turn.
+    told : Told
+        What of that the cloud may hold.
     """
 
     def __init__(
-        self, first: Sender, mode: str, turns: Sequence[Turn], question: str, before: bytes, holdings: Holdings
+        self, first: Sender, mode: str, turns: Sequence[Turn], question: str, told: Told, holdings: Holdings
     ) -> None:
         check_question(question)
         self.digest = secrets.token_bytes(DIGEST_BYTES)
@@ -53,7 +87,7 @@ class TurnSender:
         self._mode = f"MODE_{mode.upper()}"
         self._turns = turns
         self._question = question
-        self._before = before
+        self._told = told
         self._holdings = holdings
 
     @property
@@ -69,25 +103,29 @@ class TurnSender:
     @property
     def prefill_seconds(self) -> float:
         """See :class:`Sender`; the first turn's work is not done again."""
-        return 0.0 if self._turns else self._first.prefill_seconds
+        return 0.0 if self._told.turns else self._first.prefill_seconds
 
     @property
     def encode_seconds(self) -> float:
         """See :class:`Sender`; the first turn's work is not done again."""
-        return 0.0 if self._turns else self._first.encode_seconds
+        return 0.0 if self._told.turns else self._first.encode_seconds
 
     def start(self) -> pb.AskRequest.Start:
         """See :class:`Sender`."""
         handle = self._handle
         start = pb.AskRequest.Start(mode=self._mode) if handle else self._first.start()
         start.session, start.hold = self._holdings.session, self._holdings.hold
-        start.conversation.digest, start.conversation.handle = self.digest, handle
+        talk = start.conversation
+        talk.digest, talk.handle, talk.part = self.digest, handle, bool(self._told.part_bytes and not handle)
+        since = self._turns[self._told.turns :] if handle else self._turns
+        asked = [*(turn.question for turn in since), self._question]
         if handle:
-            start.conversation.turns.add(question=self._question)
-            return start
-        asked = [*(turn.question for turn in self._turns[1:]), self._question]
-        for turn, question in zip(self._turns, asked, strict=False):
-            start.conversation.turns.add(answer=turn.said, question=question)
+            talk.turns.add(question=asked[0])
+        for turn, question in zip(since, asked[1:], strict=True):
+            if turn.here:
+                talk.turns.add(text=turn.text, question=question)
+            else:
+                talk.turns.add(answer=turn.said, question=question)
         return start
 
     def prepare(self) -> None:
@@ -97,12 +135,25 @@ class TurnSender:
 
     def chunks(self) -> Iterator[bytes]:
         """See :class:`Sender`."""
-        return iter(()) if self._handle else self._first.chunks()
+        if self._handle:
+            return
+        left = self._told.part_bytes or sys.maxsize
+        for chunk in self._first.chunks():
+            yield chunk[:left]
+            left -= len(chunk)
+            if left <= 0:
+                return
+
+    def after(self, bytes_taken: int, share: float) -> Told:
+        """What the cloud has after an answer that it gave from so many bytes, a share of the cache if that is less
+        than 1."""
+        so_far = replace(self._told, digest=self.digest, turns=len(self._turns) + 1)
+        return replace(so_far, part_bytes=bytes_taken, share=share) if 0 < share < 1 else so_far
 
     @property
     def _handle(self) -> int:
         """Of the conversation so far; 0 where the cloud is not known to hold it."""
-        return self._holdings.handle(self._before)
+        return self._holdings.handle(self._told.digest)
 
 
 class TurnReceiver:
@@ -123,8 +174,10 @@ class TurnReceiver:
         talk = start.conversation
         if len(talk.digest) != DIGEST_BYTES:
             raise ProtocolError(f"a conversation is named by {DIGEST_BYTES} bytes; update the edge")
-        if first is None and (len(talk.turns) != 1 or talk.turns[0].answer or start.items):
-            raise ProtocolError("one question goes on from a held conversation, and nothing else; update the edge")
+        if first is None and (not talk.turns or talk.turns[0].answer or talk.turns[0].text or start.items):
+            raise ProtocolError("a question goes on from a held conversation, and nothing else; update the edge")
+        if any(turn.answer and turn.text for turn in talk.turns):
+            raise ProtocolError("an answer is told by token ids or in words, not both; update the edge")
         for turn in talk.turns:
             check_question(turn.question)
         self._vlm = vlm
@@ -147,7 +200,9 @@ class TurnReceiver:
 
     def finish(self) -> None:
         """See :class:`kvferry.modes.base.Receiver`."""
-        if self._first is not None:
+        if self._first is not None and self._talk.part:
+            self._first.settle()
+        elif self._first is not None:
             self._first.finish()
 
     def settle(self) -> float:
@@ -167,10 +222,27 @@ class TurnReceiver:
 
     def _so_far(self) -> tuple[KVCache, str | None]:
         """The cache to answer from, and the question where the cache does not hold it."""
+        turns = self._talk.turns
+        said = [self._vlm.answer_ids(turn.text) if turn.text else turn.answer for turn in turns]
+        asked = [turn.question for turn in turns]
         if self._held is not None:
-            return self._held, self._talk.turns[0].question
+            return brought_up(self._vlm, self._held, asked[0], said[1:], asked[1:])
         assert self._first is not None
-        cache, question = self._first.ground()
-        for turn in self._talk.turns:
-            cache, question = self._vlm.recall(cache, turn.answer, question), turn.question
-        return cache, question
+        return brought_up(self._vlm, *self._first.ground(), said, asked)
+
+
+def brought_up(
+    vlm: VLM, cache: KVCache, question: str | None, said: Iterable[Sequence[int]], asked: Iterable[str]
+) -> tuple[KVCache, str | None]:
+    """A cache with what was said on top of it, and the question that is to be answered.
+
+    Parameters
+    ----------
+    question : str or None
+        The first one, where ``cache`` does not hold it.
+    said, asked
+        Each answer's token ids, and the question that followed.
+    """
+    for answer, following in zip(said, asked, strict=True):
+        cache, question = vlm.recall(cache, answer, question), following
+    return cache, question

@@ -13,9 +13,9 @@ from PIL import Image
 from kvferry.errors import CorruptError, InputError, TruncatedError
 from kvferry.modes.base import Shelf, check_count
 from kvferry.modes.digests import file_digest
-from kvferry.modes.faults import ProtocolError
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import ProtocolError
 
 JPEG_QUALITY = 90
 FORMATS = ("JPEG", "PNG")

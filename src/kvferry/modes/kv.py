@@ -14,11 +14,11 @@ from kvferry.cache import KVCache
 from kvferry.errors import DeadlineError, FingerprintError, InputError, TruncatedError
 from kvferry.modes.base import ModeReceiver, Question, Shelf, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
-from kvferry.modes.faults import ProtocolError
 from kvferry.modes.holdings import Holdings
 from kvferry.recipe import Recipe, write_frames
 from kvferry.summary import Summary, summarise_cache
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import ProtocolError
 
 if TYPE_CHECKING:
     from kvferry.evidence import Prefilled
@@ -81,7 +81,7 @@ class KVSender:
         self.prefill_seconds = self.encode_seconds = 0.0
         self._recipes = tuple(recipes)
         self._vlm = vlm
-        self._question = question
+        self._question = _read(question) if question.ship_first else question
         self._holdings = holdings
         self._scene = self._scene_digest() if question.ship_first else b""
         self._item: pb.AskRequest.Item | None = None
@@ -126,7 +126,7 @@ class KVSender:
             return
         if self._prefilled is None:
             raise InputError("nothing to send yet; call prepare() first")
-        self._stream.clear()
+        stream: list[bytes] = []  # its own: a call that broke off may still be at its last piece
         # each cache begins with a chunk of its own, by which the cloud tells them apart
         pieces = chain.from_iterable(cut(self._pieces(self._prefilled, recipe)) for recipe in self._recipes)
         while True:
@@ -135,9 +135,9 @@ class KVSender:
             self.encode_seconds += time.perf_counter() - began
             if piece is None:
                 break
-            self._stream.append(piece)
+            stream.append(piece)
             yield piece
-        self._complete, self._prefilled = True, None
+        self._stream, self._complete, self._prefilled = stream, True, None
         if self._question.ship_first:
             self._holdings.note(self._scene, (self.bf16_bytes, self.kept))
 
@@ -147,16 +147,21 @@ class KVSender:
         return self._item is not None and bool(self._item.handle)
 
     def _scene_digest(self) -> bytes:
-        from kvferry.models.pictures import open_picture
-
         how = f"{_STEP.join(map(str, self._recipes))} {self._vlm.fingerprint}"
-        return made_digest("scene", how, [pixel_digest(open_picture(image)) for image in self._question.images])
+        return made_digest("scene", how, [pixel_digest(picture) for picture in self._question.images])
 
     def _pieces(self, prefilled: Prefilled, recipe: Recipe) -> Iterator[bytes]:
         tiers = self._question.tiers
         kept, importance = recipe.rank(prefilled, tiers)
         self.kept = summarise_cache(kept)
         yield from write_frames(kept, recipe, importance, tiers)
+
+
+def _read(question: Question) -> Question:
+    """The question with its pictures read, once: what a digest names is what is prefilled, whatever a file becomes."""
+    from kvferry.models.pictures import open_picture
+
+    return replace(question, images=[open_picture(image) for image in question.images])
 
 
 class KVReceiver(ModeReceiver):

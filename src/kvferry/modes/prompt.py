@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.errors import InputError
 from kvferry.modes.base import NeedsAll, Question, Shelf, check_question
-from kvferry.modes.faults import ProtocolError
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import ProtocolError
 
 if TYPE_CHECKING:
     from kvferry.cache import KVCache

@@ -118,7 +118,7 @@ class ScoutSender:
         yield from self._files
         began = time.perf_counter()
         mask, grids = self._found
-        data = sealed(self._smallest(mask, grids))
+        data = sealed(self._smallest(mask, grids), len(mask))
         self._holdings.note(self._scene, mask)
         self.encode_seconds = time.perf_counter() - began
         yield data
@@ -135,10 +135,14 @@ class ScoutSender:
         return min(whole, encode_set(mask, grids, base, handle), key=lambda message: message.ByteSize())
 
 
-def sealed(message: modes_pb2.PositionSet) -> bytes:
-    """Positions as they cross the wire: the message and its CRC-32C."""
+def sealed(message: modes_pb2.PositionSet, tokens: int) -> bytes:
+    """Positions as they cross the wire: the message, and a CRC-32C of how many visual tokens there are and of it."""
     data = message.SerializeToString()
-    return data + CHECKSUM.pack(crc32c(data))
+    return data + CHECKSUM.pack(_checksum(data, tokens))
+
+
+def _checksum(data: bytes, tokens: int) -> int:
+    return crc32c(CHECKSUM.pack(tokens) + data)
 
 
 class ScoutReceiver(NeedsAll):
@@ -174,12 +178,11 @@ class ScoutReceiver(NeedsAll):
     def finish(self) -> None:
         end = self._files.announced
         self._pictures = self._files.open(bytes(self._data[:end]))
-        body, checksum = bytes(self._data[end : -CHECKSUM.size]), bytes(self._data[max(end, len(self._data) - 4) :])
+        self._body, checksum = bytes(self._data[end : -CHECKSUM.size]), self._data[max(end, len(self._data) - 4) :]
         if len(checksum) < CHECKSUM.size:
             raise TruncatedError("the positions did not arrive; send them again")
-        if CHECKSUM.unpack(checksum)[0] != crc32c(body):
-            raise CorruptError("the positions arrived damaged (checksum); send them again")
-        self._message = parse(modes_pb2.PositionSet, body)
+        (self._checksum,) = CHECKSUM.unpack(checksum)
+        self._message = parse(modes_pb2.PositionSet, self._body)
         if self._message.base:
             self._base = self._shelf.take(self._message.base, np.ndarray)
 
@@ -187,7 +190,13 @@ class ScoutReceiver(NeedsAll):
         began = time.perf_counter()
         prefilled = self._vlm.prefill(self._pictures, self._question)
         layout = prefilled.cache.layout
-        mask = decode_set(self._message, int(layout.visual.sum()), layout.grids, self._base)
+        tokens = int(layout.visual.sum())
+        if self._checksum != _checksum(self._body, tokens):
+            raise CorruptError(
+                f"the positions arrived damaged (checksum), or are not of the {tokens} visual tokens that these "
+                "pictures have here; send them again, and have the same kvferry and image processor on both ends"
+            )
+        mask = decode_set(self._message, tokens, layout.grids, self._base)
         self._shelf.put(set_digest(mask, self._files.digests), mask, mask.nbytes)
         kept = evict(prefilled.cache, selection_of(prefilled, mask))
         self.prefill_seconds = time.perf_counter() - began

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvferry.wire import service_pb2 as kvferry_dot_v1_dot_service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkvferry/v1/coordinate.proto\x12\nkvferry.v1\x1a\x18kvferry/v1/service.proto\"\xd0\x02\n\x0c\x41gentMessage\x12-\n\x04join\x18\x01 \x01(\x0b\x32\x1d.kvferry.v1.AgentMessage.JoinH\x00\x12\x31\n\x06report\x18\x02 \x01(\x0b\x32\x1f.kvferry.v1.AgentMessage.ReportH\x00\x1aV\n\x04Join\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x06points\x18\x02 \x03(\x0b\x32\x1e.kvferry.v1.AgentMessage.Point\x12\x10\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x01\x1a\x46\n\x05Point\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x1a\x36\n\x06Report\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x0c\n\x04slow\x18\x03 \x01(\x08\x42\x06\n\x04part\"\xe9\x01\n\x12\x43oordinatorMessage\x12\x35\n\x05share\x18\x01 \x01(\x0b\x32$.kvferry.v1.CoordinatorMessage.ShareH\x00\x12+\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1a.kvferry.v1.AskReply.ErrorH\x00\x1ag\n\x05Share\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0f\x62its_per_second\x18\x02 \x01(\x01\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x15\n\rlease_seconds\x18\x04 \x01(\x01\x12\x0f\n\x07members\x18\x05 \x01(\rB\x06\n\x04part2T\n\x0b\x43oordinator\x12\x45\n\x05Share\x12\x18.kvferry.v1.AgentMessage\x1a\x1e.kvferry.v1.CoordinatorMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkvferry/v1/coordinate.proto\x12\nkvferry.v1\x1a\x18kvferry/v1/service.proto\"\xe0\x02\n\x0c\x41gentMessage\x12-\n\x04join\x18\x01 \x01(\x0b\x32\x1d.kvferry.v1.AgentMessage.JoinH\x00\x12\x31\n\x06report\x18\x02 \x01(\x0b\x32\x1f.kvferry.v1.AgentMessage.ReportH\x00\x1aV\n\x04Join\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x06points\x18\x02 \x03(\x0b\x32\x1e.kvferry.v1.AgentMessage.Point\x12\x10\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x01\x1a\x46\n\x05Point\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0f\n\x07quality\x18\x02 \x01(\x01\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0f\n\x07seconds\x18\x04 \x01(\x01\x1a\x46\n\x06Report\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\x0c\n\x04slow\x18\x03 \x01(\x08\x12\x0e\n\x06\x61sking\x18\x04 \x01(\x08\x42\x06\n\x04part\"\xfa\x01\n\x12\x43oordinatorMessage\x12\x35\n\x05share\x18\x01 \x01(\x0b\x32$.kvferry.v1.CoordinatorMessage.ShareH\x00\x12+\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1a.kvferry.v1.AskReply.ErrorH\x00\x1ax\n\x05Share\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x17\n\x0f\x62its_per_second\x18\x02 \x01(\x01\x12\x0c\n\x04mode\x18\x03 \x01(\t\x12\x15\n\rlease_seconds\x18\x04 \x01(\x01\x12\x0f\n\x07members\x18\x05 \x01(\r\x12\x0f\n\x07resting\x18\x06 \x01(\x08\x42\x06\n\x04part2T\n\x0b\x43oordinator\x12\x45\n\x05Share\x12\x18.kvferry.v1.AgentMessage\x1a\x1e.kvferry.v1.CoordinatorMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,17 +33,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvferry.v1.coordinate_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AGENTMESSAGE']._serialized_start=70
-  _globals['_AGENTMESSAGE']._serialized_end=406
+  _globals['_AGENTMESSAGE']._serialized_end=422
   _globals['_AGENTMESSAGE_JOIN']._serialized_start=184
   _globals['_AGENTMESSAGE_JOIN']._serialized_end=270
   _globals['_AGENTMESSAGE_POINT']._serialized_start=272
   _globals['_AGENTMESSAGE_POINT']._serialized_end=342
   _globals['_AGENTMESSAGE_REPORT']._serialized_start=344
-  _globals['_AGENTMESSAGE_REPORT']._serialized_end=398
-  _globals['_COORDINATORMESSAGE']._serialized_start=409
-  _globals['_COORDINATORMESSAGE']._serialized_end=642
-  _globals['_COORDINATORMESSAGE_SHARE']._serialized_start=531
-  _globals['_COORDINATORMESSAGE_SHARE']._serialized_end=634
-  _globals['_COORDINATOR']._serialized_start=644
-  _globals['_COORDINATOR']._serialized_end=728
+  _globals['_AGENTMESSAGE_REPORT']._serialized_end=414
+  _globals['_COORDINATORMESSAGE']._serialized_start=425
+  _globals['_COORDINATORMESSAGE']._serialized_end=675
+  _globals['_COORDINATORMESSAGE_SHARE']._serialized_start=547
+  _globals['_COORDINATORMESSAGE_SHARE']._serialized_end=667
+  _globals['_COORDINATOR']._serialized_start=677
+  _globals['_COORDINATOR']._serialized_end=761
 # @@protoc_insertion_point(module_scope)

@@ -30,14 +30,16 @@ class AgentMessage(_message.Message):
         seconds: float
         def __init__(self, mode: _Optional[str] = ..., quality: _Optional[float] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
     class Report(_message.Message):
-        __slots__ = ("bytes", "seconds", "slow")
+        __slots__ = ("bytes", "seconds", "slow", "asking")
         BYTES_FIELD_NUMBER: _ClassVar[int]
         SECONDS_FIELD_NUMBER: _ClassVar[int]
         SLOW_FIELD_NUMBER: _ClassVar[int]
+        ASKING_FIELD_NUMBER: _ClassVar[int]
         bytes: int
         seconds: float
         slow: bool
-        def __init__(self, bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., slow: _Optional[bool] = ...) -> None: ...
+        asking: bool
+        def __init__(self, bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., slow: _Optional[bool] = ..., asking: _Optional[bool] = ...) -> None: ...
     JOIN_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     join: AgentMessage.Join
@@ -47,18 +49,20 @@ class AgentMessage(_message.Message):
 class CoordinatorMessage(_message.Message):
     __slots__ = ("share", "error")
     class Share(_message.Message):
-        __slots__ = ("version", "bits_per_second", "mode", "lease_seconds", "members")
+        __slots__ = ("version", "bits_per_second", "mode", "lease_seconds", "members", "resting")
         VERSION_FIELD_NUMBER: _ClassVar[int]
         BITS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
         MODE_FIELD_NUMBER: _ClassVar[int]
         LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
         MEMBERS_FIELD_NUMBER: _ClassVar[int]
+        RESTING_FIELD_NUMBER: _ClassVar[int]
         version: int
         bits_per_second: float
         mode: str
         lease_seconds: float
         members: int
-        def __init__(self, version: _Optional[int] = ..., bits_per_second: _Optional[float] = ..., mode: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., members: _Optional[int] = ...) -> None: ...
+        resting: bool
+        def __init__(self, version: _Optional[int] = ..., bits_per_second: _Optional[float] = ..., mode: _Optional[str] = ..., lease_seconds: _Optional[float] = ..., members: _Optional[int] = ..., resting: _Optional[bool] = ...) -> None: ...
     SHARE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     share: CoordinatorMessage.Share

@@ -49,7 +49,8 @@ class CoordinatorServicer:
     def Share(self, request_iterator, context):
         """An agent's membership. It sends Join, then a Report at least three times per lease, and may send another Join where
         its circumstances have changed. The coordinator answers each message with the agent's share, and sends the share
-        whenever it changes. An agent that has not been heard of for a lease, or whose call ends, is no member any more. An
+        whenever it changes. An agent that has not been heard of for a lease, or whose call ends, is no member any more. One
+        that asks nothing for a while rests: it is granted what its fallback takes, until it says that it asks again. An
         Error is the last message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

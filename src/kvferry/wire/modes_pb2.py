@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvferry/v1/modes.proto\x12\nkvferry.v1\"f\n\x0bPositionSet\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\r\x12\x10\n\x06\x62itmap\x18\x03 \x01(\x0cH\x00\x12\x0e\n\x04runs\x18\x04 \x01(\x0cH\x00\x12\x0f\n\x05\x63oded\x18\x05 \x01(\x0cH\x00\x42\x06\n\x04\x66orm\"9\n\nEmbeddings\x12\x0c\n\x04grid\x18\x01 \x03(\r\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0c\n\x04zstd\x18\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvferry/v1/modes.proto\x12\nkvferry.v1\"\\\n\x0bPositionSet\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\r\x12\x10\n\x06\x62itmap\x18\x03 \x01(\x0cH\x00\x12\x0e\n\x04runs\x18\x04 \x01(\x0cH\x00\x12\x0f\n\x05\x63oded\x18\x05 \x01(\x0cH\x00\x42\x06\n\x04\x66ormJ\x04\x08\x01\x10\x02\"9\n\nEmbeddings\x12\x0c\n\x04grid\x18\x01 \x03(\r\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x0c\n\x04zstd\x18\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvferry.v1.modes_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POSITIONSET']._serialized_start=38
-  _globals['_POSITIONSET']._serialized_end=140
-  _globals['_EMBEDDINGS']._serialized_start=142
-  _globals['_EMBEDDINGS']._serialized_end=199
+  _globals['_POSITIONSET']._serialized_end=130
+  _globals['_EMBEDDINGS']._serialized_start=132
+  _globals['_EMBEDDINGS']._serialized_end=189
 # @@protoc_insertion_point(module_scope)

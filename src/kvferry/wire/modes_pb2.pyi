@@ -7,18 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PositionSet(_message.Message):
-    __slots__ = ("tokens", "base", "bitmap", "runs", "coded")
-    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("base", "bitmap", "runs", "coded")
     BASE_FIELD_NUMBER: _ClassVar[int]
     BITMAP_FIELD_NUMBER: _ClassVar[int]
     RUNS_FIELD_NUMBER: _ClassVar[int]
     CODED_FIELD_NUMBER: _ClassVar[int]
-    tokens: int
     base: int
     bitmap: bytes
     runs: bytes
     coded: bytes
-    def __init__(self, tokens: _Optional[int] = ..., base: _Optional[int] = ..., bitmap: _Optional[bytes] = ..., runs: _Optional[bytes] = ..., coded: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, base: _Optional[int] = ..., bitmap: _Optional[bytes] = ..., runs: _Optional[bytes] = ..., coded: _Optional[bytes] = ...) -> None: ...
 
 class Embeddings(_message.Message):
     __slots__ = ("grid", "payload", "zstd")

@@ -67,21 +67,25 @@ class AskRequest(_message.Message):
         handle: int
         def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
     class Turn(_message.Message):
-        __slots__ = ("answer", "question")
+        __slots__ = ("answer", "question", "text")
         ANSWER_FIELD_NUMBER: _ClassVar[int]
         QUESTION_FIELD_NUMBER: _ClassVar[int]
+        TEXT_FIELD_NUMBER: _ClassVar[int]
         answer: _containers.RepeatedScalarFieldContainer[int]
         question: str
-        def __init__(self, answer: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ...) -> None: ...
+        text: str
+        def __init__(self, answer: _Optional[_Iterable[int]] = ..., question: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
     class Conversation(_message.Message):
-        __slots__ = ("digest", "handle", "turns")
+        __slots__ = ("digest", "handle", "turns", "part")
         DIGEST_FIELD_NUMBER: _ClassVar[int]
         HANDLE_FIELD_NUMBER: _ClassVar[int]
         TURNS_FIELD_NUMBER: _ClassVar[int]
+        PART_FIELD_NUMBER: _ClassVar[int]
         digest: bytes
         handle: int
         turns: _containers.RepeatedCompositeFieldContainer[AskRequest.Turn]
-        def __init__(self, digest: _Optional[bytes] = ..., handle: _Optional[int] = ..., turns: _Optional[_Iterable[_Union[AskRequest.Turn, _Mapping]]] = ...) -> None: ...
+        part: bool
+        def __init__(self, digest: _Optional[bytes] = ..., handle: _Optional[int] = ..., turns: _Optional[_Iterable[_Union[AskRequest.Turn, _Mapping]]] = ..., part: _Optional[bool] = ...) -> None: ...
     class Start(_message.Message):
         __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by", "conversation")
         REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

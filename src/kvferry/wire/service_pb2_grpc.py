@@ -37,8 +37,9 @@ class FerryStub:
 
     Conversations. A request with Start.conversation is one turn of one; its answer is given with all earlier turns in
     context. With Start.hold the cloud keeps the cache that the answer left, under Conversation.digest, and the next turn
-    names that by its handle and brings nothing but its question. Where it is not held, the next turn is the first
-    request again, with all turns since then: the cloud reads the old answers as it once said them.
+    names that by its handle and brings nothing but its question, after those that the edge has answered by itself since.
+    Where it is not held, the next turn is the first request again, with all turns since then: the cloud reads the old
+    answers as it once said them. Where a picture joins, it is such a first request too, with that picture in it.
     """
 
     def __init__(self, channel):
@@ -71,8 +72,9 @@ class FerryServicer:
 
     Conversations. A request with Start.conversation is one turn of one; its answer is given with all earlier turns in
     context. With Start.hold the cloud keeps the cache that the answer left, under Conversation.digest, and the next turn
-    names that by its handle and brings nothing but its question. Where it is not held, the next turn is the first
-    request again, with all turns since then: the cloud reads the old answers as it once said them.
+    names that by its handle and brings nothing but its question, after those that the edge has answered by itself since.
+    Where it is not held, the next turn is the first request again, with all turns since then: the cloud reads the old
+    answers as it once said them. Where a picture joins, it is such a first request too, with that picture in it.
     """
 
     def Ask(self, request_iterator, context):
@@ -123,8 +125,9 @@ class Ferry:
 
     Conversations. A request with Start.conversation is one turn of one; its answer is given with all earlier turns in
     context. With Start.hold the cloud keeps the cache that the answer left, under Conversation.digest, and the next turn
-    names that by its handle and brings nothing but its question. Where it is not held, the next turn is the first
-    request again, with all turns since then: the cloud reads the old answers as it once said them.
+    names that by its handle and brings nothing but its question, after those that the edge has answered by itself since.
+    Where it is not held, the next turn is the first request again, with all turns since then: the cloud reads the old
+    answers as it once said them. Where a picture joins, it is such a first request too, with that picture in it.
     """
 
     @staticmethod

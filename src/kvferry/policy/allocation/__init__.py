@@ -1,6 +1,6 @@
 """Ways of sharing one uplink among agents. They take plain records, so that a coordinator can call them any time."""
 
-from kvferry.policy.allocation.base import Agent, Allocator, Grant, Options, allocate
+from kvferry.policy.allocation.base import Agent, Allocator, Grant, Options, allocate, reserve
 from kvferry.policy.allocation.equal import Equal
 from kvferry.policy.allocation.marginal import Marginal
 from kvferry.policy.allocation.max_min import MaxMin
@@ -27,4 +27,5 @@ __all__ = [
     "Options",
     "Quality",
     "allocate",
+    "reserve",
 ]

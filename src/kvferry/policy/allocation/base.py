@@ -145,3 +145,17 @@ def allocate(allocator: Allocator, agents: Sequence[Agent], rate: Rate) -> tuple
         Grant(agent, agent.points[index] if index >= 0 else None, float(bits))
         for agent, index, bits in zip(agents, choice[0], rates[0], strict=True)
     )
+
+
+def reserve(agents: Sequence[Agent], bits_per_second: float) -> tuple[Grant, ...]:
+    """What each agent's fallback takes and no more, cheapest first as long as they fit; one grant per agent.
+
+    Raises
+    ------
+    InputError
+        There are no agents, or one has no points.
+    """
+    options = Options.of(agents)
+    fits = options.admitted(np.array([bits_per_second]))[0] & (options.fallback >= 0)
+    each = zip(agents, options.fallback, np.where(fits, options.reserve, 0.0), fits, strict=True)
+    return tuple(Grant(agent, agent.points[index] if fit else None, float(bits)) for agent, index, bits, fit in each)
