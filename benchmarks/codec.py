@@ -179,14 +179,14 @@ def against_prefill(model: str, rounds: int) -> list[dict[str, object]]:
     for recipe in PREFILL_RECIPES:
         seconds, sizes, overhead, whole = np.zeros(3), 0, 0, 0
         for scene in scenes:
-            prefilled = vlm.prefill([scene.image], scene.question, recipe=recipe)
+            prefilled = vlm.prefill(scene.images, scene.question, recipe=recipe)
             blob = compress(prefilled, recipe)
             report = inspect(blob)
             sizes, overhead = sizes + report.total_bytes, overhead + report.overhead_bytes
             whole += report.total_bytes * report.ratio
             seconds += in_turn(
                 [
-                    lambda scene=scene, recipe=recipe: vlm.prefill([scene.image], scene.question, recipe=recipe),
+                    lambda scene=scene, recipe=recipe: vlm.prefill(scene.images, scene.question, recipe=recipe),
                     lambda prefilled=prefilled, recipe=recipe: compress(prefilled, recipe),
                     lambda blob=blob: decompress(blob),
                 ],
