@@ -34,7 +34,7 @@ RECIPES = (
     "leaveout@0.05|int4|zstd",
     "none|int4|zstd",
 )
-SHORTEST = "leaveout@0.1,budget=shared|transform:64"
+SHORTEST = "leaveout@0.15,budget=shared|transform:96"
 """Only for models with a profile, such as the shipped ones."""
 SHOWN = ("snapkv@0.25|int4|zstd", "leaveout@0.05|int4|zstd")
 IMAGE = "image (JPEG)"

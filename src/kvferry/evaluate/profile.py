@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CACHES = ("kv:full|int4", "kv:leaveout@0.1|int4")
-PRESET = "kv:leaveout@0.08,budget=shared|transform:64"
+PRESET = "kv:leaveout@0.15,budget=shared|transform:96"
 """For models with a profile of the transform codec."""
 STEPS = f"{PRESET};leaveout@0.1|int4"
 """The smallest cache, and then a better one."""
