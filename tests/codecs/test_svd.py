@@ -6,9 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 
+import kvferry
+from kvferry import compress, decompress
 from kvferry.cache import Modality
-from kvferry.codecs import SVD, Integer, codec_text, parse_codec
-from kvferry.errors import CorruptError, RecipeError
+from kvferry.codecs import SVD, Integer, codec_text, parse_codec, shelf
+from kvferry.errors import CorruptError, FingerprintError, InputError, RecipeError
+from kvferry.testbed import samples
 from tests import helpers
 from tests.codecs.test_codecs import round_trip, tensors
 
@@ -99,3 +102,42 @@ def test_text() -> None:
     for wrong in ("svd:0", "svd,energy=2", "svd,bits=1", "svd:70000"):
         with pytest.raises(RecipeError):
             parse_codec(wrong)
+
+
+def test_unturned_keys_lose_less_and_need_their_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = kvferry.load("testbed/edge")
+    scene = next(iter(samples("validation", 1)))
+    prefilled = vlm.prefill(scene.images, scene.question, recipe="leaveout@0.5|bf16")
+
+    def lost(selection: str, codec: str) -> float:
+        """Mean over layers of the share of the keys' energy; heads keep tokens of their own in ``leaveout``."""
+        kept, whole = (decompress(compress(prefilled, f"{selection}|{x}")).layers for x in (codec, "bf16"))
+        pairs = [(x.keys.float(), y.keys.float()) for x, y in zip(kept, whole, strict=True)]
+        return sum(float((x - y).square().sum() / y.square().sum()) for x, y in pairs) / len(pairs)
+
+    for selection in ("full", "leaveout@0.5,budget=shared"):
+        assert lost(selection, "svd:8,keys=unturned") < lost(selection, "svd:8")
+    for selection in ("full", "leaveout@0.5"):
+        assert lost(selection, "svd,energy=1,keys=unturned") < 1.5 * lost(selection, "svd,energy=1") + 1e-4
+    blob = compress(prefilled, "full|svd:8,keys=unturned")
+    monkeypatch.setattr(shelf, "_known", {})
+    monkeypatch.setattr(shelf, "_look_around", lambda: None)
+    with pytest.raises(FingerprintError, match="which is not here"):
+        decompress(blob)
+    with pytest.raises(InputError, match="no profile"):
+        compress(prefilled, "full|svd:8,keys=unturned")
+
+
+def test_a_profile_for_other_keys_is_refused() -> None:
+    vlm = kvferry.load("testbed/edge")
+    coder = SVD(8, keys="unturned").encoder(vlm.fingerprint)
+    tensor = torch.zeros(2, len(PROMPT), 16)
+    positions = torch.arange(len(PROMPT)).expand(2, -1)
+    with pytest.raises(InputError, match="do not fit a profile"):
+        coder.encode(0, tensor, tensor, positions, PROMPT)
+    decoder = SVD(8, keys="unturned").decoder(vlm.fingerprint)
+    for payload, match in ((b"", "without the digest"), (coder.digest, "do not fit their profile")):
+        with pytest.raises(CorruptError, match=match):
+            decoder.decode(0, payload, (2, len(PROMPT), 16), (2, len(PROMPT), 16), positions, PROMPT)
+    with pytest.raises(InputError, match="does not encode"):
+        decoder.encode(0, tensor, tensor, positions, PROMPT)

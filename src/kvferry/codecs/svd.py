@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from kvferry.cache import PromptLayout
 from kvferry.codecs.base import LIMIT, Shape, check_finite
 from kvferry.codecs.levels import by_channel, quantize, restore
 from kvferry.codecs.packing import pack, packed_size, unpack
+from kvferry.codecs.profile import DIGEST, Profile
+from kvferry.codecs.shelf import for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
 
 Numbers = npt.NDArray[np.float64]
@@ -32,8 +34,9 @@ class SVD:
     quantizer over the tokens, or the channels). A matrix whose own integers (a scale per token) are no longer than its
     factors is sent as those; so is one whose rank is too small to cut.
 
-    Keys are decomposed as they lie in the cache, turned by their rotary positions: a codec does not know the model's
-    frequencies. No mean is subtracted: where keys have large constant channels, one component holds them.
+    Keys are decomposed as they lie in the cache, turned by their rotary positions, for a codec does not know the
+    model's frequencies. With ``keys=unturned`` it takes them from the model's ``transform`` profile, and turns keys
+    back first. No mean is subtracted: where keys have large constant channels, one component holds them.
 
     Bytes: for each matrix (keys, then values; visual tokens, then text) its rank (uint16, 65535 for none) and largest
     magnitude (float32), scales (bfloat16) and numbers, packed.
@@ -46,6 +49,8 @@ class SVD:
         Instead, as many components as hold this share of the sum of squares; 0 for a fixed rank.
     bits : int
         Of the factors' numbers, 2 to 8.
+    keys : {"turned", "unturned"}
+        How keys are decomposed.
     """
 
     name: ClassVar[str] = "svd"
@@ -54,10 +59,21 @@ class SVD:
     rank: int = 16
     energy: float = 0.0
     bits: int = 8
+    keys: Literal["turned", "unturned"] = "turned"
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank < _DIRECT or not 0 <= self.energy <= 1 or not 2 <= self.bits <= 8:
             raise InputError("svd needs a rank from 1, an energy from 0 to 1 (svd,energy=0.95) and 2 to 8 bits")
+
+    def encoder(self, fingerprint: str) -> SVD | Unturned:
+        """See :class:`~kvferry.codecs.base.Codec`. Raises :class:`~kvferry.errors.InputError` without a profile."""
+        if self.keys == "turned":
+            return self
+        return Unturned(self, fingerprint, *for_encoding(Profile, "", fingerprint))
+
+    def decoder(self, fingerprint: str) -> SVD | Unturned:
+        """See :class:`~kvferry.codecs.base.Codec`."""
+        return self if self.keys == "turned" else Unturned(self, fingerprint)
 
     def encode(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
@@ -142,6 +158,59 @@ class SVD:
         if rank == _DIRECT:
             return _HEAD.size + self._bytes(heads, n, dim)
         return _HEAD.size + self._bytes(1, rank, n) + self._bytes(1, rank, heads * dim)
+
+
+@dataclass(frozen=True)
+class Unturned:
+    """:class:`SVD` of keys as they would lie at position 0. Each frame begins with the profile's digest (4 bytes)."""
+
+    svd: SVD
+    fingerprint: str
+    profile: Profile | None = None
+    digest: bytes = b""
+    name: ClassVar[str] = "svd"
+
+    def encode(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
+    ) -> bytes:
+        """See :meth:`SVD.encode`. Raises :class:`~kvferry.errors.InputError` where the profile is for other layers."""
+        if self.profile is None:
+            raise InputError("a decoder does not encode; use SVD.encoder()")
+        check_finite(layer, "keys", keys)
+        if not _fits(self.profile, layer, tuple(keys.shape)):
+            raise InputError(f"layer {layer}: keys of {list(keys.shape)} do not fit a profile for {self.profile.shape}")
+        turn = self.profile.rotary[layer]
+        back = turn.unrotate(keys.float(), _where(layout, positions)) if turn else keys
+        return self.digest + self.svd.encode(layer, back, values, positions, layout)
+
+    def decode(
+        self,
+        layer: int,
+        payload: bytes,
+        key_shape: Shape,
+        value_shape: Shape,
+        positions: torch.Tensor,
+        layout: PromptLayout,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`SVD.decode`. Raises :class:`~kvferry.errors.FingerprintError` where the profile is not here."""
+        if len(payload) < DIGEST:
+            raise CorruptError(f"layer {layer}: a frame without the digest of its profile")
+        profile = for_decoding(Profile, self.fingerprint, payload[:DIGEST])
+        if not _fits(profile, layer, key_shape):
+            raise CorruptError(f"layer {layer}: keys of {list(key_shape)} do not fit their profile")
+        turn = profile.rotary[layer]
+        keys, values = self.svd.decode(layer, payload[DIGEST:], key_shape, value_shape, positions, layout)
+        return turn.rotate(keys, _where(layout, positions)) if turn else keys, values
+
+
+def _fits(profile: Profile, layer: int, shape: Sequence[int]) -> bool:
+    """Whether the profile is for keys of this layer."""
+    return layer < profile.shape[0] and shape[2] == profile.shape[2]
+
+
+def _where(layout: PromptLayout, positions: torch.Tensor) -> torch.Tensor:
+    """Rotary positions of the entries, ``[1 or 3, kv_heads, kept]``."""
+    return torch.from_numpy(layout.positions.astype(np.int64))[:, positions.cpu()]
 
 
 def _rank_of(s: torch.Tensor, energy: float) -> int:
