@@ -19,7 +19,6 @@ from kvferry.policy import Context, OperatingPoint, PointTable, Way, read_points
 from kvferry.policy.simulation import Scenario, report, simulate
 
 POINTS = Path(__file__).parents[1] / "results" / "tiers8-cloud.json"
-SMALLEST = "transform:64"
 CURVE = "kv:full|int4"
 STEP = ";"
 RTT = 0.04
@@ -40,7 +39,8 @@ def main() -> None:
     caches = [x for x in read_points(arguments.points)[0].points if x.kind == "kv"]
     if not arguments.seconds:
         caches = [replace(x, **dict.fromkeys(SECONDS, 0.0)) for x in caches]
-    sets = {"97, 11 kB": [x for x in caches if SMALLEST not in x.mode], "97, 11, 0.7 kB": caches}
+    smallest = min(caches, key=lambda x: x.nbytes).mode
+    sets = {_sizes(some): some for some in ([x for x in caches if smallest not in x.mode], caches)}
     if arguments.published:
         published = _published(next(x for x in caches if x.mode == CURVE))
         sets = {"2.3 to 9.7 MB": [*published, *_in_steps(published)]}
@@ -61,6 +61,12 @@ def main() -> None:
 
 
 SECONDS = ("edge_seconds", "compress_seconds", "decompress_seconds", "cloud_seconds")
+
+
+def _sizes(points: Sequence[OperatingPoint]) -> str:
+    """Of those that are sent singly, largest first."""
+    sizes = sorted((x.nbytes / 1000 for x in points if STEP not in x.mode), reverse=True)
+    return f"{', '.join(f'{x:.0f}' if x >= 2 else f'{x:.1f}' for x in sizes)} kB"
 
 
 def _page(
