@@ -34,7 +34,8 @@ QUESTIONS = (
 )
 """About scene 3 of the validation split; the first answer is cut off, the others end."""
 KV = "kv:knorm@0.5|int8"
-MODES = (KV, "kv:knorm@0.5,budget=head|bf16", "image", "image:60,mask=0.5", "embeds:int8", "scout:vlcache@0.25")
+STEPS = f"kv:knorm@0.1|int4;{KV.removeprefix('kv:')}"
+MODES = (KV, STEPS, "kv:knorm@0.5,budget=head|bf16", "image", "image:60,mask=0.5", "embeds:int8", "scout:vlcache@0.25")
 NEW = 3
 
 Said = list[tuple[int, ...]]
@@ -66,7 +67,7 @@ def cloud() -> Iterator[CloudProcess]:
 def ground(vlm: VLM, mode: str, images: Sequence[Path], question: str) -> KVCache:
     """What the cloud answers the first question from."""
     if mode.startswith("kv:"):
-        recipe = Recipe.parse(mode.partition(":")[2])
+        recipe = Recipe.parse(mode.partition(":")[2].rpartition(";")[2])  # the last of its steps
         return decompress(compress(vlm.prefill(images, question, recipe=recipe), recipe))
     sender = parse_mode(mode).sender(vlm, Question(images, question), Holdings(hold=False))  # type: ignore[union-attr]
     start = sender.start()

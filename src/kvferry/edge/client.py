@@ -189,7 +189,7 @@ class Edge:
             ``(acknowledged, total)`` bytes as the cloud confirms them; the total is None while it is encoded.
         keep : binary file, optional
             Gets a copy of the sent bytes, once they have all been sent: in mode ``kv`` a bitstream that ``kvferry
-            inspect`` reads.
+            inspect`` reads (in steps: one after the other, which it does not).
 
         Raises
         ------
