@@ -191,6 +191,8 @@ class KVCache:
         Digest of the model that made the cache; a cache is only ever resumed on the same one.
     recipe : str
         How it was compressed, in canonical form; ``full|bf16`` straight after prefill.
+    scored : tuple of float
+        :attr:`kvferry.selection.Selection.scored` of what was kept, on the machine that chose it; it is not sent.
     """
 
     layers: tuple[LayerCache, ...]
@@ -199,6 +201,7 @@ class KVCache:
     fingerprint: str
     recipe: str = "full|bf16"
     model_name: str = field(default="", compare=False)
+    scored: tuple[float, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -221,9 +224,13 @@ class KVCache:
 
     @property
     def full_bf16_bytes(self) -> int:
-        """Size of the same cache with every prompt token in BF16: the denominator of every ratio we print."""
+        """Size of the same cache with all :attr:`length` tokens in BF16: the denominator of every ratio we print.
+
+        That is what would cross if nothing was dropped and nothing quantized. The last token of a prompt with a
+        question is fed again on resuming and has no entry, so that it does not count.
+        """
         per_token = sum(x.heads * (x.keys.shape[2] + x.values.shape[2]) * 2 for x in self.layers)
-        return per_token * len(self.layout)
+        return per_token * self.length
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,6 +32,10 @@ class Summary:
         Of the heads of each layer.
     modalities : dict of str to Share
         By the names of :class:`kvferry.cache.Modality`, in lower case; only those that the prompt has.
+    scored : tuple of float
+        Per layer, how many of the tokens that a head keeps the scorer chose
+        (:attr:`kvferry.selection.Selection.scored`). Empty where none had a choice, and for a decoded cache, since a
+        stream does not say; summaries are compared without it.
     """
 
     length: int
@@ -39,16 +43,35 @@ class Summary:
     fewest: tuple[int, ...]
     most: tuple[int, ...]
     modalities: dict[str, Share]
+    scored: tuple[float, ...] = field(default=(), compare=False)
+
+    @property
+    def unscored_layers(self) -> int:
+        """In how many layers tokens were dropped although the scorer chose none of those that stayed."""
+        return sum(not chosen and kept < self.length for chosen, kept in zip(self.scored, self.layers, strict=False))
+
+    @property
+    def note(self) -> str:
+        """What to know about the selection; empty where the scorer chose in every layer."""
+        if not self.unscored_layers:
+            return ""
+        return (
+            f"in {self.unscored_layers} of {len(self.layers)} layers the scorer chose no token: the first tokens and "
+            "what is guaranteed fill the budget; keep more"
+        )
 
     def __str__(self) -> str:
         mean = sum(self.layers) / len(self.layers)
         where = f"{min(self.layers):g} to {max(self.layers):g} by layer, {min(self.fewest)} to {max(self.most)} by head"
         spread = "" if min(self.fewest) == max(self.most) else f" ({where})"
         parts = [f"{share.kept:.4g} of {share.tokens} {name}" for name, share in self.modalities.items()]
-        return f"{mean:.4g} of {self.length} tokens per layer{spread}: {', '.join(parts)}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{mean:.4g} of {self.length} tokens per layer{spread}: {', '.join(parts)}{note}"
 
 
-def summarise(heads: Sequence[Sequence[torch.Tensor]], layout: PromptLayout, length: int) -> Summary:
+def summarise(
+    heads: Sequence[Sequence[torch.Tensor]], layout: PromptLayout, length: int, scored: tuple[float, ...] = ()
+) -> Summary:
     """The summary of what every head of every layer keeps: int64 positions of any shape."""
     sizes = [[x.numel() for x in layer] for layer in heads]
     modality = torch.from_numpy(layout.modality[:length])
@@ -64,9 +87,11 @@ def summarise(heads: Sequence[Sequence[torch.Tensor]], layout: PromptLayout, len
             for kind in Modality
             if bool((modality == kind).any())
         },
+        scored=scored,
     )
 
 
 def summarise_cache(cache: KVCache) -> Summary:
     """The summary of what a cache holds."""
-    return summarise([[x.positions for x in layer.split()] for layer in cache], cache.layout, cache.length)
+    heads = [[x.positions for x in layer.split()] for layer in cache]
+    return summarise(heads, cache.layout, cache.length, cache.scored)

@@ -72,7 +72,9 @@ def test_ask(run: Ran, cloud: CloudProcess, vlm: VLM, model_folder: Path, pictur
     code, out, _ = run("inspect", saved, "--json")
     assert code == 0
     assert "q2c@0.25|int4" in json.dumps(json.loads(out))
-    assert json.loads(out)["kept"] == answer["kept"]
+    assert json.loads(out)["kept"] | {"scored": None} == answer["kept"] | {"scored": None}
+    code, _, err = run("ask", picture, QUESTION, *options, "--recipe", "q2c@0.01|int4")
+    assert (code, "note: in 2 of 2 layers the scorer chose no token" in err) == (0, True)
     assert set(answer["cloud"]) == {"decode", "queue", "prefill", "first_token", "total"}
 
 

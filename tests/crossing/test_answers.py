@@ -41,6 +41,13 @@ def test_cache_crosses(edge: Edge, vlm: VLM, picture: Path, recipe: str) -> None
     assert answer.bf16_bytes == prefilled.cache.full_bf16_bytes
     assert answer.kept == summarise_cache(kvferry.decompress(blob))
     assert answer.wire_bytes_up is None
+    assert answer.note == ""
+
+
+def test_an_answer_says_when_no_scorer_chose(edge: Edge, picture: Path) -> None:
+    answer = edge.ask([picture], QUESTION, recipe="snapkv@0.01|int8")
+    assert answer.note.startswith("in 2 of 2 layers the scorer chose no token")
+    assert answer.as_dict()["note"] == answer.note
 
 
 def test_cache_crosses_in_tiers(edge: Edge, vlm: VLM, picture: Path) -> None:

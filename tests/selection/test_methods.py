@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -118,8 +120,11 @@ def test_q2c_keeps_what_the_question_cannot_see() -> None:
     cache = random_cache()
     tail = list(range(int(cache.layout.question.nonzero()[0][-1]) + 1, cache.length))
     assert tail
-    kept = choose("q2c", cache, (SINKS + len(tail)) / cache.length).positions[0][0].tolist()
-    assert kept == [*range(SINKS), *tail]
+    assert SCORERS["q2c"]().unseen(cache) == len(tail) == 2
+    kept = choose("q2c", cache, (SINKS + len(tail) + 2) / cache.length).positions[0][0].tolist()
+    assert kept[:SINKS] == list(range(SINKS))
+    assert kept[-2:] == tail
+    assert len(kept) == SINKS + len(tail) + 2
 
 
 def test_snapkv_pools_neighbours_and_keeps_its_window() -> None:
@@ -157,17 +162,19 @@ def test_missing_evidence_says_what_to_do() -> None:
 @pytest.mark.parametrize("name", [n for n in SCORERS if n not in ("none", "full")])
 @given(fraction=st.floats(0.01, 1.0), seed=st.integers(0, 99))
 def test_plain_recipes_keep_the_highest_scores(name: str, fraction: float, seed: int) -> None:
-    """The rule in three lines: sinks first, then the recent tokens, then by score."""
+    """The rule in four lines: sinks first, then the recent tokens (which leave a quarter over), then by score."""
     cache = random_cache(layout(rows=5, columns=6), layers=2, seed=seed)
     scorer = SCORERS[name]()
     evidence = observed(cache, *scorer.requests)
     keep = kept_count(fraction, cache.length)
-    recent = getattr(scorer, "recent", lambda _: 0)(keep)
+    tail = 2 if name == "q2c" else 0
+    recent = max(tail, getattr(scorer, "recent", lambda _: 0)(keep))
+    recent = max(min(recent, keep - SINKS - math.ceil(keep / 4)), 0)
     selection = choose(scorer, cache, fraction, evidence)
     for layer, score in enumerate(scorer.score(cache, evidence)):
         for head in range(2):
             ranking = score[min(head, len(score) - 1)].clone()
-            ranking[cache.length - min(recent, max(keep - SINKS, 0)) :] = torch.inf
+            ranking[cache.length - recent :] = torch.inf
             ranking[:SINKS] = torch.inf
             kept = selection.positions[layer][head]
             rest = torch.ones(cache.length, dtype=torch.bool).index_fill(0, kept, False)

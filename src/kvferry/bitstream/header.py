@@ -50,8 +50,8 @@ class Header:
 
     @property
     def full_bf16_bytes(self) -> int:
-        """Size of the whole prompt's cache in BF16."""
-        return len(self.layout) * sum(2 * x.kv_heads * (x.key_dim + x.value_dim) for x in self.shapes)
+        """Size of the unpruned cache in BF16, as :attr:`kvferry.cache.KVCache.full_bf16_bytes`."""
+        return self.length * sum(2 * x.kv_heads * (x.key_dim + x.value_dim) for x in self.shapes)
 
     @property
     def codec(self) -> AnyCodec:

@@ -107,6 +107,8 @@ def ask(
         print(answer.text.removeprefix("".join(said)))
         said.clear()
         console().print(_summary(answer), style="dim", soft_wrap=True)
+        if answer.note:
+            console().print(f"note: {answer.note}", soft_wrap=True)
         if explain and answer.why:
             console().print(escape(answer.why), soft_wrap=True)
 

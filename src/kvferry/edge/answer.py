@@ -53,7 +53,7 @@ class Answer:
         count; what was sent again because the cloud had lost it counts again. Of a stream that was cut short, what the
         cloud took in.
     bf16_bytes : int or None
-        The uncompressed cache (BF16, every prompt token), where a cache was sent.
+        The unpruned cache in BF16 (:attr:`kvferry.cache.KVCache.full_bf16_bytes`), where a cache was sent.
     kept : Summary or None
         What was kept where, of a cache that was sent.
     payload_bytes_up, payload_bytes_down : int
@@ -91,9 +91,14 @@ class Answer:
         """Whether the answer was made from a part of the cache."""
         return self.share < 1
 
+    @property
+    def note(self) -> str:
+        """What to know about the selection of a cache that was sent; mostly empty."""
+        return self.kept.note if self.kept else ""
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
-        return asdict(self) | {"partial": self.partial}
+        return asdict(self) | {"partial": self.partial, "note": self.note}
 
 
 def checked_deadline(seconds: float) -> float:

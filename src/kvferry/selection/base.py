@@ -24,8 +24,9 @@ class Scorer(Protocol):
 
     ``score`` returns one float32 tensor per layer, ``[kv_heads, length]`` or ``[1, length]`` where all heads agree;
     higher stays. A scorer may also have ``recent(keep: int) -> int``: how many of the most recent tokens stay whatever
-    their score where a layer keeps ``keep``. One without any choice (``full``, ``none``) has
-    ``select(cache, evidence) -> Selection`` instead of a fraction.
+    their score where a layer keeps ``keep``; and ``unseen(cache) -> int``: how many tokens at the end its scores say
+    nothing of, so that they stay as well. Both yield where little is kept (:data:`kvferry.selection.choose.SCORED`).
+    One without any choice (``full``, ``none``) has ``select(cache, evidence) -> Selection`` instead of a fraction.
     """
 
     @property
@@ -51,11 +52,15 @@ class Selection:
     counts : tuple of tuple of int
         Per layer, empty where all its heads keep equally many. Else how many each head keeps; its positions and
         importance are then ``[1, sum]``, the heads end to end. Empty where no layer needs it.
+    scored : tuple of float
+        Per layer, how many of the tokens that a head keeps the scorer chose: not the sinks, the recent tokens or a
+        modality that stays whole. The mean over heads; empty where no scorer had a choice to make.
     """
 
     positions: tuple[torch.Tensor, ...]
     importance: tuple[torch.Tensor, ...]
     counts: tuple[tuple[int, ...], ...] = ()
+    scored: tuple[float, ...] = ()
 
     def heads(self, layer: int) -> list[torch.Tensor]:
         """Positions that every head of ``layer`` keeps, ``[1, kept]`` each."""
@@ -65,7 +70,8 @@ class Selection:
 
     def summary(self, cache: KVCache) -> Summary:
         """What is kept where of ``cache``, from which this was selected."""
-        return summarise([self.heads(i) for i in range(len(self.positions))], cache.layout, cache.length)
+        heads = [self.heads(i) for i in range(len(self.positions))]
+        return summarise(heads, cache.layout, cache.length, self.scored)
 
 
 def kept_count(fraction: float, length: int) -> int:
@@ -92,7 +98,7 @@ def evict(cache: KVCache, selection: Selection) -> KVCache:
         else:
             heads = zip(layer.split(), wanted, strict=True)
             layers.append(LayerCache.join([_gather(head, row, cache.length) for head, row in heads]))
-    return replace(cache, layers=tuple(layers))
+    return replace(cache, layers=tuple(layers), scored=selection.scored)
 
 
 def _gather(layer: LayerCache, wanted: torch.Tensor, length: int) -> LayerCache:

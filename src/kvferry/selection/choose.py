@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from kvferry.selection.none import NoVisual
 
 Visual = npt.NDArray[np.bool_]
 
+SCORED = 0.25
+"""Of the tokens that a head keeps, the share that the scorer chooses at least; its recent tokens yield to that."""
+
 
 def choose(
     cache: KVCache, evidence: Evidence, scorer: Scorer, budget: Budget, policy: Policy, fraction: float
@@ -25,7 +28,8 @@ def choose(
     """The tokens that stay.
 
     In every head the first :data:`SINKS` tokens stay, then what the policy guarantees to each modality, then the
-    scorer's most recent tokens, then those with the highest scores.
+    scorer's most recent tokens, then those with the highest scores. Recent tokens leave the scorer :data:`SCORED` of
+    what the head keeps, or all that the sinks leave where that is less; what it came to is :attr:`Selection.scored`.
 
     Raises
     ------
@@ -40,13 +44,13 @@ def choose(
     counts = budget.counts(cache, evidence, fraction, least_count(policy, visual))
     if visual.any() and policy.skips(cache, evidence):
         return NoVisual().select(cache, evidence)
-    recent: Callable[[int], int] = getattr(scorer, "recent", lambda _: 0)
-    positions, importance, per_head = [], [], []
+    positions, importance, per_head, scored = [], [], [], []
     scores = scorer.score(cache, evidence)
     if budget.ranks_jointly:
         scores = [torch.stack([x.float().sum(0) for x in scores]).sum(0, keepdim=True)] * len(scores)
     for index, (score, keep) in enumerate(zip(scores, counts, strict=True)):
-        ranked = _ranked(score, keep, recent(keep), index)
+        recent = recent_count(scorer, cache, keep)
+        ranked = _ranked(score, keep, recent, index)
         if visual.any():
             _guarantee(ranked, keep, visual, policy)
         heads = cache.layers[index].heads
@@ -57,7 +61,28 @@ def choose(
         positions.append(mask.nonzero()[:, 1].view(shape).expand(rows, -1).contiguous())
         importance.append(ranked[mask].view(shape).expand(rows, -1).contiguous())
         per_head.append(tuple(lengths) if ragged else ())
-    return Selection(tuple(positions), tuple(importance), tuple(per_head) if any(per_head) else ())
+        scored.append(float((mask & ~_given(keep, recent, visual, policy).to(mask.device)).sum()) / len(mask))
+    return Selection(tuple(positions), tuple(importance), tuple(per_head) if any(per_head) else (), tuple(scored))
+
+
+def recent_count(scorer: Scorer, cache: KVCache, keep: int) -> int:
+    """How many of the most recent tokens stay whatever their score, where a head keeps ``keep``."""
+    asked = int(scorer.recent(keep)) if hasattr(scorer, "recent") else 0
+    unseen = int(scorer.unseen(cache)) if hasattr(scorer, "unseen") else 0
+    room = keep - min(SINKS, keep) - math.ceil(SCORED * keep)
+    return max(0, min(max(asked, unseen), room))
+
+
+def _given(keep: int, recent: int, visual: Visual, policy: Policy) -> torch.Tensor:
+    """What stays without a score having a say, bool ``[length]``: sinks, recent tokens, a modality that stays whole."""
+    given = np.zeros(len(visual), np.bool_)
+    given[: min(SINKS, keep)] = True
+    given[len(visual) - recent :] = True
+    if visual.any():
+        quota = policy.quota(keep, int((~visual).sum()), int(visual.sum()))
+        given |= ~visual if quota.text >= (~visual).sum() else False
+        given |= visual if quota.visual >= visual.sum() else False
+    return torch.from_numpy(given)
 
 
 def least_count(policy: Policy, visual: Visual) -> int:
@@ -87,10 +112,8 @@ def _ranked(score: torch.Tensor, keep: int, recent: int, layer: int) -> torch.Te
         )
     largest = torch.finfo(torch.float32).max
     ranked = score.float().clamp(-largest, largest)
-    sinks = min(SINKS, keep)
-    count = min(recent, keep - sinks)
-    ranked[:, ranked.shape[1] - count :] = rising(count, ranked)
-    ranked[:, :sinks] = torch.inf
+    ranked[:, ranked.shape[1] - recent :] = rising(recent, ranked)
+    ranked[:, : min(SINKS, keep)] = torch.inf
     return ranked
 
 

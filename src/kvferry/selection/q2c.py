@@ -10,7 +10,6 @@ import torch
 
 from kvferry.cache import KVCache
 from kvferry.evidence import Evidence, EvidenceRequest
-from kvferry.selection.base import rising
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,8 @@ class Q2C:
     Based on W.-L. Cheng and W. Liao, "Task-Aware KV-Cache Compression for Bandwidth-Efficient Collaborative LLM
     Inference" (2026), equation of the Q2C score: sum over query heads and question tokens in the last layer.
     We average over heads instead of summing, which leaves the ranking as it is. Tokens behind the question (the
-    template's tail) cannot be seen by it, so they have no score: they stay. The paper's prompts end in the question.
+    template's tail) cannot be seen by it, so they have no score: they stay, as recent tokens do. The paper's prompts
+    end in the question.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ class Q2C:
         observed = range(count) if self.layers == "all" else [count - 1]
         device = cache.layers[0].keys.device
         sums = [evidence.of(request, layer).to(device).mean(0, keepdim=True) for layer in observed]
-        ranking = torch.stack(sums).mean(0)
+        return [torch.stack(sums).mean(0)] * count
+
+    def unseen(self, cache: KVCache) -> int:
+        """Tokens behind the question; none where there is no question."""
         asked = cache.layout.question.nonzero()[0]
-        if len(asked):
-            tail = max(0, ranking.shape[1] - int(asked[-1]) - 1)
-            ranking[:, ranking.shape[1] - tail :] = rising(tail, ranking)  # after the sinks, before all others
-        return [ranking] * count
+        return max(0, cache.length - int(asked[-1]) - 1) if len(asked) else 0

@@ -19,7 +19,7 @@ class SnapKV:
     """Attention of the last ``window`` prompt tokens, summed and pooled along the prompt; the window itself stays.
 
     Based on SnapKV (arXiv 2404.14469). The paper never goes below the size of the window; where the budget does, the
-    part of the window that stays takes half of it, so that something of the rest is left.
+    part of the window that stays takes at most half of it, so that something of the rest is left.
 
     Parameters
     ----------
