@@ -21,7 +21,7 @@ demo: venv  ## draw scenes, cross an emulated 10 Mbit/s uplink in several recipe
 	$(BIN)/kvferry demo --out out/demo.png
 
 test: venv  ## lint, types and tests
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src study tests benchmarks
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -31,36 +31,37 @@ smol: venv  ## SmolLM2-135M-Instruct's weights, for kvferry.load("smollm2")
 test-smol: smol  ## what needs those weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m smol tests/smol
 
+STUDY   := $(BIN)/python -m study
 SCORERS := q2c,snapkv,h2o,streaming,random,vlcache,leaveout,knorm,keydiff,value_norm,expected_attention
 SIX     := colour,shape,glyph,word,exist,compare
 GRID    := $(BIN)/kvferry sweep --check forced --n 1000 --codecs bf16 --lossless '' --fractions 0.5,0.25,0.1,0.05,0.02
 POLICY  := --selections vlcache,q2c,leaveout --modalities uniform,visual_heavy,text_preserving,adaptive,skip_visual@
 
 results-full: venv  ## the raw results behind RESULTS.md (about five hours of one core, resumable)
-	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out results/selection-cloud.jsonl
-	$(GRID) --model testbed/cloud --out results/scorers-cloud.jsonl --selections $(SCORERS) --budgets uniform,sparsity
-	$(GRID) --model testbed/edge --out results/scorers-edge.jsonl --selections $(SCORERS) --budgets uniform,sparsity
-	$(GRID) --model testbed/control --out results/scorers-control.jsonl --selections $(SCORERS) --budgets uniform,sparsity --kinds $(SIX)
-	$(GRID) --model testbed/cloud --out results/policies-cloud.jsonl $(POLICY)testbed/cloud/skip_visual.json
-	$(GRID) --model testbed/edge --out results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json
-	$(GRID) --model testbed/cloud --out results/construction-cloud.jsonl --selections vlcache,q2c,leaveout,snapkv,random --apply construction --protocols A
-	PATH=$(CURDIR)/$(BIN):$$PATH bash results/codecs.sh
-	PATH=$(CURDIR)/$(BIN):$$PATH bash results/claims.sh
-	$(BIN)/kvferry scout-overlap --edge testbed/edge --cloud testbed/cloud --n 1000 --out results/scout-edge.jsonl
-	$(BIN)/kvferry scout-overlap --edge testbed/control --cloud testbed/cloud --n 1000 --kinds $(SIX) --out results/scout-control.jsonl
-	$(BIN)/kvferry long-runs turns --split test --n 100 --out results/turns-cloud.jsonl
-	$(BIN)/kvferry long-runs drift --split test --n 80 --out results/drift-cloud.jsonl
-	$(BIN)/kvferry long-runs pictures --split test --n 200 --out results/pictures-cloud.jsonl
-	$(BIN)/kvferry long-runs rare --split test --n 130 --out results/rare-cloud.jsonl
+	$(BIN)/kvferry sweep --model testbed/cloud --check forced --out study/results/selection-cloud.jsonl
+	$(GRID) --model testbed/cloud --out study/results/scorers-cloud.jsonl --selections $(SCORERS) --budgets uniform,sparsity
+	$(GRID) --model testbed/edge --out study/results/scorers-edge.jsonl --selections $(SCORERS) --budgets uniform,sparsity
+	$(GRID) --model testbed/control --out study/results/scorers-control.jsonl --selections $(SCORERS) --budgets uniform,sparsity --kinds $(SIX)
+	$(GRID) --model testbed/cloud --out study/results/policies-cloud.jsonl $(POLICY)testbed/cloud/skip_visual.json
+	$(GRID) --model testbed/edge --out study/results/policies-edge.jsonl $(POLICY)testbed/edge/skip_visual.json
+	$(GRID) --model testbed/cloud --out study/results/construction-cloud.jsonl --selections vlcache,q2c,leaveout,snapkv,random --apply construction --protocols A
+	PATH=$(CURDIR)/$(BIN):$$PATH bash study/codecs.sh
+	PATH=$(CURDIR)/$(BIN):$$PATH bash study/claims.sh
+	$(STUDY) scout-overlap --edge testbed/edge --cloud testbed/cloud --n 1000 --out study/results/scout-edge.jsonl
+	$(STUDY) scout-overlap --edge testbed/control --cloud testbed/cloud --n 1000 --kinds $(SIX) --out study/results/scout-control.jsonl
+	$(STUDY) long-runs turns --split test --n 100 --out study/results/turns-cloud.jsonl
+	$(STUDY) long-runs drift --split test --n 80 --out study/results/drift-cloud.jsonl
+	$(STUDY) long-runs pictures --split test --n 200 --out study/results/pictures-cloud.jsonl
+	$(STUDY) long-runs rare --split test --n 130 --out study/results/rare-cloud.jsonl
 
 results: venv  ## RESULTS.md and its figures from the stored raw results
-	$(BIN)/kvferry results
+	$(STUDY) results
 
 readme: venv  ## the README's table and picture, from a run of the demo
 	$(BIN)/kvferry demo --out docs/figures/demo.png --into README.md
 
 report: venv  ## the raw results as one HTML page to hover over
-	$(BIN)/kvferry report results --out out/report.html
+	$(BIN)/kvferry report study/results --out out/report.html
 
 docs: venv  ## the documentation site, in out/site
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"

@@ -15,7 +15,7 @@ import torch
 
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs.profile import Axes, Basis, PlainProfile, Profile, from_rows
-from kvferry.codecs.shelf import FOLDERS
+from kvferry.codecs.profile_store import FOLDERS
 from kvferry.rope import Rotary
 
 JOINT = ("full|transform:1000", "full|transform:4000", "full|kvtc:1000,window=0", "full|kvtc:1000,window=0|zstd")

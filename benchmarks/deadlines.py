@@ -18,7 +18,7 @@ from kvferry.link import Trace, read_trace, shipped_traces
 from kvferry.policy import Context, OperatingPoint, PointTable, Way, read_points
 from kvferry.policy.simulation import Scenario, report, simulate
 
-POINTS = Path(__file__).parents[1] / "results" / "tiers8-cloud.json"
+POINTS = Path(__file__).parents[1] / "study" / "results" / "tiers8-cloud.json"
 CURVE = "kv:full|int4"
 STEP = ";"
 RTT = 0.04

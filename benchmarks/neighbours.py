@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 import kvferry
-from kvferry.codecs import shelf, stack
+from kvferry.codecs import profile_store, stack
 from kvferry.codecs.entropy import Encoder
 from kvferry.codecs.profile import OCTAVE, Basis, Profile, to_rows, words
 from kvferry.codecs.transform import _DEAD, _quantized, _step, _write
@@ -243,7 +243,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     vlm = kvferry.load(arguments.model)
-    profile, _ = shelf.for_encoding(Profile, arguments.profile, vlm.fingerprint)
+    profile, _ = profile_store.for_encoding(Profile, arguments.profile, vlm.fingerprint)
     schemes_table(vlm, profile, arguments.calibrate, arguments.n)
     bitstreams_table(vlm, profile, arguments.questions)
 

@@ -21,9 +21,9 @@ import torch
 import kvferry
 from kvferry.analyze.source import drawn_questions
 from kvferry.codecs.profile import Basis, Profile
-from kvferry.evaluate.calibrate_codec import Calibration, make_basis
-from kvferry.evaluate.calibrate_kvtc import PlainCalibration
 from kvferry.evaluate.divergence import divergence
+from kvferry.fit.kvtc import PlainCalibration
+from kvferry.fit.transform import Calibration, make_basis
 from kvferry.models import VLM
 from kvferry.models.resume import stop_ids
 from kvferry.recipe import Recipe, compress, decompress

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from kvferry.analyze.apart import Apart, chance_of_larger
 from kvferry.analyze.harm import Harm, divergence
 from kvferry.analyze.mass import Mass
 from kvferry.analyze.observe import ALONE, DROPS, NEEDED, UNSAID
+from kvferry.analyze.separability import Apart, chance_of_larger
 from kvferry.analyze.sparsity import Sparsity
 from kvferry.analyze.tail import SHARES, TOP, Tail, tail_curve
 from kvferry.analyze.watch import POST_VISION, QUESTION, VISUAL

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvferry.analyze.apart import ApartResult
 from kvferry.analyze.harm import HarmResult
 from kvferry.analyze.mass import MassResult
 from kvferry.analyze.observe import ALONE, DROPS, NEEDED, UNSAID
 from kvferry.analyze.overlap import OverlapResult
 from kvferry.analyze.rank import RankResult
+from kvferry.analyze.separability import ApartResult
 from kvferry.analyze.sparsity import SparsityResult
 from kvferry.analyze.survivors import SurvivorsResult
 from kvferry.analyze.tail import TailResult
@@ -24,7 +24,7 @@ from kvferry.analyze.verdicts import (
     paragraph,
     tells_apart,
 )
-from kvferry.evaluate.stats import Estimate
+from kvferry.statistics import Estimate
 
 N = 80
 NONE = np.zeros((0,))

@@ -202,7 +202,7 @@ def test_help_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("serve", "ask", "inspect", "demo", "analyze", "sweep", "results"):
+    for command in ("serve", "ask", "inspect", "demo", "analyze", "sweep", "report"):
         assert command in done.stdout
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kvferry.bitstream import Reader
 from kvferry.cache import KVCache, LayerCache
-from kvferry.codecs import groups, shelf
+from kvferry.codecs import groups, profile_store
 from kvferry.codecs.groups import BOUNDS, ERROR, Group, dequantize, plan, quantize
 from kvferry.codecs.profile import Axes, PlainProfile, from_rows
 from kvferry.errors import BitstreamError, FingerprintError, InputError, RecipeError
@@ -185,8 +185,8 @@ def test_what_does_not_fit_is_refused(file: Path, tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match="--kind kvtc"):
         compress(cache, f"full|kvtc@{other}")
     blob = compress(cache, f"full|kvtc@{file}")
-    monkeypatch.setattr(shelf, "_known", {})
-    with pytest.raises(FingerprintError, match=shelf.FOLDERS):
+    monkeypatch.setattr(profile_store, "_known", {})
+    with pytest.raises(FingerprintError, match=profile_store.FOLDERS):
         decompress(blob)
     cache.layers[1].values[0, 3, 2] = torch.nan
     with pytest.raises(InputError, match="values of layer 1"):
@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_refused(file: Path, tmp_path: Path, monkeypatch: p
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_damaged_payloads_end_in_named_errors(file: Path, data: st.DataObject) -> None:
-    profile, digest = shelf.add(file)
+    profile, digest = profile_store.add(file)
     assert isinstance(profile, PlainProfile)
     cache = drawn(profile, 20)
     codec = Recipe.parse(f"full|kvtc:4@{file},window=3").codec

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs import profile as profiles
-from kvferry.codecs import shelf, transform
+from kvferry.codecs import profile_store, transform
 from kvferry.codecs.neighbours import Lattice
 from kvferry.codecs.profile import Prediction, Profile, to_rows
 from kvferry.codecs.transform import TransformCoder
 from kvferry.errors import InputError
-from kvferry.evaluate.calibrate_neighbours import fit, neighbourhoods
+from kvferry.fit.neighbours import fit, neighbourhoods
 from kvferry.recipe import Recipe, compress, decompress
 from tests.codecs.test_transform import DIM, HEADS, LAYERS, PRINT, RANK, make
 
@@ -119,7 +119,7 @@ def test_no_error_is_larger_than_rounding(
 ) -> None:
     """Whatever is kept and in however many frames: each decoded coefficient is within 0.6 steps of what it was, as
     it would not be if the encoder predicted from other numbers than the decoder."""
-    profile, _ = shelf.add(folder / "predicting.profile")
+    profile, _ = profile_store.add(folder / "predicting.profile")
     prompt = layout()
     cache = cache_of(profile, prompt, smooth(profile, prompt, seed))
     codec = Recipe.parse(f"full|transform:{ratio}@{folder}/predicting.profile").codec
@@ -190,7 +190,7 @@ def test_weights_of_zero_change_no_byte(folder: Path, tiers: int) -> None:
 def test_symbols_do_not_depend_on_how_a_processor_rounds(folder: Path) -> None:
     """A decoder whose predictions differ in their last digits reads the same symbols, so that its error stays there."""
     prompt = layout(((1, 12, 12),))
-    profile, _ = shelf.add(folder / "predicting.profile")
+    profile, _ = profile_store.add(folder / "predicting.profile")
     cache = cache_of(profile, prompt, smooth(profile, prompt))
     keys, values = (torch.stack([getattr(x, w) for x in cache]) for w in ("keys", "values"))
     where = torch.arange(len(prompt))

@@ -9,7 +9,7 @@ from hypothesis import given
 import kvferry
 from kvferry import compress, decompress
 from kvferry.cache import Modality
-from kvferry.codecs import SVD, Integer, codec_text, parse_codec, shelf
+from kvferry.codecs import SVD, Integer, codec_text, parse_codec, profile_store
 from kvferry.errors import CorruptError, FingerprintError, InputError, RecipeError
 from kvferry.testbed import samples
 from tests import helpers
@@ -120,8 +120,8 @@ def test_unturned_keys_lose_less_and_need_their_profile(monkeypatch: pytest.Monk
     for selection in ("full", "leaveout@0.5"):
         assert lost(selection, "svd,energy=1,keys=unturned") < 1.5 * lost(selection, "svd,energy=1") + 1e-4
     blob = compress(prefilled, "full|svd:8,keys=unturned")
-    monkeypatch.setattr(shelf, "_known", {})
-    monkeypatch.setattr(shelf, "_look_around", lambda: None)
+    monkeypatch.setattr(profile_store, "_known", {})
+    monkeypatch.setattr(profile_store, "_look_around", lambda: None)
     with pytest.raises(FingerprintError, match="which is not here"):
         decompress(blob)
     with pytest.raises(InputError, match="no profile"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvferry.bitstream import Reader
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs import profile as profiles
-from kvferry.codecs import shelf
+from kvferry.codecs import profile_store
 from kvferry.codecs.profile import Basis, Profile
 from kvferry.errors import BitstreamError, FingerprintError, InputError, KVFerryError, RecipeError
 from kvferry.recipe import Recipe, compress, decompress
@@ -165,10 +165,10 @@ def test_profiles_are_bound_to_their_model(file: Path, tmp_path: Path, monkeypat
     with pytest.raises(InputError, match="kvferry calibrate"):
         compress(stranger, "full|transform")
     blob = compress(cache, f"full|transform@{file}")
-    monkeypatch.setattr(shelf, "_known", {})
-    with pytest.raises(FingerprintError, match=shelf.FOLDERS):
+    monkeypatch.setattr(profile_store, "_known", {})
+    with pytest.raises(FingerprintError, match=profile_store.FOLDERS):
         decompress(blob)
-    monkeypatch.setenv(shelf.FOLDERS, str(file.parent))
+    monkeypatch.setenv(profile_store.FOLDERS, str(file.parent))
     assert decompress(blob).kept == (30,) * LAYERS
 
 
@@ -176,7 +176,7 @@ def test_a_stream_opens_no_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
     cache = drawn(profiles.read(file)[0], 30)
     blob = compress(cache, f"full|transform@{file}")
     opened: list[Path] = []
-    monkeypatch.setattr(shelf, "read", lambda path: opened.append(path))
+    monkeypatch.setattr(profile_store, "read", lambda path: opened.append(path))
     decompress(blob)
     assert not opened
 
@@ -194,7 +194,7 @@ def test_damaged_profiles_are_refused(file: Path, tmp_path: Path, damage: bytes 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_damaged_payloads_end_in_named_errors(file: Path, data: st.DataObject) -> None:
-    profile, digest = shelf.add(file)
+    profile, digest = profile_store.add(file)
     cache = drawn(profile, 20)
     codec = Recipe.parse(f"full|transform:4@{file}").codec
     keys, values = (torch.stack([getattr(x, w) for x in cache]) for w in ("keys", "values"))

@@ -27,8 +27,7 @@ QUESTIONS = 8
 """A command that asks more questions than this (``--n``) is checked only: it takes minutes."""
 CHECKED_ONLY = {
     "demo": "starts two processes and asks 20 questions in ten ways; tests/cli/test_demo.py runs it",
-    "results": "rewrites RESULTS.md from hours of raw results; tests/evaluate runs what is behind it",
-    "tune": "searches for minutes; tests/evaluate/test_tune.py runs a small search",
+    "tune": "searches for minutes; tests/fit/test_tune.py runs a small search",
     "ask --answer-by": "its answer depends on how fast this machine is; tests/crossing/test_progressive.py runs it",
     "ask --deadline": "may be late on a busy machine; tests/crossing/test_faults.py runs deadlines",
 }

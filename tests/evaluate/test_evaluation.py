@@ -18,18 +18,20 @@ from typer.testing import CliRunner
 from kvferry.cli.app import app
 from kvferry.errors import BudgetError, InputError
 from kvferry.evaluate import evaluation as engine
-from kvferry.evaluate import raw
+from kvferry.evaluate import records
 from kvferry.evaluate.data import source_of
 from kvferry.evaluate.evaluation import Asked, Evaluation, Reply, ask, read, run
-from kvferry.evaluate.evaluation_tables import Row, notes, render, summarise
-from kvferry.evaluate.stats import Estimate
-from kvferry.evaluate.tables import Places
+from kvferry.evaluate.evaluation_tables import Row, notes, summarise
 from kvferry.evaluate.tasks import Example, task_of
 from kvferry.evaluate.tasks.wikitext import WikiText
 from kvferry.models import VLM, load
 from kvferry.recipe import compress, decompress
+from kvferry.statistics import Estimate
 from kvferry.testbed import samples
 from kvferry.testbed.build import Size, build_model, build_tokenizer, write_folder
+from study.__main__ import app as study
+from study.evaluation_tables import render
+from study.page import Places
 from tests.models.families import TEXT
 
 RECIPES = ("full|bf16", "none|bf16", "q2c@0.25|int4", "knorm@0.5|int8|zstd")
@@ -216,7 +218,7 @@ def test_an_evaluation_is_continued_where_it_stopped(folder: Path, mme: Path, tm
     with pytest.raises(InputError, match="another evaluation"):
         list(run(Evaluation(str(folder), "mme", ("knorm@0.25|int4",), data=str(mme)), whole))
     with pytest.raises(InputError, match="not a results file of `kvferry sweep`"):
-        raw.read(whole)
+        records.read(whole)
     with pytest.raises(InputError, match="no row 4"):
         list(run(Evaluation(str(folder), "mme", data=str(mme), start=4), tmp_path / "none.jsonl"))
 
@@ -296,7 +298,7 @@ def test_the_command_prints_tables_and_results_reads_them(folder: Path, mme: Pat
     assert "ceiling" in again.stdout
     page = tmp_path / "RESULTS.md"
     words = ["results", "--raw", str(out.parent), "--out", str(page), "--figures", str(tmp_path / "figures")]
-    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    assert CliRunner().invoke(study, words, catch_exceptions=False).exit_code == 0
     assert "mme, protocol B" in page.read_text()
     assert "vlcache@0.5\\|int4 proxy" in page.read_text()
     assert "draw the 2 pictures" in render(out, Places(page, tmp_path, tmp_path), "MME")

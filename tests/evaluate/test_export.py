@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from kvferry.cli.app import app
 from kvferry.errors import InputError
 from kvferry.evaluate.export import META, export
-from kvferry.evaluate.raw import Outcome, read
-from tests.evaluate.test_codec_tables import lines
+from kvferry.evaluate.records import Outcome, read
 from tests.evaluate.test_tables import lines as plain_lines
 from tests.evaluate.test_tables import write
+from tests.study.test_codec_tables import lines
 
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is in the extra 'eval'")
 

@@ -26,7 +26,7 @@ from kvferry.evaluate.metrics.anls import edit_distance
 from kvferry.evaluate.metrics.cider import words_of
 from kvferry.evaluate.metrics.soft import normalise
 from kvferry.evaluate.metrics.words import exact, word_f1
-from kvferry.evaluate.stats import ratio_in_groups
+from kvferry.statistics import ratio_in_groups
 
 ANSWERS = st.lists(
     st.sampled_from(

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import kvferry
 from kvferry.cli.app import app
 from kvferry.errors import InputError
-from kvferry.evaluate.raw import Line, Outcome
+from kvferry.evaluate.records import Line, Outcome
 from kvferry.evaluate.report import good_recipes, kept_pictures, render, results_files, sheets, write_report
 from kvferry.testbed import samples
 from tests.analyze.test_analyze import Page

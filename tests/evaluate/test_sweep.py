@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from kvferry.cli.app import app
 from kvferry.errors import BudgetError, InputError
 from kvferry.evaluate.divergence import output_error
-from kvferry.evaluate.raw import read
+from kvferry.evaluate.records import read
 from kvferry.evaluate.sweep import Sweep, run, run_sample
 from kvferry.models import VLM, load
 from kvferry.recipe import compress, decompress
 from kvferry.testbed import samples
 from kvferry.testbed.build import Size, build_model, write_folder
+from study.__main__ import app as study
 
 RECIPES = ("full|bf16", "none|bf16", "q2c@0.25|int4", "knorm@0.5|int8|zstd")
 
@@ -185,7 +186,7 @@ def test_the_command_prints_a_table_and_json(folder: Path, tmp_path: Path) -> No
     page = tmp_path / "RESULTS.md"
     words = ["results", "--raw", str(tmp_path), "--out", str(page), "--figures", str(tmp_path / "figures")]
     words += ["--details", str(tmp_path / "details")]
-    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    assert CliRunner().invoke(study, words, catch_exceptions=False).exit_code == 0
     assert "Protocol B" in page.read_text()
 
 

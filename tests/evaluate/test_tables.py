@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 
 from kvferry.errors import InputError
-from kvferry.evaluate.pictures import draw_crossing, jpeg_bytes, kept_share
-from kvferry.evaluate.raw import Line, Protocol, read
+from kvferry.evaluate.records import Line, Protocol, read
 from kvferry.evaluate.sweep import Sweep, grid
-from kvferry.evaluate.tables import Places, by_kind, markdown_table, render, summarise
+from kvferry.evaluate.tables import by_kind, markdown_table, summarise
+from kvferry.overlay import draw_crossing, jpeg_bytes, kept_share
 from kvferry.selection import Selection, evict
+from study.page import Places
+from study.sweep_tables import render
 from tests.helpers import cache as random_cache
 
 ROWS = ("full|bf16", "none|bf16", "q2c@0.25|bf16", "random@0.25|bf16")

@@ -62,6 +62,4 @@ class Mass:
     def result(self) -> MassResult:
         """What was found so far."""
         mass, entropy = self._mass, self._entropy
-        return MassResult(
-            mass.mean, mass.margin, entropy.mean, entropy.margin, self._even.mean, self._samples.rows
-        )
+        return MassResult(mass.mean, mass.margin, entropy.mean, entropy.margin, self._even.mean, self._samples.rows)

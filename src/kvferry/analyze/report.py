@@ -20,7 +20,7 @@ from kvferry.analyze.survivors import DRAWN_FRACTION
 from kvferry.analyze.verdicts import agreement, interval_text
 from kvferry.analyze.watch import COLUMNS
 from kvferry.errors import InputError
-from kvferry.evaluate.pictures import jpeg_bytes, lit_pixels
+from kvferry.overlay import jpeg_bytes, lit_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from kvferry.analyze.apart import Apart, ApartResult
 from kvferry.analyze.energy import Energy, EnergyResult
 from kvferry.analyze.harm import Harm, HarmResult
 from kvferry.analyze.mass import Mass, MassResult
 from kvferry.analyze.observe import DROPS, FRACTIONS, Observation, Subject
 from kvferry.analyze.overlap import Overlap, OverlapResult
 from kvferry.analyze.rank import KINDS, STATS, Rank, RankResult
+from kvferry.analyze.separability import Apart, ApartResult
 from kvferry.analyze.source import Questions
 from kvferry.analyze.sparsity import Sparsity, SparsityResult
 from kvferry.analyze.survivors import Survivors, SurvivorsResult

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kvferry.analyze.apart import ApartResult
 from kvferry.analyze.harm import HarmResult
 from kvferry.analyze.mass import MassResult
 from kvferry.analyze.observe import ALONE, DROPS, FRACTIONS
 from kvferry.analyze.overlap import OverlapResult
 from kvferry.analyze.rank import KINDS, RankResult
 from kvferry.analyze.running import mean_over
+from kvferry.analyze.separability import ApartResult
 from kvferry.analyze.sparsity import SparsityResult
 from kvferry.analyze.survivors import SurvivorsResult
 from kvferry.analyze.tail import TOP, TailResult
-from kvferry.evaluate.stats import Estimate, difference_interval, mean_interval, ratio_interval
+from kvferry.statistics import Estimate, difference_interval, mean_interval, ratio_interval
 
 ENOUGH = 20
 """A percentile bootstrap over fewer prompts is too narrow to decide anything."""

@@ -19,13 +19,11 @@ from kvferry.cli.evaluate import evaluate
 from kvferry.cli.export import export
 from kvferry.cli.inspect import inspect
 from kvferry.cli.link import link, trace
-from kvferry.cli.long_runs import long_runs
 from kvferry.cli.profile import profile
 from kvferry.cli.report import report
-from kvferry.cli.scout_overlap import scout_overlap
 from kvferry.cli.serve import serve
 from kvferry.cli.simulate import simulate
-from kvferry.cli.sweep import results, sweep
+from kvferry.cli.sweep import sweep
 from kvferry.cli.tune import tune
 from kvferry.errors import KVFerryError
 
@@ -36,8 +34,8 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    serve, ask, inspect, demo, analyze, sweep, results, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile, report, export, scout_overlap, long_runs, coordinate,
+    serve, ask, inspect, demo, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
+    simulate, break_even, profile, report, export, coordinate,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -36,8 +36,8 @@ def calibrate(
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
     from kvferry.analyze.source import drawn_questions, questions_from
-    from kvferry.evaluate.calibrate_codec import Calibration
-    from kvferry.evaluate.calibrate_kvtc import PlainCalibration
+    from kvferry.fit.kvtc import PlainCalibration
+    from kvferry.fit.transform import Calibration
     from kvferry.recipe import Recipe
 
     questions = drawn_questions(split, n) if data is None else questions_from(data, images, n)
@@ -76,7 +76,7 @@ def calibrate_skip(
     """
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
-    from kvferry.evaluate.calibrate import make_profile, masses
+    from kvferry.fit.skip_visual import make_profile, masses
     from kvferry.testbed.data import SPLITS
 
     if split not in SPLITS:

@@ -81,7 +81,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Draw test scenes, ask real questions across an emulated uplink in several ways, show what each cost."""
-    from kvferry.codecs.shelf import has_profile
+    from kvferry.codecs.profile_store import has_profile
     from kvferry.edge import Edge
     from kvferry.models import load
     from kvferry.testbed import exact_match, samples
@@ -194,7 +194,7 @@ def _write_into(page: Path, rows: list[dict[str, Any]], title: str, note: str, n
 
 def _draw(out: Path, vlm: Any, featured: Sample, rows: list[dict[str, Any]], n: int) -> None:
     """The featured scene with the tokens each shown recipe keeps, beside the bars."""
-    from kvferry.evaluate.pictures import draw_crossing, kept_share
+    from kvferry.overlay import draw_crossing, kept_share
     from kvferry.recipe import compress, decompress
 
     shares = []

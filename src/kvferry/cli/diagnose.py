@@ -18,7 +18,7 @@ from kvferry.errors import InputError
 
 if TYPE_CHECKING:
     from kvferry.analyze import Questions
-    from kvferry.evaluate.diagnose import Allocation, Diagnosis
+    from kvferry.fit.diagnose import Allocation, Diagnosis
     from kvferry.models import VLM
 
 DRAWN = 270
@@ -63,8 +63,8 @@ def diagnose(
     if check and questions is not None:
         raise InputError("--check asks questions of the testbed; leave it out with --questions")
     with waiting(f"loading {model}", json):
-        from kvferry.evaluate.diagnose import Diagnosis, bits_of
         from kvferry.evaluate.sweep import provenance
+        from kvferry.fit.diagnose import Diagnosis, bits_of
         from kvferry.models import load
 
         asked = _questions(questions, images, split, n)
@@ -96,8 +96,8 @@ def diagnose(
 
 def _find(vlm: VLM, asked: Questions, bits: int, bytes_per_token: float | None) -> Diagnosis | Allocation:
     """The recipe's widths, or the best ones within the budget, behind a bar on a terminal."""
-    from kvferry.evaluate.diagnose import diagnose as follow_recipe
-    from kvferry.evaluate.diagnose import spend
+    from kvferry.fit.diagnose import diagnose as follow_recipe
+    from kvferry.fit.diagnose import spend
 
     with _progress() as progress:
         passes = 1 if bytes_per_token is None else 2
@@ -110,8 +110,8 @@ def _find(vlm: VLM, asked: Questions, bits: int, bytes_per_token: float | None) 
 def _check(vlm: VLM, codec: str, n: int) -> list[dict[str, Any]]:
     """The profile and uniform widths on ``n`` validation questions, by way of real bitstreams."""
     from kvferry.analyze.source import drawn_questions
-    from kvferry.evaluate.damage import compare
-    from kvferry.evaluate.diagnose import UNIFORM, comparison
+    from kvferry.fit.damage import compare
+    from kvferry.fit.diagnose import UNIFORM, comparison
 
     recipes = ["full|bf16", *(f"full|int{width}" for width in UNIFORM), f"full|{codec}"]
     with _progress() as progress:
@@ -166,7 +166,7 @@ def _by_layer(found: Diagnosis) -> Table:
 def _by_part(found: Allocation) -> Table:
     """Widths of every layer's parts, each with the KL of that part alone."""
     from kvferry.codecs.mixed import PARTS
-    from kvferry.evaluate.diagnose import CHOICES
+    from kvferry.fit.diagnose import CHOICES
 
     names = [part.replace("_", " ") for part in PARTS]
     table = _table("bits (KL alone)", "layer", *names)

@@ -37,8 +37,8 @@ def profile(
     """Measure every mode on this machine: quality, bytes, seconds."""
     if split == "test":
         raise InputError("points that a policy chooses by are not measured on the test split; use validation")
-    from kvferry.evaluate import profile as engine
     from kvferry.evaluate.sweep import provenance
+    from kvferry.fit import points as engine
     from kvferry.models import load
     from kvferry.policy import PointTable, write_points
     from kvferry.testbed import samples

@@ -1,4 +1,4 @@
-"""``kvferry sweep`` and ``kvferry results``: raw results, and the tables made from them."""
+"""``kvferry sweep``: recipes on the testbed's questions, paired."""
 
 from __future__ import annotations
 
@@ -21,30 +21,6 @@ from kvferry.errors import InputError
 if TYPE_CHECKING:
     from kvferry.evaluate.tables import Row
 
-SECTIONS = {
-    "headline": "The headline: fewest bytes at 98 % of the full cache's accuracy",
-    "codecs": "How few bits: every codec",
-    "selection": "Which tokens, how few bits: a first look",
-    "scorers": "Which tokens: every scorer",
-    "text": "Which tokens: the sources' scorers with all text kept",
-    "policies": "Which tokens: modality policies at equal numbers of tokens",
-    "construction": "Which tokens: hidden while the cache is built",
-    "eval": "Answers and loyalty: kvferry eval",
-    "scout": "Which tokens, by another model: mode scout on trial",
-    "points": "Every mode: bytes, quality, time",
-    "turns": "Long runs: ten questions in turn",
-    "drift": "Long runs: two hundred tokens on one cache",
-    "pictures": "Long runs: several pictures in one prompt",
-    "rare": "Long runs: what is seldom seen",
-}
-"""Title of a section by the first word of its raw file's name; the rest of the name says which model."""
-WHERE = {"scout": "chosen by the {} model", "points": "with the {} model on the edge"}
-"""How a title goes on; "on the {} model" for the others."""
-METHODS = ("scorers", "text", "policies", "construction")
-"""Sections that compare methods at one codec; those of unknown kinds hold several of both."""
-LONG_RUNS = ("turns", "drift", "pictures", "rare")
-"""Sections whose raw files are those of ``kvferry long-runs``."""
-
 
 def _numbers(text: str) -> list[float]:
     try:
@@ -56,7 +32,7 @@ def _numbers(text: str) -> list[float]:
 def sweep(
     model: Annotated[str, typer.Option(help="Shipped name, folder or Hub id.")] = "testbed/cloud",
     out: Annotated[Path, typer.Option(help="JSON lines; an existing file of the same sweep is continued.")] = Path(
-        "results/selection-cloud.jsonl"
+        "out/sweep.jsonl"
     ),
     recipe: Annotated[
         list[str] | None, typer.Option(help="Instead of the grid: one recipe, repeatable. The ceiling is always added.")
@@ -87,7 +63,7 @@ def sweep(
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run recipes over test questions, paired, under protocols A and B, and print the table."""
-    from kvferry.evaluate import raw
+    from kvferry.evaluate import records
     from kvferry.evaluate import sweep as engine
     from kvferry.evaluate.tables import summarise
 
@@ -133,13 +109,13 @@ def sweep(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    before = len(raw.read(out)[1]) if out.exists() and out.stat().st_size else 0
+    before = len(records.read(out)[1]) if out.exists() and out.stat().st_size else 0
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{len(recipes)} recipes", total=n * len(plan.protocols), completed=before)
         command = "kvferry " + shlex.join(sys.argv[1:])
         for _ in engine.run(plan, out, processes or os.cpu_count() or 1, command, ray):
             progress.advance(task)
-    _, lines = raw.read(out)
+    _, lines = records.read(out)
     tables = {p: summarise(lines, p) for p in plan.protocols}
     if json:
         print(
@@ -179,50 +155,3 @@ def _table(protocol: str, rows: Sequence[Row]) -> Table:
         share, size = f"{100 * row.of_full.mean:.1f}", f"{row.bytes:,.0f}"
         table.add_row(row.name + end, interval, share, size, f"{row.ratio:.1f}")
     return table
-
-
-def results(
-    raw: Annotated[Path, typer.Option(help="Folder of raw results.")] = Path("results"),
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("RESULTS.md"),
-    figures: Annotated[Path, typer.Option(help="Where its figures go.")] = Path("docs/figures"),
-    details: Annotated[
-        Path | None, typer.Option(help="Where the pages with every row go; results/ beside the figures.")
-    ] = None,
-) -> None:
-    """Make RESULTS.md and its figures from the stored raw results."""
-    from kvferry.evaluate import (
-        claims,
-        codec_tables,
-        evaluation_tables,
-        headline,
-        long_tables,
-        method_tables,
-        mode_tables,
-        scout_tables,
-        tables,
-    )
-    from kvferry.evaluate.raw import kind_of
-
-    files = sorted([*raw.glob("*.jsonl"), *raw.glob("points-*.json")], key=_section)
-    if not files:
-        raise InputError(f"no raw results in {raw}; `kvferry sweep` and `kvferry eval` make them")
-    places = tables.Places(out, figures, details or figures.parent / "results")
-    renders = dict.fromkeys(METHODS, method_tables.render) | dict.fromkeys(LONG_RUNS, long_tables.render)
-    renders |= {"headline": headline.render, "codecs": codec_tables.render}
-    renders |= {"scout": scout_tables.render, "points": mode_tables.render}
-    sections = [f"# Results\n\nMade by `make results` from the raw files in `results/`.\n\n{tables.CAVEAT}\n"]
-    sections.append(claims.render(raw, places))
-    for file in files:
-        kind, _, model = file.stem.partition("-")
-        render = evaluation_tables.render if kind_of(file) == "evaluation" else renders.get(kind, tables.render)
-        where = WHERE.get(kind, "on the {} model").format(model)
-        title = f"{SECTIONS[kind]}, {where}" if kind in SECTIONS else file.stem
-        sections.append(render(file, places, title))
-    out.write_text("\n".join(sections))
-    print(f"wrote {out} from {len(files)} file(s)")
-
-
-def _section(file: Path) -> tuple[int, str]:
-    """Known sections in their order, then the others by name."""
-    kind = file.stem.partition("-")[0]
-    return (list(SECTIONS).index(kind) if kind in SECTIONS else len(SECTIONS)), file.stem

@@ -32,13 +32,13 @@ def tune(
     json: Annotated[bool, typer.Option("--json", help="Print the standings as one JSON object.")] = False,
 ) -> None:
     """Search recipes on validation questions for the fewest bytes at a target accuracy."""
-    from kvferry.evaluate.tune import Tuning, candidates, standings
-    from kvferry.evaluate.tune import presets as named
+    from kvferry.fit.tune import Tuning, candidates, standings
+    from kvferry.fit.tune import presets as named
 
     if protocol not in ("A", "B"):
         raise InputError(f"--protocol is A or B, not {protocol!r}")
     with waiting(f"loading {model}", json):
-        from kvferry.codecs.shelf import has_profile
+        from kvferry.codecs.profile_store import has_profile
         from kvferry.evaluate.sweep import provenance
         from kvferry.models import load
 

@@ -16,7 +16,7 @@ from kvferry.codecs.fp8 import FP8
 from kvferry.codecs.groups import Group, dequantize, plan, quantize
 from kvferry.codecs.packing import Bytes
 from kvferry.codecs.profile import DIGEST, Axes, PlainProfile, from_rows, to_rows
-from kvferry.codecs.shelf import for_decoding, for_encoding
+from kvferry.codecs.profile_store import for_decoding, for_encoding
 from kvferry.codecs.side import Side, What, from_words, to_words
 from kvferry.errors import CorruptError, InputError
 

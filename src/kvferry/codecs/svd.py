@@ -16,7 +16,7 @@ from kvferry.codecs.base import LIMIT, Shape, check_finite
 from kvferry.codecs.levels import by_channel, quantize, restore
 from kvferry.codecs.packing import pack, packed_size, unpack
 from kvferry.codecs.profile import DIGEST, Profile
-from kvferry.codecs.shelf import for_decoding, for_encoding
+from kvferry.codecs.profile_store import for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
 
 Numbers = npt.NDArray[np.float64]

@@ -20,7 +20,7 @@ from kvferry.codecs.entropy import Decoder, Encoder
 from kvferry.codecs.frequencies import TOTAL
 from kvferry.codecs.neighbours import Neighbours
 from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, from_rows, to_rows, words
-from kvferry.codecs.shelf import for_decoding, for_encoding
+from kvferry.codecs.profile_store import for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
 
 Numbers = npt.NDArray[np.int64]

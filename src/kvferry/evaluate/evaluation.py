@@ -18,10 +18,10 @@ from kvferry.errors import BudgetError, InputError, RecipeError
 from kvferry.evaluate.data import source_of
 from kvferry.evaluate.divergence import divergence
 from kvferry.evaluate.forced import BATCH
-from kvferry.evaluate.raw import Protocol, read_records
+from kvferry.evaluate.pool import begin, in_processes, written
+from kvferry.evaluate.records import Protocol, read_records
 from kvferry.evaluate.sweep import prefills, provenance, with_room
 from kvferry.evaluate.tasks import Example, Row, task_of
-from kvferry.evaluate.work import begin, in_processes, written
 from kvferry.recipe import Recipe, compress, decompress
 
 if TYPE_CHECKING:

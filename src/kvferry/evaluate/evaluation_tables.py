@@ -1,22 +1,21 @@
-"""Tables of benchmark results, in the terminal and in RESULTS.md."""
+"""Tables of benchmark results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kvferry.errors import InputError
-from kvferry.evaluate.evaluation import BARE, CEILING, FLOOR, Asked, read
+from kvferry.evaluate.evaluation import BARE, CEILING, FLOOR, Asked
 from kvferry.evaluate.metrics import Answers, Metric
 from kvferry.evaluate.metrics.base import Floats
-from kvferry.evaluate.raw import Protocol
-from kvferry.evaluate.stats import Estimate, ratio_in_groups
-from kvferry.evaluate.tables import Places, interval, markdown
+from kvferry.evaluate.records import Protocol
+from kvferry.evaluate.tables import interval
 from kvferry.evaluate.tasks import Task, task_of
+from kvferry.statistics import Estimate, ratio_in_groups
 
 PROTOCOLS: dict[Protocol, str] = {
     "A": "ask, then ship: pictures or text and the question are prefilled and compressed together",
@@ -174,17 +173,3 @@ def origin(head: dict[str, Any]) -> str:
         f"`{head['commit'][:12]}{'+changes' if head['commit'].endswith('+changes') else ''}`, torch {head['torch']}, "
         f"transformers {head['transformers']}, {head['machine']}."
     )
-
-
-def render(results: Path, places: Places, title: str) -> str:
-    """One section of RESULTS.md from one raw file."""
-    head, lines = read(results)
-    task = task_of(head["evaluation"]["task"])
-    text = [f"## {title}", "", origin(head), ""]
-    for protocol in PROTOCOLS:
-        if not any(x.protocol == protocol for x in lines):
-            continue
-        rows = summarise(task, lines, protocol)
-        table = markdown(heading(task, rows), [cells(row) for row in rows])
-        text += [f"### {task.name}, protocol {protocol}", "", *notes(head, lines, protocol, rows), "", table, ""]
-    return "\n".join(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvferry.errors import InputError
-from kvferry.evaluate.raw import Line, Outcome, read
+from kvferry.evaluate.records import Line, Outcome, read
 
 META = b"kvferry"
 """Key of the file's metadata under which the provenance stands, as JSON."""
@@ -17,8 +17,8 @@ _OF_LINE = ("index", "kind", "protocol", "bf16_bytes", "image_bytes", "tokens")
 def export(results: Path, out: Path) -> int:
     """Write the lines of a sweep, in long form; returns how many rows.
 
-    Columns are those of :class:`~kvferry.evaluate.raw.Line`, then ``row`` (a recipe's canonical text, or what else was
-    sent), ``correct``, ``bytes``, ``kl`` and ``attention`` (null where they were not measured).
+    Columns are those of :class:`~kvferry.evaluate.records.Line`, then ``row`` (a recipe's canonical text, or what else
+    was sent), ``correct``, ``bytes``, ``kl`` and ``attention`` (null where they were not measured).
 
     Raises
     ------

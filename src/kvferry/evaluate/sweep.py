@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from kvferry.errors import BudgetError, InputError
-from kvferry.evaluate.cluster import over_ray
 from kvferry.evaluate.divergence import divergence, output_error
 from kvferry.evaluate.forced import forced_logits, says
-from kvferry.evaluate.raw import Line, Outcome, Protocol
-from kvferry.evaluate.work import begin, in_processes, written
+from kvferry.evaluate.pool import begin, in_processes, written
+from kvferry.evaluate.ray_pool import over_ray
+from kvferry.evaluate.records import Line, Outcome, Protocol
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.selection.full import Full
 
@@ -158,7 +158,7 @@ def _git(*words: str) -> str:
 
 def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Line:
     """Prefill one question, then compress, decompress and answer once per recipe."""
-    from kvferry.evaluate.pictures import jpeg_bytes
+    from kvferry.overlay import jpeg_bytes
 
     full: Prefilled | None = None
     caches: dict[str, KVCache] = {}
@@ -194,8 +194,8 @@ def _pictures(vlm: VLM, sample: Sample, sweep: Sweep) -> Iterator[tuple[str, int
     """Of every way of sending the pictures themselves: its row, its bytes, and what the cloud then prefills."""
     from PIL import Image
 
-    from kvferry.evaluate.pictures import jpeg_bytes
     from kvferry.modes.embeds import EmbedsMode, pack_embeds, unpack_embeds
+    from kvferry.overlay import jpeg_bytes
 
     for quality in sweep.jpeg:
         files = [jpeg_bytes(image, quality) for image in sample.images]
@@ -283,7 +283,7 @@ def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "", ray: str
     """Run what ``out`` does not hold yet, append it line by line, yield each line as it comes.
 
     ``command`` is what a person types to get the same file; tables quote it. ``ray`` is the address of a cluster that
-    does the work instead of ``processes`` (:func:`kvferry.evaluate.cluster.over_ray`).
+    does the work instead of ``processes`` (:func:`kvferry.evaluate.ray_pool.over_ray`).
 
     Raises
     ------

@@ -11,7 +11,7 @@ import torch
 
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
-from kvferry.evaluate.raw import Protocol
+from kvferry.evaluate.records import Protocol
 from kvferry.evaluate.sweep import NEEDS_QUESTION, provenance, with_room
 from kvferry.evidence import Prefilled
 from kvferry.models import load

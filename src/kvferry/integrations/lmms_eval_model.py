@@ -8,7 +8,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from kvferry.errors import InputError
-from kvferry.evaluate.raw import Protocol
+from kvferry.evaluate.records import Protocol
 from kvferry.integrations.carried import Carried, settings_of
 
 

@@ -32,9 +32,7 @@ def rotary_of(model: PreTrainedModel) -> tuple[Rotary | None, ...]:
     if hasattr(module, "inv_freq"):
         by_kind = dict.fromkeys(kinds, _rotary(module, "", config.rope_parameters, neighbours))
     else:
-        by_kind = {
-            kind: _rotary(module, f"{kind}_", config.rope_parameters[kind], neighbours) for kind in set(kinds)
-        }
+        by_kind = {kind: _rotary(module, f"{kind}_", config.rope_parameters[kind], neighbours) for kind in set(kinds)}
     return tuple(
         Rotary(torch.zeros(0)) if _unturned(config, kind, layer) else by_kind[kind]
         for kind, layer in zip(kinds, decoder.layers, strict=True)

@@ -205,9 +205,7 @@ class KVReceiver(ModeReceiver):
     def finish(self) -> None:
         if self._cache is None:
             if len(self._readers) < self._steps and self._readers[-1].complete:
-                raise TruncatedError(
-                    f"{len(self._readers)} of {self._steps} caches came; have the stream sent again"
-                )
+                raise TruncatedError(f"{len(self._readers)} of {self._steps} caches came; have the stream sent again")
             self._cache = self._readers[-1].cache()
             if self._item is not None and not len(self._cache.pending):
                 self._shelf.put(self._item.digest, self._cache, self._cache.nbytes)

@@ -178,5 +178,3 @@ def train_symbolic(
         if step % 20 == 0:
             stage.log(loss=loss.item(), astray=astray.item(), **accuracy_by_kind(logits, batch))
     return symbols
-
-

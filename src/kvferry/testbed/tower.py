@@ -176,7 +176,6 @@ def scene_grids(scenes: list[Scene]) -> torch.Tensor:
     return torch.tensor([[1, scene.height // 8, scene.width // 8] for scene in scenes])
 
 
-
 def pick_size(rng: np.random.Generator, progress: float) -> tuple[int, int, int, int]:
     """Batch size, width, height and lattice at a point of a stage: small tidy pictures first, then all sizes."""
     if progress < SMALL:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kvferry.errors import InputError
-from kvferry.evaluate.codec_rows import SAME, Measured, Point
-from kvferry.evaluate.raw import read
-from kvferry.evaluate.stats import Estimate, estimate_of
+from kvferry.evaluate.measured import SAME, Measured, Point
+from kvferry.evaluate.records import read
 from kvferry.evaluate.tables import PROTOCOLS
+from kvferry.statistics import Estimate, estimate_of
 
 ORIGIN = ("command", "commit", "model", "fingerprint", "dtype", "torch", "transformers", "python", "machine")
 """What is told of where results come from."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kvferry.evaluate.pictures import jpeg_bytes, kept_share, lit_pixels
 from kvferry.evaluate.sweep import with_room
+from kvferry.overlay import jpeg_bytes, kept_share, lit_pixels
 from kvferry.recipe import Recipe, compress, decompress
 
 if TYPE_CHECKING:

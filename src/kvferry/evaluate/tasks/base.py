@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from kvferry.errors import InputError
 from kvferry.evaluate.metrics import Metric
-from kvferry.evaluate.raw import Protocol
+from kvferry.evaluate.records import Protocol
 
 Row = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from kvferry.errors import InputError
 from kvferry.evaluate.metrics import Metric, Perplexity
-from kvferry.evaluate.raw import Protocol
+from kvferry.evaluate.records import Protocol
 from kvferry.evaluate.tasks.base import Example, Hub, Row, Task
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvferry.errors import InputError
-from kvferry.evaluate.stats import Estimate, mean_interval, ratio_interval
 from kvferry.link.trace import Array
 from kvferry.policy.simulation.scenario import Outcome
+from kvferry.statistics import Estimate, mean_interval, ratio_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -31,9 +31,7 @@ class LookM:
         """The layers of ``after``, a selection from ``before``, with the rest of ``before`` merged in."""
         visual = torch.from_numpy(before.layout.visual)
         return tuple(
-            LayerCache.join(
-                [self._merge_head(*pair, visual) for pair in zip(old.split(), new.split(), strict=True)]
-            )
+            LayerCache.join([self._merge_head(*pair, visual) for pair in zip(old.split(), new.split(), strict=True)])
             for old, new in zip(before, after, strict=True)
         )
 

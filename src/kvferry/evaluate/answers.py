@@ -1,0 +1,52 @@
+"""Right and wrong answers, and bytes, of every row of a results file; intervals by drawing questions anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from kvferry.errors import InputError
+from kvferry.evaluate.records import Line, Protocol
+from kvferry.statistics import Estimate, estimate_of, means_with_draws
+
+Floats = npt.NDArray[np.float64]
+
+
+class Answers:
+    """Right and wrong, and bytes, of every row of one protocol; only questions that every row answered count."""
+
+    def __init__(self, lines: Sequence[Line], protocol: Protocol) -> None:
+        mine = sorted((x for x in lines if x.protocol == protocol), key=lambda x: x.index)
+        self.names = list(mine[0].outcomes)
+        self.lines = [x for x in mine if list(x.outcomes) == self.names]
+        self.n = len(self.lines)
+        full = min((n for n in self.names if n.startswith("full|")), key=lambda n: n != "full|bf16", default=None)
+        if full is None:
+            raise InputError("a table needs its ceiling: sweep a recipe such as 'full|bf16' too")
+        self.full: str = full
+        self.floor = next((n for n in self.names if n.startswith("none|")), None)
+        self.correct = np.array([[x.outcomes[n][0] for x in self.lines] for n in self.names], np.float64)
+        self.bytes = {n: float(np.mean([x.outcomes[n][1] for x in self.lines])) for n in self.names}
+        self.bf16 = float(np.mean([x.bf16_bytes for x in self.lines]))
+        self._row = {name: i for i, name in enumerate(self.names)}
+        self._means = means_with_draws(self.correct)
+
+    def accuracy(self, row: str) -> Estimate:
+        """Share of right answers."""
+        return estimate_of(self._means[self._row[row]], self.n)
+
+    def estimate(self, draws: Floats) -> Estimate:
+        """Of draws, the first of which is what was measured, and of ratios of such."""
+        return estimate_of(draws, self.n)
+
+    def kinds(self) -> list[str]:
+        """Of question."""
+        return sorted({x.kind for x in self.lines})
+
+    def of_kind(self, kind: str) -> tuple[int, dict[str, Floats]]:
+        """How many questions of a kind, and of each row the mean and its draws among them."""
+        mine = np.array([x.kind == kind for x in self.lines])
+        means = means_with_draws(self.correct[:, mine])
+        return int(mine.sum()), dict(zip(self.names, means, strict=True))

@@ -1,0 +1,1 @@
+"""What is learned or chosen beforehand for a model: profiles, widths, recipes, operating points."""

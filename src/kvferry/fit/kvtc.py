@@ -1,0 +1,64 @@
+"""What a model's caches look like: the profile of the ``kvtc`` codec."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kvferry.analyze.source import Asked
+from kvferry.codecs import stack
+from kvferry.codecs.kvtc import SINKS, sides
+from kvferry.codecs.profile import Axes, PlainProfile, to_rows
+from kvferry.errors import InputError
+from kvferry.fit.transform import Reservoir, principal_axes
+from kvferry.recipe import Recipe
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM
+
+
+class PlainCalibration:
+    """Takes questions one by one, then makes the profile: plain principal axes, as KVTC has them (arXiv 2511.01815).
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its selection is applied first. All layers and heads must keep the same tokens.
+    rank : int
+        Axes of keys, and of values, at most.
+    """
+
+    def __init__(self, vlm: VLM, recipe: Recipe, rank: int, seed: int = 0) -> None:
+        self._vlm, self._recipe, self._rank = vlm, recipe, rank
+        self._vectors = Reservoir(np.random.default_rng(seed))
+        self.n = 0
+
+    def add(self, asked: Asked) -> None:
+        """Look at one question's cache; its sinks are left out, for they are not coded by axes."""
+        kept = self._recipe.keep(self._vlm.prefill(asked.images, asked.question, recipe=self._recipe))
+        keys, values, positions = stack(kept.layers)
+        index = positions.cpu().numpy()
+        where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
+        rows = to_rows(self._vlm.rotary, keys.cpu(), values.cpu(), where)
+        self._vectors.add(rows[torch.from_numpy(index >= SINKS)], index[index >= SINKS])
+        self.n += 1
+
+    def profile(self, facts: dict[str, Any]) -> PlainProfile:
+        """The profile of all questions so far.
+
+        Raises
+        ------
+        InputError
+            There was none.
+        """
+        if not self._vectors.rows:
+            raise InputError("calibration needs questions; give it some (--n)")
+        vlm = self._vlm
+        keys, values = (self._axes(x) for x in sides(torch.stack(self._vectors.rows), vlm.head_dim))
+        shape = (vlm.layers, vlm.kv_heads, vlm.head_dim)
+        return PlainProfile(vlm.fingerprint, keys, values, vlm.rotary, shape, facts)
+
+    def _axes(self, x: torch.Tensor) -> Axes:
+        return Axes(x.mean(0), *principal_axes(x - x.mean(0), self._rank))

@@ -1,0 +1,1 @@
+"""What makes this repository's own results: studies, claims, tables and figures. Not part of the library."""

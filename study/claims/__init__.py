@@ -1,0 +1,72 @@
+"""The sources' claims held against stored raw results: claims with figures in ``sources``, one theme a file."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from study.claims import codecs, modality, modes, network, scout, selection
+from study.claims.base import UNMEASURED, Claim, Finding, MissingError, Raw, Verdict
+from study.claims.page import DETAIL, page, table
+from study.claims.sources import CLAIMS
+from study.page import Places
+
+FINDINGS: dict[int, Callable[[Raw], Finding]] = {
+    1: modality.rank,
+    2: modality.tail,
+    3: modality.bandwidth,
+    4: modality.skip,
+    5: selection.order,
+    6: codecs.bits,
+    7: codecs.protection,
+    8: codecs.delta,
+    9: codecs.spectrum,
+    10: codecs.retention,
+    11: scout.overlap,
+    12: scout.payload,
+    13: modes.steps,
+    14: network.adaptive,
+    15: network.agents,
+    16: selection.tenth,
+    17: codecs.capsule,
+    18: selection.cliff,
+}
+
+
+def verdicts(folder: Path) -> list[Verdict]:
+    """What the raw results in ``folder`` say about every claim; where they are missing, what to run."""
+    raw = Raw(folder)
+    return [_verdict(raw, claim) for claim in CLAIMS]
+
+
+def render(folder: Path, places: Places) -> str:
+    """The section of the page of results; writes the page behind it."""
+    found = verdicts(folder)
+    places.details.mkdir(parents=True, exist_ok=True)
+    (places.details / DETAIL).write_text(page(found))
+    return table(found, places)
+
+
+def _verdict(raw: Raw, claim: Claim) -> Verdict:
+    raw.heads.clear()
+    try:
+        finding = FINDINGS[claim.number](raw)
+    except MissingError as error:
+        finding = Finding("", UNMEASURED, f"Run `{claim.make}`: {error}.", "")
+    return Verdict(claim, finding, tuple((name, _command(head), _commit(head)) for name, head in raw.heads.items()))
+
+
+def _command(head: dict[str, Any]) -> str:
+    """As it was typed; of many recipes the first two."""
+    words = shlex.split(head.get("command") or "")
+    places = [i for i, word in enumerate(words) if word == "--recipe"]
+    if len(places) < 3:
+        return shlex.join(words)
+    dropped = {j for i in places[2:] for j in (i, i + 1)}
+    return shlex.join(w for i, w in enumerate(words) if i not in dropped) + f" and {len(places) - 2} more recipes"
+
+
+def _commit(head: dict[str, Any]) -> str:
+    return str(head.get("commit", ""))

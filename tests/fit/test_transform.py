@@ -1,0 +1,127 @@
+"""From questions to a profile, on an untrained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from kvferry.analyze.source import drawn_questions
+from kvferry.cli.app import app
+from kvferry.codecs import profile as profiles
+from kvferry.codecs.profile import blockwise
+from kvferry.errors import InputError
+from kvferry.fit import transform
+from kvferry.fit.kvtc import PlainCalibration
+from kvferry.fit.transform import Calibration
+from kvferry.models import VLM, load
+from kvferry.models.sensitivity import logit_gradients
+from kvferry.recipe import Recipe, compress, decompress
+from kvferry.testbed import samples
+from kvferry.testbed.build import Size, build_model, write_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    size = Size(layers=2, hidden=64, heads=2, kv_heads=1, intermediate=96, tower_depth=1, tower_width=32, tower_heads=2)
+    write_folder(build_model(size), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def vlm(folder: Path) -> VLM:
+    return load(folder)
+
+
+def test_gradients_foretell_how_logits_move(folder: Path) -> None:
+    vlm = load(folder)
+    vlm.model.float()
+    (sample,) = samples("calibration", 1)
+    cache = vlm.prefill(sample.images, sample.question).cache
+    probe = torch.Generator().manual_seed(3)
+    keys, values = logit_gradients(vlm, cache, [7], 1, probe)
+    z = torch.randn(2, vlm.model.config.text_config.vocab_size, generator=torch.Generator().manual_seed(3))
+
+    def projected(step: float) -> float:
+        moved = [
+            type(x)(x.keys.float() + step * k, x.values.float() + step * v, x.positions)
+            for x, k, v in zip(cache, keys[0], values[0], strict=True)
+        ]
+        logits = vlm.score(type(cache)(tuple(moved), cache.layout, cache.length, cache.fingerprint), [7])
+        return float((z * (logits - logits.mean(-1, keepdim=True))).sum()) / 2**0.5
+
+    size = float(keys.pow(2).sum() + values.pow(2).sum())
+    step = 0.05 / size**0.5
+    assert (projected(step) - projected(-step)) / (2 * step) == pytest.approx(size, rel=0.05)
+
+
+def test_a_profile_describes_what_it_saw(vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transform, "ENOUGH", 2)
+    calibration = Calibration(vlm, Recipe.parse("full"), rank=200, probes=2)
+    asked = list(drawn_questions("calibration", 6).each())
+    for one in asked:
+        calibration.add(one)
+    path = tmp_path / "p.profile"
+    path.write_bytes(calibration.profile({"n": 6}).to_bytes())
+    profile, _ = profiles.read(path)
+    assert profile.fingerprint == vlm.fingerprint
+    assert profile.facts == {"n": 6}
+    for basis in (profile.visual, profile.text):
+        axes = basis.vectors
+        torch.testing.assert_close(axes.T @ axes, torch.eye(axes.shape[1]), atol=5e-3, rtol=0)
+        assert bool((basis.octaves[:40].diff() <= 0).all())
+        x = torch.randn(3, len(basis.mean))
+        unweighted = blockwise(torch.linalg.inv(basis.weight), blockwise(basis.weight, x))
+        torch.testing.assert_close(unweighted, x, atol=1e-2, rtol=1e-2)
+    cache = vlm.prefill(asked[0].images, asked[0].question).cache
+    first = cache.layers[0].keys[:, 0].float()
+    decoded = decompress(compress(cache, f"full|transform:40@{path}"))
+    torch.testing.assert_close(decoded.layers[0].keys[:, 0].float(), first, atol=0.02, rtol=0.02)
+
+
+def test_memory_is_bounded(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transform, "MOST", 50)
+    calibration = Calibration(vlm, Recipe.parse("full"), rank=8, probes=1)
+    for one in drawn_questions("calibration", 2).each():
+        calibration.add(one)
+    assert len(calibration._vectors[True].rows) == 50
+    assert calibration._vectors[True].seen > 100
+    assert calibration.profile({}).visual.vectors.shape[1] == 8
+
+
+def test_text_alone_is_not_enough(vlm: VLM) -> None:
+    with pytest.raises(InputError, match="give it more"):
+        Calibration(vlm, Recipe.parse("full"), rank=8, probes=1).profile({})
+
+
+@pytest.mark.parametrize(("kind", "codec"), [("transform", "transform:20"), ("kvtc", "kvtc:8")])
+def test_the_command(folder: Path, vlm: VLM, tmp_path: Path, kind: str, codec: str) -> None:
+    out = tmp_path / "p.profile"
+    command = ["calibrate", str(folder), "--kind", kind, "--n", "2", "--probes", "1", "--out", str(out)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    profile, _ = profiles.read(out)
+    assert (profile.kind, profile.facts["n"]) == (kind, 2)
+    (asked,) = drawn_questions("validation", 1).each()
+    cache = vlm.prefill(asked.images, asked.question).cache
+    decoded = decompress(compress(cache, f"full|{codec}@{out}"))
+    keys, exact = (torch.cat([x.keys[:, 4:-8].float() for x in y]) for y in (decoded, cache))
+    assert float((keys - exact).square().mean()) < 0.3 * float(exact.square().mean())
+
+
+def test_plain_axes_are_those_of_the_caches(vlm: VLM) -> None:
+    calibration = PlainCalibration(vlm, Recipe.parse("full"), rank=24)
+    with pytest.raises(InputError, match="give it some"):
+        calibration.profile({})
+    for one in drawn_questions("calibration", 3).each():
+        calibration.add(one)
+    rows = torch.stack(calibration._vectors.rows)
+    axes = calibration.profile({}).values
+    values = rows.view(len(rows), -1, 2, vlm.head_dim)[:, :, 1].flatten(1)
+    torch.testing.assert_close(axes.mean, values.mean(0))
+    spread = (values - axes.mean).square().mean(0).sum()
+    assert float((2 ** (axes.octaves.float() / 4)).sum()) == pytest.approx(float(spread), rel=0.2)
+    assert bool((axes.octaves.diff() <= 0).all())
