@@ -12,7 +12,7 @@ import pytest
 import kvferry
 from kvferry import VLM
 from kvferry.modes.digests import file_digest
-from kvferry.modes.files import identify
+from kvferry.pictures import identify
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from kvferry.wire.faults import KINDS, from_wire

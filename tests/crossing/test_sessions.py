@@ -13,7 +13,7 @@ from PIL import Image
 from kvferry import VLM, Answer, Edge, LinkError
 from kvferry.modes import Holdings, LocalMode, Question, Sender, parse_mode
 from kvferry.modes.digests import file_digest
-from kvferry.modes.files import identify
+from kvferry.pictures import identify
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from tests.crossing.process import CloudProcess

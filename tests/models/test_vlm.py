@@ -216,7 +216,7 @@ def test_too_many_visual_tokens(vlm: VLM, picture: Image.Image, monkeypatch: pyt
 
 
 def test_pictures_and_texts_beyond_the_model(vlm: VLM, picture: Image.Image) -> None:
-    with pytest.raises(InputError, match="cannot be used"):
+    with pytest.raises(InputError, match="too narrow"):
         vlm.prefill([picture.resize((4000, 8))])
     with pytest.raises(InputError, match="shorten the text"):
         vlm.prefill(question="what? " * 2100)

@@ -10,8 +10,8 @@ import numpy as np
 from kvferry.analyze.observe import FRACTIONS, Observation
 from kvferry.analyze.overlap import members
 from kvferry.analyze.running import Array, Running
-from kvferry.models.pictures import open_picture
 from kvferry.overlay import kept_share
+from kvferry.pictures import open_picture
 from kvferry.selection import evict
 
 DRAWN_FRACTION = 0.25

@@ -11,9 +11,10 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from kvferry.errors import InputError, UnsupportedModelError
-from kvferry.models.pictures import MAX_VISUAL_TOKENS
 
 Grid = tuple[int, int, int]
+MAX_VISUAL_TOKENS = 16_384
+"""Of all pictures of one prompt."""
 
 
 @dataclass(frozen=True)

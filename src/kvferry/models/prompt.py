@@ -17,8 +17,7 @@ from PIL import Image
 
 from kvferry.cache import Modality, Role
 from kvferry.errors import InputError, UnsupportedModelError
-from kvferry.models.embeds import VisualEmbeds, embedded_inputs
-from kvferry.models.pictures import MAX_VISUAL_TOKENS
+from kvferry.models.embeds import MAX_VISUAL_TOKENS, VisualEmbeds, embedded_inputs
 from kvferry.models.support import visual_token_ids
 
 Picture = Image.Image | VisualEmbeds

@@ -18,13 +18,13 @@ from kvferry.models.attention import attach
 from kvferry.models.embeds import VisualEmbeds, look
 from kvferry.models.fingerprint import fingerprint_of, prompt_fingerprint, vision_fingerprint
 from kvferry.models.layout import layout_of
-from kvferry.models.pictures import open_picture
 from kvferry.models.prefill import Watch, read_prompt
 from kvferry.models.prompt import Prompt, Prompter
 from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from, recall
 from kvferry.models.rotary import rotary_of
 from kvferry.models.stream import TextStream
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
+from kvferry.pictures import open_picture
 from kvferry.rope import Rotary
 from kvferry.selection.base import Selection
 

@@ -38,12 +38,15 @@ class Question:
         Protocol B: look at the pictures without the question, which the cloud then asks. Only for mode kv.
     tiers : int
         In how many parts a cache travels, the most important tokens first. Only for mode kv.
+    keep_metadata : bool
+        Picture files keep what they say of place, time and camera. Only where files travel.
     """
 
     images: Sequence[Any]
     text: str
     ship_first: bool = False
     tiers: int = 1
+    keep_metadata: bool = False
 
 
 class Mode(Protocol):

@@ -19,6 +19,7 @@ from kvferry.errors import CorruptError, FingerprintError, InputError, RecipeErr
 from kvferry.modes.base import NeedsAll, Question, Shelf, check_count, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
 from kvferry.modes.holdings import Holdings
+from kvferry.pictures import open_picture
 from kvferry.wire import modes_pb2
 from kvferry.wire import service_pb2 as pb
 
@@ -77,7 +78,6 @@ class EmbedsSender:
 
     def __init__(self, codec: Codec, vlm: VLM, question: Question, holdings: Holdings) -> None:
         from kvferry.models.embeds import check_embeds
-        from kvferry.models.pictures import open_picture
 
         check_count(len(question.images))
         if question.images:

@@ -1,25 +1,20 @@
-"""Picture files on both ends: read, re-encoded, digested, sent where the cloud does not hold them, checked there."""
+"""Picture files on both ends: digested, sent where the cloud does not hold them, checked there."""
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator, Sequence
-from os import PathLike
-from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from kvferry.errors import CorruptError, InputError, TruncatedError
 from kvferry.modes.base import Shelf, check_count
 from kvferry.modes.digests import file_digest
 from kvferry.modes.holdings import Holdings
+from kvferry.pictures import WIRE_FORMATS, identify, open_picture
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import ProtocolError
 
-JPEG_QUALITY = 90
-FORMATS = ("JPEG", "PNG")
-MAX_PIXELS = 64 * 1024 * 1024
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class FilesOut:
@@ -27,7 +22,7 @@ class FilesOut:
 
     def __init__(self, files: Sequence[bytes], holdings: Holdings) -> None:
         check_count(len(files))
-        self.digests = [file_digest(file, identify(file)) for file in files]
+        self.digests = [file_digest(file, identify(file, formats=WIRE_FORMATS)) for file in files]
         self._files = files
         self._holdings = holdings
         self._items: list[pb.AskRequest.Item] = []
@@ -82,69 +77,11 @@ class FilesIn:
             else:
                 file = data[begin : begin + item.size]
                 begin += item.size
-            digest = file_digest(file, identify(file))
+            digest = file_digest(file, identify(file, formats=WIRE_FORMATS))
             if held is None and digest != item.digest:
                 raise CorruptError("a picture file is not the one its digest was made of; send it again")
-            pictures.append(open_picture(file))
+            pictures.append(open_picture(file, formats=WIRE_FORMATS))
             self.digests.append(digest)
             if held is None:
                 self._shelf.put(digest, file, len(file))
         return pictures
-
-
-def file_bytes(image: Image.Image | str | PathLike[str], quality: int = 0) -> bytes:
-    """What travels of a picture.
-
-    Parameters
-    ----------
-    quality : int
-        JPEG quality to encode it to, 1 to 95. With 0 a JPEG or PNG file travels as it is, anything else as JPEG of
-        quality 90.
-
-    Raises
-    ------
-    InputError
-        If it is not a picture, or there is none.
-    """
-    if isinstance(image, Image.Image):
-        return as_jpeg(image, quality or JPEG_QUALITY)
-    if not isinstance(image, str | PathLike):
-        raise InputError(f"a {type(image).__name__} is not a picture; pass a path or a PIL image")
-    try:
-        data = Path(image).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the picture {image} ({error.strerror}); check the path") from None
-    picture = identify(data, str(image))
-    if not quality and picture.format in FORMATS:
-        return data
-    return as_jpeg(open_picture(data, str(image)), quality or JPEG_QUALITY)
-
-
-def open_picture(data: bytes, name: str = "the picture") -> Image.Image:
-    """Decode a picture file, refusing what is not one and what would unfold to too many pixels."""
-    picture = identify(data, name)
-    try:
-        picture.load()
-    except (OSError, SyntaxError, ValueError):
-        raise InputError(f"{name} cannot be decoded; it may be cut off, send a whole JPEG or PNG file") from None
-    return picture
-
-
-def identify(data: bytes, name: str = "the picture") -> Image.Image:
-    """Read a picture's format and size, no pixel yet."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise InputError(f"{name} is not a picture that can be read; send a JPEG or PNG file") from None
-    if picture.width * picture.height > MAX_PIXELS:
-        raise InputError(f"{name} has {picture.width} x {picture.height} pixels; make it smaller")
-    return picture
-
-
-def as_jpeg(image: Image.Image, quality: int) -> bytes:
-    """A JPEG file of ``image``."""
-    out = io.BytesIO()
-    image.convert("RGB").save(out, "JPEG", quality=quality)
-    return out.getvalue()

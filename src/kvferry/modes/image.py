@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 from kvferry.codecs.grammar import number_text, with_options
 from kvferry.errors import InputError
 from kvferry.modes.base import NeedsAll, Question, Shelf, check_question, cut
-from kvferry.modes.files import JPEG_QUALITY, FilesIn, FilesOut, as_jpeg, file_bytes
+from kvferry.modes.files import FilesIn, FilesOut
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.masked import flatten
 from kvferry.modes.ranking import DEFAULT_SCORER, kept_visual
+from kvferry.pictures import file_of, jpeg_of, open_picture
 from kvferry.recipe import Recipe
 from kvferry.wire import service_pb2 as pb
 
@@ -30,8 +31,8 @@ class ImageMode:
     Parameters
     ----------
     quality : int
-        JPEG quality to encode pictures to, 1 to 95. With 0 a JPEG or PNG file travels as it is, anything else as JPEG
-        of quality 90.
+        JPEG quality to encode pictures to, 1 to 95. With 0 a JPEG, PNG or WebP file travels with the pixels it has,
+        anything else as JPEG of quality 90; see :func:`kvferry.pictures.files.file_of` for what is left out.
     mask : float
         Keep the patches of this fraction of the visual tokens, which the edge's own model finds most important to the
         question; the others are flattened to the picture's mean colour before it is encoded. The edge's model may be
@@ -84,7 +85,8 @@ class ImageSender:
 
     def __init__(self, mode: ImageMode, question: Question, holdings: Holdings) -> None:
         began = time.perf_counter()
-        self._files = FilesOut([file_bytes(image, mode.quality) for image in question.images], holdings)
+        files = [file_of(x, mode.quality, keep_metadata=question.keep_metadata) for x in question.images]
+        self._files = FilesOut(files, holdings)
         self._question = question
         self._holdings = holdings
         self.encode_seconds = time.perf_counter() - began
@@ -133,8 +135,6 @@ class MaskedSender:
         return cut(self._files or ())
 
     def _masked(self) -> list[bytes]:
-        from kvferry.models.pictures import open_picture
-
         if not self._question.images:
             return []
         began = time.perf_counter()
@@ -144,7 +144,7 @@ class MaskedSender:
         ranked = time.perf_counter()
         mask = kept_visual(prefilled, recipe)
         flat = flatten(pictures, mask, prefilled.cache.layout.grids)
-        files = [as_jpeg(picture, self._mode.quality or JPEG_QUALITY) for picture in flat]
+        files = [jpeg_of(picture, self._mode.quality) for picture in flat]
         self.prefill_seconds, self.encode_seconds = ranked - began, time.perf_counter() - ranked
         return files
 

@@ -15,6 +15,7 @@ from kvferry.errors import DeadlineError, FingerprintError, InputError, Truncate
 from kvferry.modes.base import ModeReceiver, Question, Shelf, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
 from kvferry.modes.holdings import Holdings
+from kvferry.pictures import open_picture
 from kvferry.recipe import Recipe, write_frames
 from kvferry.summary import Summary, summarise_cache
 from kvferry.wire import service_pb2 as pb
@@ -159,8 +160,6 @@ class KVSender:
 
 def _read(question: Question) -> Question:
     """The question with its pictures read, once: what a digest names is what is prefilled, whatever a file becomes."""
-    from kvferry.models.pictures import open_picture
-
     return replace(question, images=[open_picture(image) for image in question.images])
 
 

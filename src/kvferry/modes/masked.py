@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from kvferry.errors import UnsupportedModelError
+from kvferry.pictures import open_picture
 
 Grid = tuple[int, int, int]
 Mask = npt.NDArray[np.bool_]
@@ -40,7 +41,7 @@ def flatten(pictures: Sequence[Image.Image], mask: Mask, grids: Sequence[Grid]) 
         )
     sizes = np.cumsum([math.prod(grid) for grid in grids])[:-1]
     parts = zip(pictures, np.split(mask, sizes), grids, strict=True)
-    return [_flatten(picture.convert("RGB"), part, grid) for picture, part, grid in parts]
+    return [_flatten(open_picture(picture), part, grid) for picture, part, grid in parts]
 
 
 def _flatten(picture: Image.Image, mask: Mask, grid: Grid) -> Image.Image:

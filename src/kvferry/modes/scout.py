@@ -19,9 +19,10 @@ from kvferry.bitstream.sets import Grids, Mask, decode_set, encode_set
 from kvferry.errors import CorruptError, FingerprintError, InputError, TruncatedError
 from kvferry.modes.base import NeedsAll, Question, Shelf, check_question, cut
 from kvferry.modes.digests import made_digest, set_digest
-from kvferry.modes.files import FilesIn, FilesOut, file_bytes
+from kvferry.modes.files import FilesIn, FilesOut
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.ranking import DEFAULT_SCORER, checked_ranking, kept_visual, selection_of
+from kvferry.pictures import file_of
 from kvferry.recipe import Recipe
 from kvferry.selection import evict
 from kvferry.wire import modes_pb2
@@ -85,7 +86,7 @@ class ScoutSender:
         self._vlm = vlm
         self._question = question
         self._holdings = holdings
-        self._files = FilesOut([file_bytes(image) for image in question.images], holdings)
+        self._files = FilesOut([file_of(x, keep_metadata=question.keep_metadata) for x in question.images], holdings)
         self._scene = made_digest("scene", "scout", self._files.digests)
         self._found: tuple[Mask, Grids] | None = None
 
