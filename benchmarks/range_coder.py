@@ -72,7 +72,8 @@ TASKS = {
 def by(coder: str) -> Iterator[None]:
     """Everything by this coder."""
     activity = activity_kernels.Activity if coder == "numba" else Activity
-    with patch.object(entropy, "coders", lambda: CODERS[coder]), patch.object(transform, "fastest", lambda: activity):
+    by_coder = patch.object(entropy, "coders", lambda: CODERS[coder])
+    with by_coder, patch.object(transform, "fastest_activity", lambda: activity):
         yield
 
 

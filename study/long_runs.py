@@ -7,15 +7,14 @@ paired. Raw files are JSON lines, the first of which says what was run; a file c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvferry.errors import InputError
-from kvferry.evaluate.records import drop_half_line
-from kvferry.evaluate.sweep import provenance, union, with_room
+from kvferry.evaluate.sweep import union, with_room
 from kvferry.recipe import Recipe, compress, decompress
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from kvferry.models import VLM
 
 Record = dict[str, Any]
+STUDIES = ("turns", "drift", "pictures", "rare")
+"""What the command and the names of raw files begin with; each is one module, ``long_*``."""
 FULL, FLOOR = "full|bf16", "none|bf16"
 RECIPES = (
     FULL,
@@ -47,7 +48,7 @@ class Plan:
     Parameters
     ----------
     study : str
-        See :func:`studies`.
+        Of :data:`STUDIES`.
     model : str
         Anything ``kvferry.load`` takes.
     split : str
@@ -63,67 +64,12 @@ class Plan:
     n: int = 100
 
     def __post_init__(self) -> None:
-        if self.study not in studies():
-            raise InputError(f"there is no study {self.study!r}; there are {', '.join(studies())}")
+        if self.study not in STUDIES:
+            raise InputError(f"there is no study {self.study!r}; there are {', '.join(STUDIES)}")
         if self.n < 1:
             raise InputError("a study needs at least one scene (--n)")
         recipes = tuple(dict.fromkeys(str(Recipe.parse(recipe)) for recipe in (FULL, *self.recipes, FLOOR)))
         object.__setattr__(self, "recipes", recipes)
-
-
-@dataclass(frozen=True)
-class Study:
-    """Which indices a plan needs, and what one of them comes to."""
-
-    jobs: Callable[[Plan], Iterable[int]]
-    run: Callable[[VLM, Plan, int], Record]
-
-
-def studies() -> dict[str, Study]:
-    """By the word that ``python -m study long-runs`` and the names of raw files begin with."""
-    from study import long_drift, long_pictures, long_rare, long_turns
-
-    def first(plan: Plan) -> range:
-        return range(plan.n)
-
-    return {
-        "turns": Study(first, long_turns.run),
-        "drift": Study(first, long_drift.run),
-        "pictures": Study(first, long_pictures.run),
-        "rare": Study(long_rare.indices, long_rare.run),
-    }
-
-
-def run(plan: Plan, out: Path, command: str = "") -> Iterator[Record]:
-    """Run what ``out`` does not hold yet, append it record by record, yield each as it comes.
-
-    Raises
-    ------
-    InputError
-        ``out`` holds the results of another plan or of another model.
-    """
-    from kvferry.models import load
-
-    vlm = load(plan.model)
-    head = {"plan": json.loads(json.dumps(asdict(plan))), "command": command, **provenance(vlm)}
-    done: set[int] = set()
-    if out.exists() and out.stat().st_size:
-        before, records = read(out)
-        if before["plan"] | {"n": plan.n} != head["plan"] or before["fingerprint"] != head["fingerprint"]:
-            raise InputError(f"{out} holds another plan's results; choose another --out or remove it")
-        done = {record["index"] for record in records}
-        drop_half_line(out)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(head) + "\n")
-    study = studies()[plan.study]
-    with out.open("a") as file:
-        for index in study.jobs(plan):
-            if index not in done:
-                record = {"index": index, **study.run(vlm, plan, index)}
-                file.write(json.dumps(record, separators=(",", ":")) + "\n")
-                file.flush()
-                yield record
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Record]]:

@@ -34,12 +34,13 @@ def long_runs(
     from rich.console import Console
     from rich.progress import track
 
-    from study.long_runs import RECIPES, Plan, run, studies
+    from study.long_runs import RECIPES, Plan
+    from study.long_studies import run, studies
 
     plan = Plan(study, model, tuple(recipe) if recipe else RECIPES, split, n)
     out = out or Path("out") / f"{study}-{Path(model).name}.jsonl"
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     total = len(list(studies()[study].jobs(plan)))
-    records = run(plan, out, "kvferry " + shlex.join(sys.argv[1:]))
+    records = run(plan, out, "python -m study " + shlex.join(sys.argv[1:]))
     done = sum(1 for _ in track(records, study, total=total, console=Console(stderr=True)))
     print(f"wrote {out}: {done} new records of {total}; put it into study/results/ for `make results`")

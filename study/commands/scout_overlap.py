@@ -45,7 +45,7 @@ def scout_overlap(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console(json), transient=True) as progress:
         task = progress.add_task("questions", total=max(n, before), completed=before)
-        for _ in engine.run(trial, out, "kvferry " + shlex.join(sys.argv[1:])):
+        for _ in engine.run(trial, out, "python -m study " + shlex.join(sys.argv[1:])):
             progress.advance(task)
     found = Scouted(*engine.read(out))
     if json:

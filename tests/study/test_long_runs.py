@@ -16,7 +16,8 @@ from kvferry.testbed.questions import MAKERS
 from kvferry.testbed.words import RARE_COLOURS, RARE_SHAPES
 from study import long_drift, long_pictures, long_rare, long_tables, long_turns
 from study.__main__ import app
-from study.long_runs import FLOOR, FULL, Plan, Record, answer_ids, read, run, studies
+from study.long_runs import FLOOR, FULL, STUDIES, Plan, Record, answer_ids, read
+from study.long_studies import run, studies
 from study.page import Places
 
 RECIPES = ("leaveout@0.1|bf16",)
@@ -185,4 +186,4 @@ def test_command(tmp_path: Path) -> None:
 
 def test_tokens_of_an_answer(vlm: VLM) -> None:
     assert vlm.tokenizer.decode(answer_ids(vlm, "red circle")) == "red circle"
-    assert set(studies()) == set(long_tables.SECTIONS)
+    assert set(STUDIES) == set(studies()) == set(long_tables.SECTIONS)

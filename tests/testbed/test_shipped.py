@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from kvferry.codecs.shelf import has_profile
 
 from kvferry.codecs.mixed import read_bits
+from kvferry.codecs.profile_store import has_profile
 from kvferry.models import load
 from kvferry.recipe import compress, decompress
 from kvferry.testbed.data import samples

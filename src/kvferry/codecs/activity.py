@@ -7,7 +7,6 @@ Mixture Modeling of Wavelet Coefficients and a Fast Estimation-Quantization Fram
 
 from __future__ import annotations
 
-from contextlib import suppress
 from decimal import Context, Decimal
 from functools import cache
 
@@ -68,16 +67,6 @@ class Activity:
         magnitude *= share
         self._seen += np.minimum(magnitude, LARGEST * weight, out=magnitude).sum(0)
         self._expected += weight.sum(0)
-
-
-@cache
-def fastest() -> type[Activity]:
-    """Compiled, where the package numba is installed."""
-    with suppress(ImportError):
-        from kvferry.codecs import activity_kernels
-
-        return activity_kernels.Activity
-    return Activity
 
 
 @cache

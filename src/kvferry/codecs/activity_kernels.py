@@ -1,6 +1,6 @@
 """The loops of :mod:`kvferry.codecs.activity`, compiled by numba: the same numbers.
 
-Only that module imports this one, where the package numba is installed.
+Only :mod:`kvferry.codecs.transform` imports this one, where the package numba is installed.
 """
 
 from __future__ import annotations

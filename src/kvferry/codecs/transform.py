@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs import densities
-from kvferry.codecs.activity import fastest
+from kvferry.codecs.activity import Activity
 from kvferry.codecs.base import check_tokens
 from kvferry.codecs.entropy import Decoder, Encoder
 from kvferry.codecs.frequencies import TOTAL
@@ -251,7 +252,7 @@ def _quantized(c: npt.NDArray[np.floating[Any]]) -> Symbols:
 
 def _write(encoder: Encoder, symbols: Symbols, octaves: Numbers) -> None:
     """``symbols [a, k]``, some coefficients at a time, each token's by the models that suit it."""
-    activity, rows = fastest()(symbols.shape[1]), densities.model_of(octaves)
+    activity, rows = fastest_activity()(symbols.shape[1]), densities.model_of(octaves)
     for some in _batches(symbols):
         order, counts, which = activity.groups(octaves[some])
         encoder.groups(symbols[some].reshape(-1)[order], counts, which, densities.laplace())
@@ -260,7 +261,7 @@ def _write(encoder: Encoder, symbols: Symbols, octaves: Numbers) -> None:
 
 def _read(decoder: Decoder, tokens: int, octaves: Numbers) -> Symbols:
     """What :func:`_write` got."""
-    activity, rows = fastest()(tokens), densities.model_of(octaves)
+    activity, rows = fastest_activity()(tokens), densities.model_of(octaves)
     symbols = np.empty((len(octaves), tokens), np.int32)
     for some in _batches(symbols):
         order, counts, which = activity.groups(octaves[some])
@@ -297,3 +298,13 @@ def _step(basis: Basis, ratio: float) -> int:
         if _bits()[densities.model_of(octaves[alive] - step)].sum() <= budget:
             return step
     return most - _DEAD + 1
+
+
+@cache
+def fastest_activity() -> type[Activity]:
+    """Compiled, where the package numba is installed."""
+    with suppress(ImportError):
+        from kvferry.codecs import activity_kernels
+
+        return activity_kernels.Activity
+    return Activity

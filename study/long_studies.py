@@ -1,0 +1,71 @@
+"""The long runs by name, and how one is run into a raw file that can be continued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvferry.errors import InputError
+from kvferry.evaluate.records import drop_half_line
+from kvferry.evaluate.sweep import provenance
+from study import long_drift, long_pictures, long_rare, long_turns
+from study.long_runs import Plan, Record, read
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which indices a plan needs, and what one of them comes to."""
+
+    jobs: Callable[[Plan], Iterable[int]]
+    run: Callable[[VLM, Plan, int], Record]
+
+
+def studies() -> dict[str, Study]:
+    """By the word that ``python -m study long-runs`` and the names of raw files begin with."""
+    def first(plan: Plan) -> range:
+        return range(plan.n)
+
+    return {
+        "turns": Study(first, long_turns.run),
+        "drift": Study(first, long_drift.run),
+        "pictures": Study(first, long_pictures.run),
+        "rare": Study(long_rare.indices, long_rare.run),
+    }
+
+
+def run(plan: Plan, out: Path, command: str = "") -> Iterator[Record]:
+    """Run what ``out`` does not hold yet, append it record by record, yield each as it comes.
+
+    Raises
+    ------
+    InputError
+        ``out`` holds the results of another plan or of another model.
+    """
+    from kvferry.models import load
+
+    vlm = load(plan.model)
+    head = {"plan": json.loads(json.dumps(asdict(plan))), "command": command, **provenance(vlm)}
+    done: set[int] = set()
+    if out.exists() and out.stat().st_size:
+        before, records = read(out)
+        if before["plan"] | {"n": plan.n} != head["plan"] or before["fingerprint"] != head["fingerprint"]:
+            raise InputError(f"{out} holds another plan's results; choose another --out or remove it")
+        done = {record["index"] for record in records}
+        drop_half_line(out)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(head) + "\n")
+    study = studies()[plan.study]
+    with out.open("a") as file:
+        for index in study.jobs(plan):
+            if index not in done:
+                record = {"index": index, **study.run(vlm, plan, index)}
+                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+                file.flush()
+                yield record
