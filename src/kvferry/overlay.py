@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
+from kvferry.pictures import open_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ JPEG_QUALITY = 90
 def jpeg_bytes(image: Image, quality: int = JPEG_QUALITY) -> bytes:
     """The picture as baseline JPEG, 4:2:0, optimised tables."""
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=quality, optimize=True)
+    open_picture(image).save(buffer, "JPEG", quality=quality, optimize=True)
     return buffer.getvalue()
 
 
@@ -59,7 +60,7 @@ def lit_pixels(image: Image, share: npt.NDArray[np.float32]) -> npt.NDArray[np.f
 
     ``share`` is ``[rows, columns]`` in 0..1; the result float32 ``[height, width, 3]`` in 0..1.
     """
-    light = np.asarray(image.convert("RGB"), np.float32) / 255
+    light = np.asarray(open_picture(image), np.float32) / 255
     rows, columns = share.shape
     height, width = light.shape[:2]
     lit = share[np.arange(height) * rows // height][:, np.arange(width) * columns // width]

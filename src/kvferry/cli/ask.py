@@ -44,6 +44,9 @@ def ask(
     ] = None,
     no_pixels: Annotated[bool, typer.Option("--no-pixels", help="Refuse modes that send the picture.")] = False,
     no_embeds: Annotated[bool, typer.Option("--no-embeds", help="Refuse modes that send its embeddings.")] = False,
+    keep_metadata: Annotated[
+        bool, typer.Option("--keep-metadata", help="Let EXIF (place, time, camera) leave with a picture file.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print why mode auto chose what it chose.")] = False,
     fallback: Annotated[
         bool, typer.Option("--fallback", help="Answer with the model on this side if the cloud cannot.")
@@ -124,6 +127,7 @@ def ask(
             policy=policy,
             privacy=rules,
             coordinator=coordinator,
+            keep_metadata=keep_metadata,
         ) as edge,
         _copy_to(save) as keep,
     ):

@@ -70,6 +70,9 @@ class Edge:
         ``host:port`` of a ``kvferry coordinate`` that shares this edge's uplink with other edges. While it is there,
         everything is sent at the rate that it grants, and ``auto`` takes the best point that fits into that; while it
         is away, all is as without one. Needs ``points``.
+    keep_metadata : bool
+        Picture files that leave this device keep their EXIF (place, time, camera) and all else that is in them.
+        Without, only the picture leaves; see :func:`kvferry.pictures.files.file_of`.
 
     Examples
     --------
@@ -91,8 +94,10 @@ class Edge:
         policy: str = "risk-aware",
         privacy: Collection[str] = (),
         coordinator: str | None = None,
+        keep_metadata: bool = False,
     ) -> None:
         self._privacy = _checked_rules(privacy)
+        self._keep_metadata = keep_metadata
         if coordinator is not None and points is None:
             raise InputError("a coordinator shares the uplink by what each edge could send; pass points with it")
         self._vlm = vlm
@@ -158,7 +163,7 @@ class Edge:
         Parameters
         ----------
         images : path, PIL image or array, or a list of them
-            May be empty. Modes that send picture files take no arrays.
+            May be empty. What is read of them: :func:`kvferry.pictures.open_picture`.
         recipe : str or Recipe
             How to compress the cache, where ``mode`` is ``kv`` and does not say it.
         mode : str
@@ -204,7 +209,8 @@ class Edge:
             raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
         check_answer_by(answer_by, seconds)
         rules = self._privacy if privacy is None else _checked_rules(privacy)
-        asked = Question(images if isinstance(images, list | tuple) else [images], question, ship_first, tiers)
+        pictures = images if isinstance(images, list | tuple) else [images]
+        asked = Question(pictures, question, ship_first, tiers, self._keep_metadata)
         self._check_fallback(fallback)
         with self._line.asking():
             before = self._line.carried
@@ -259,7 +265,7 @@ class Edge:
         pictures = images if isinstance(images, list | tuple) else [images]
 
         def open_(images: Sequence[Any], question: str, began: float, seconds: float, in_parts: bool) -> Opened:
-            asked = Question(images, question, ship_first, tiers)
+            asked = Question(images, question, ship_first, tiers, self._keep_metadata)
             opened = self._open(asked, mode, recipe, rules, began, seconds, in_parts=in_parts)
             return replace(opened, or_here=opened.or_here or fallback is not None)
 

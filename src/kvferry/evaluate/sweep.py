@@ -6,7 +6,6 @@ and answers. A file can be continued: questions it already holds are skipped.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
@@ -192,14 +191,13 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
 
 def _pictures(vlm: VLM, sample: Sample, sweep: Sweep) -> Iterator[tuple[str, int, list[Any]]]:
     """Of every way of sending the pictures themselves: its row, its bytes, and what the cloud then prefills."""
-    from PIL import Image
-
     from kvferry.modes.embeds import EmbedsMode, pack_embeds, unpack_embeds
     from kvferry.overlay import jpeg_bytes
+    from kvferry.pictures import open_picture
 
     for quality in sweep.jpeg:
         files = [jpeg_bytes(image, quality) for image in sample.images]
-        yield f"image:{quality}", sum(map(len, files)), [Image.open(io.BytesIO(x)) for x in files]
+        yield f"image:{quality}", sum(map(len, files)), [open_picture(x) for x in files]
     seen = vlm.look(list(sample.images)) if sweep.embeds else []
     for name in sweep.embeds:
         codec = EmbedsMode.parse(name).codec

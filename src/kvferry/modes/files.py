@@ -9,7 +9,7 @@ from kvferry.errors import CorruptError, InputError, TruncatedError
 from kvferry.modes.base import Shelf, check_count
 from kvferry.modes.digests import file_digest
 from kvferry.modes.holdings import Holdings
-from kvferry.pictures import WIRE_FORMATS, identify, open_picture
+from kvferry.pictures import MAX_PIXELS, WIRE_FORMATS, identify, open_picture
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import ProtocolError
 
@@ -22,7 +22,7 @@ class FilesOut:
 
     def __init__(self, files: Sequence[bytes], holdings: Holdings) -> None:
         check_count(len(files))
-        self.digests = [file_digest(file, identify(file, formats=WIRE_FORMATS)) for file in files]
+        self.digests = _digests(files)
         self._files = files
         self._holdings = holdings
         self._items: list[pb.AskRequest.Item] = []
@@ -70,18 +70,31 @@ class FilesIn:
         if len(data) < self.announced:
             raise TruncatedError(f"{len(data)} of {self.announced} picture bytes arrived; send them again")
         self.check_size(len(data))
-        pictures, begin = [], 0
+        files, begin = list[bytes](), 0
         for item, held in zip(self._items, self._held, strict=True):
-            if held is not None:
-                file = held
-            else:
-                file = data[begin : begin + item.size]
-                begin += item.size
-            digest = file_digest(file, identify(file, formats=WIRE_FORMATS))
-            if held is None and digest != item.digest:
-                raise CorruptError("a picture file is not the one its digest was made of; send it again")
-            pictures.append(open_picture(file, formats=WIRE_FORMATS))
-            self.digests.append(digest)
+            files.append(data[begin : begin + item.size] if held is None else held)
+            begin += item.size if held is None else 0
+        self.digests = _digests(files)
+        each = list(zip(self._items, self._held, files, self.digests, strict=True))
+        if any(held is None and digest != item.digest for item, held, _, digest in each):
+            raise CorruptError("a picture file is not the one its digest was made of; send it again")
+        pictures = [open_picture(file, formats=WIRE_FORMATS) for file in files]
+        for _, held, file, digest in each:
             if held is None:
                 self._shelf.put(digest, file, len(file))
         return pictures
+
+
+def _digests(files: Sequence[bytes]) -> list[bytes]:
+    """Of picture files, by their headers and bytes, before any is decoded.
+
+    Raises
+    ------
+    InputError
+        A file in another format than :data:`WIRE_FORMATS`, of no usable size, or more pixels than one question takes.
+    """
+    opened = [identify(file, formats=WIRE_FORMATS) for file in files]
+    pixels = sum(picture.width * picture.height for picture in opened)
+    if pixels > MAX_PIXELS:
+        raise InputError(f"pictures of {pixels:,} pixels in all are too much; at most {MAX_PIXELS:,} are taken")
+    return [file_digest(file, picture) for file, picture in zip(files, opened, strict=True)]

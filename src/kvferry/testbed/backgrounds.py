@@ -29,7 +29,7 @@ def photographs() -> tuple[Image.Image, ...]:
     found = []
     for name in PHOTOGRAPHS:
         if (folder / name).is_file():
-            photo = Image.open(folder / name).convert("RGB")
+            photo = Image.open(folder / name).convert("RGB")  # as ever, without its profile: scenes must not change
             photo.thumbnail((640, 640))
             found.append(photo)
     return tuple(found)

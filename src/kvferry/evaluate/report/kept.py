@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kvferry.evaluate.sweep import with_room
 from kvferry.overlay import jpeg_bytes, kept_share, lit_pixels
+from kvferry.pictures import open_picture
 from kvferry.recipe import Recipe, compress, decompress
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def kept_pictures(vlm: VLM, asked: Iterable[Sample], recipes: Sequence[str]) -> 
     The brighter a cell, the more layers and heads keep its token.
     """
     for sample in asked:
-        panels = [Panel("what the edge sees", _jpeg(np.asarray(sample.images[0].convert("RGB"))))]
+        panels = [Panel("what the edge sees", _jpeg(np.asarray(open_picture(sample.images[0]))))]
         for text in recipes:
             recipe = Recipe.parse(text)
             prefilled = vlm.prefill(sample.images, sample.question, recipe=recipe)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from kvferry.errors import InputError
 from kvferry.evaluate.metrics import Metric
 from kvferry.evaluate.records import Protocol
+from kvferry.pictures import open_picture
 
 Row = Mapping[str, Any]
 
@@ -98,16 +98,11 @@ def picture(value: Any) -> Image.Image:
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        value = io.BytesIO(value)
-    elif isinstance(value, str | Path) and not Path(value).is_file():
+    if isinstance(value, str | Path) and not Path(value).is_file():
         raise InputError(f"there is no picture at {value}; paths in a data file are relative to the file")
-    elif not isinstance(value, Image.Image | str | Path):
+    if not isinstance(value, Image.Image | str | Path | bytes):
         raise InputError(f"a {type(value).__name__} is not a picture; a data file holds paths, or bytes in parquet")
-    try:
-        return value if isinstance(value, Image.Image) else Image.open(value).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"a picture of the data cannot be read ({error}); check the file") from None
+    return open_picture(value, "" if isinstance(value, str | Path) else "a picture of the data")
 
 
 def first(values: Any) -> str:
