@@ -54,7 +54,7 @@ LISTENING = ("serve", "coordinate")
 CLOUD = "127.0.0.1:7421"
 """Where ``kvferry ask`` looks for a cloud unless it is told."""
 _HUB_ID = re.compile(r"(?!testbed/)[\w.-]+/[\w.-]+")
-_MODELS = ("model", "against", "edge")
+_MODELS = ("model", "named", "against", "edge")
 _TYPER = typer.main.get_command(app)
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kvferry.cli.console import print_json, typed, waiting
+from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ DRAWN = 240
 
 
 def analyze(
-    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    model: Model = "",
+    named: NamedModel = "",
     questions: Annotated[
         Path | None,
         typer.Option(help='JSON lines: {"image": "a.png", "question": "...", "needs_image": true}; images optional.'),
@@ -34,9 +35,12 @@ def analyze(
     ] = None,
     against: Annotated[str | None, typer.Option(help="A second model: do both keep the same tokens?")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report with figures.")] = None,
+    device: Device = "",
+    dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print every figure as one JSON object.")] = False,
 ) -> None:
     """Measure ranks, sparsity, attention and kept tokens by layer and modality, and answer what follows from them."""
+    model = model_of(model, named)
     if html is not None and not html.parent.is_dir():
         raise InputError(f"there is no folder {html.parent} for the report; make it first")
     with waiting("loading", json):
@@ -47,8 +51,8 @@ def analyze(
         from kvferry.models import load
 
         asked = _questions(questions, images, split, n)
-        vlm = load(model)
-        other = None if against is None else load(against)
+        vlm = load(model, device=device or None, dtype=dtype)
+        other = None if against is None else load(against, device=device or None, dtype=dtype)
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from rich.markup import escape
 
-from kvferry.cli.console import Device, SendingBar, console, print_json, waiting
+from kvferry.cli.console import Device, Dtype, SendingBar, console, print_json, waiting
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def ask(
         str, typer.Option(help="The model on this side: the cloud's for kv and embeds, one of its family for scout.")
     ] = "testbed/cloud",
     device: Device = "",
+    dtype: Dtype = "auto",
     recipe: Annotated[
         str, typer.Option(help="How to compress, for mode kv: a recipe, or tiny, balanced or lossless.")
     ] = "balanced",
@@ -95,7 +96,7 @@ def ask(
         with waiting(f"loading {model}", json):
             from kvferry.models import load
 
-            vlm = load(model, device=device or None)
+            vlm = load(model, device=device or None, dtype=dtype)
     said: list[str] = []
 
     def speak(_: int, text: str) -> None:

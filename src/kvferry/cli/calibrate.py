@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,12 +10,13 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from kvferry.cli.console import print_json, waiting
+from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
 from kvferry.errors import InputError
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    model: Model = "",
+    named: NamedModel = "",
     kind: Annotated[
         Literal["transform", "kvtc"], typer.Option(help="For which codec; kvtc needs no --probes.")
     ] = "transform",
@@ -29,9 +28,12 @@ def calibrate(
     rank: Annotated[int, typer.Option(help="Numbers that a token becomes, at most.", min=1)] = 256,
     probes: Annotated[int, typer.Option(help="Random directions of the logits per question.", min=1)] = 4,
     out: Annotated[Path | None, typer.Option(help="Where the profile goes, for transform@FILE; KIND.profile.")] = None,
+    device: Device = "",
+    dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print what was made as one JSON object.")] = False,
 ) -> None:
     """Learn what a model's caches look like: the profile of the transform codec, or of kvtc."""
+    model = model_of(model, named)
     out = out or Path(f"{kind}.profile")
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
@@ -46,13 +48,12 @@ def calibrate(
         from kvferry.evaluate.sweep import provenance
         from kvferry.models import load
 
-        vlm = load(model)
+        vlm = load(model, device=device or None, dtype=dtype)
     console = Console(stderr=True, quiet=json)
     calibration = PlainCalibration(vlm, plan, rank) if kind == "kvtc" else Calibration(vlm, plan, rank, probes)
     for asked in track(questions.each(), "looking at caches", total=questions.total, console=console, transient=True):
         calibration.add(asked)
-    command = "kvferry " + shlex.join(sys.argv[1:])
-    facts = provenance(vlm) | {"data": questions.label, "n": calibration.n, "recipe": str(plan), "command": command}
+    facts = provenance(vlm) | {"data": questions.label, "n": calibration.n, "recipe": str(plan), "command": typed()}
     blob = calibration.profile(facts).to_bytes()
     out.write_bytes(blob)
     if json:
@@ -62,18 +63,22 @@ def calibrate(
 
 
 def calibrate_skip(
-    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    model: Model = "",
+    named: NamedModel = "",
     split: Annotated[str, typer.Option(help="Of the testbed's questions.")] = "calibration",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
     out: Annotated[Path, typer.Option(help="Where the profile goes, for modality=skip_visual@FILE.")] = Path(
         "skip-visual.json"
     ),
+    device: Device = "",
+    dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
 ) -> None:
     """Measure how much a question looks at the picture, and from where on the picture can be left out.
 
     Shipped models come with a profile: there, modality=skip_visual alone is enough.
     """
+    model = model_of(model, named)
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
     from kvferry.fit.skip_visual import make_profile, masses
@@ -84,7 +89,7 @@ def calibrate_skip(
     with waiting(f"loading {model}", json):
         from kvferry.models import load
 
-        vlm = load(model)
+        vlm = load(model, device=device or None, dtype=dtype)
     console = Console(stderr=True, quiet=json)
     measured = list(track(masses(vlm, split, n), "looking at questions", total=n, console=console, transient=True))
     profile = make_profile(vlm, split, measured)

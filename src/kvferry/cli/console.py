@@ -22,8 +22,32 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from kvferry.errors import InputError
+
 Device = Annotated[str, typer.Option(help="Where the model lies, such as cuda or cuda:1; by default the CPU.")]
 """For commands that load a model; "" goes to :func:`kvferry.load` as None."""
+Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
+"""For commands that load a model."""
+Model = Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.", show_default=False)]
+"""MODEL, first in line; see :func:`model_of`."""
+NamedModel = Annotated[str, typer.Option("--model", help="MODEL, by name.", show_default=False)]
+"""The other way to say it."""
+
+
+def model_of(first: str, named: str, default: str = "") -> str:
+    """The model that a command was given, as its first word or after ``--model``.
+
+    Raises
+    ------
+    InputError
+        Two different ones, or none where there is no default.
+    """
+    if first and named and first != named:
+        raise InputError(f"two models, {first} and --model {named}; name one")
+    found = first or named or default
+    if not found:
+        raise InputError("name a model: a shipped name such as testbed/cloud, a folder, or a Hub id")
+    return found
 
 
 def print_json(record: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of
 from kvferry.errors import InputError, LinkError
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ class Crossing:
 
 
 @contextlib.contextmanager
-def cloud_process(model: str) -> Iterator[str]:
+def cloud_process(model: str, device: str = "", dtype: str = "auto") -> Iterator[str]:
     """A real second process serving ``model`` on a free port; yields its address."""
     command = [sys.executable, "-m", "kvferry.cli", "serve", "--model", model, "--listen", "127.0.0.1:0", "--json"]
+    command += ["--device", device, "--dtype", dtype]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline() if process.stdout else ""
@@ -73,11 +75,14 @@ def cloud_process(model: str) -> Iterator[str]:
 
 def demo(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("out/demo.png"),
-    model: Annotated[str, typer.Option(help="Both ends hold it.")] = "testbed/cloud",
+    model: Model = "",
+    named: NamedModel = "",
     uplink: Annotated[str, typer.Option(help="Emulated rate, such as 10mbit.")] = "10mbit",
     n: Annotated[int, typer.Option(help="Questions.", min=1, max=200)] = 20,
     start: Annotated[int, typer.Option(help="First test question.", min=0)] = 0,
     into: Annotated[Path | None, typer.Option(help="A page whose demo block is replaced by this run's table.")] = None,
+    device: Device = "",
+    dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Draw test scenes, ask real questions across an emulated uplink in several ways, show what each cost."""
@@ -86,15 +91,16 @@ def demo(
     from kvferry.models import load
     from kvferry.testbed import exact_match, samples
 
+    model = model_of(model, named, "testbed/cloud")
     console = Console(stderr=json, width=None if sys.stdout.isatty() else 120)
     began = time.monotonic()
     questions = list(samples("test", n, start=start))
-    vlm = load(model)
+    vlm = load(model, device=device or None, dtype=dtype)
     ways = [IMAGE, *RECIPES, *([SHORTEST] if has_profile(vlm.fingerprint) else [])]
     crossings: list[Crossing] = []
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        cloud_process(model) as address,
+        cloud_process(model, device, dtype) as address,
         Edge(vlm, cloud=address, uplink=uplink, deadline=60) as edge,
         Progress(*columns, console=Console(stderr=True), transient=True) as progress,
     ):

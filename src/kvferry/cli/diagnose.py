@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kvferry.cli.console import print_json, typed, waiting
+from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ TRIED = 4
 
 
 def diagnose(
-    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    model: Model = "",
+    named: NamedModel = "",
     bits: Annotated[
         int | None, typer.Option(help=f"What the recipe tries on every layer; {TRIED} by default.", min=1, max=8)
     ] = None,
@@ -50,9 +51,12 @@ def diagnose(
         int, typer.Option(help="So many validation questions of the testbed compare the profile with INT8 to 2.", min=0)
     ] = 0,
     out: Annotated[Path, typer.Option(help="Where the profile goes, for the codec mixed@FILE.")] = Path("mixed.json"),
+    device: Device = "",
+    dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the profile as one JSON object.")] = False,
 ) -> None:
     """Find the layers that suffer from few bits, and write the widths that follow as a profile."""
+    model = model_of(model, named)
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
     from kvferry.codecs import Mixed, codec_text
@@ -68,7 +72,7 @@ def diagnose(
         from kvferry.models import load
 
         asked = _questions(questions, images, split, n)
-        vlm = load(model)
+        vlm = load(model, device=device or None, dtype=dtype)
     found = _find(vlm, asked, bits or TRIED, bytes_per_token)
     profile: dict[str, Any] = {
         **provenance(vlm),

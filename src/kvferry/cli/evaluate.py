@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,17 +13,21 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kvferry.cli.console import Device, console, print_json
+from kvferry.cli.console import Device, Dtype, Model, NamedModel, console, model_of, print_json, typed
 from kvferry.errors import InputError
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
-    task: Annotated[str, typer.Option(help="testbed, vqav2, docvqa, squad_v2, ...; a wrong name lists them all.")],
+    model: Model = "",
+    task: Annotated[str, typer.Option(help="testbed, vqav2, docvqa, squad_v2, ...; a wrong name lists them all.")] = "",
+    named: NamedModel = "",
     recipe: Annotated[
         list[str] | None, typer.Option(help="Repeatable. Ceiling (full cache) and floor are always added.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="A (ask, then ship), B (ship, then ask), AB; by default all.")] = "",
+    protocol: Annotated[
+        str,
+        typer.Option("--protocol", "--protocols", help="A (ask, then ship), B (ship, then ask), AB; by default all."),
+    ] = "",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 1000,
     start: Annotated[int, typer.Option(help="First question, in the data's order.", min=0)] = 0,
     data: Annotated[
@@ -36,7 +39,7 @@ def evaluate(
     ] = None,
     processes: Annotated[int, typer.Option(help="That share the questions.", min=1)] = 1,
     device: Device = "",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
 ) -> None:
     """Run recipes on a benchmark, paired, and print its metrics, loyalty to the full cache and bytes."""
@@ -44,6 +47,9 @@ def evaluate(
     from kvferry.evaluate import evaluation_tables as tables
     from kvferry.evaluate.tasks import task_of
 
+    model = model_of(model, named)
+    if not task:
+        raise InputError("name a benchmark with --task, such as docvqa")
     if set(protocol) - {"A", "B"}:
         raise InputError(f"--protocol is A, B or AB, not {protocol!r}")
     plan = engine.Evaluation(
@@ -65,7 +71,7 @@ def evaluate(
     )  # fmt: skip
     with Progress(*columns, console=console(json)) as progress:
         bar = progress.add_task(f"{task}, {len(plan.recipes)} recipes", total=n * len(plan.protocols))
-        for _ in engine.run(plan, out, processes, "kvferry " + shlex.join(sys.argv[1:])):
+        for _ in engine.run(plan, out, processes, typed()):
             progress.advance(bar)
     head, lines = engine.read(out)
     benchmark = task_of(task)

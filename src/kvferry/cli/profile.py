@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kvferry.cli.console import Device, console, waiting
+from kvferry.cli.console import Device, Dtype, console, typed, waiting
 from kvferry.errors import InputError
 
 
@@ -20,6 +19,7 @@ def profile(
     edge: Annotated[str, typer.Option(help="The model on the edge.")] = "testbed/cloud",
     cloud: Annotated[str, typer.Option(help="The model in the cloud.")] = "testbed/cloud",
     device: Device = "",
+    dtype: Dtype = "auto",
     data: Annotated[
         Path | None, typer.Option(help="Questions as JSON lines: images, question and perhaps answer.")
     ] = None,
@@ -48,8 +48,8 @@ def profile(
     else:
         cases = [engine.Case(x.images, x.question, x.answer) for x in samples(split, n)]
     with waiting(f"loading {edge}, {cloud}", json):
-        there = load(cloud, device=device or None)
-        here = there if edge == cloud else load(edge, device=device or None)
+        there = load(cloud, device=device or None, dtype=dtype)
+        here = there if edge == cloud else load(edge, device=device or None, dtype=dtype)
     modes = tuple(mode) if mode else engine.usual_modes(here, there)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(json), transient=True) as progress:
@@ -60,7 +60,7 @@ def profile(
     known = all(case.answer is not None for case in cases)
     counted = "right answers" if known else "right answers, or the cloud's own where none is known"
     source = (
-        f"kvferry {shlex.join(sys.argv[1:])}: share of {counted} on {len(cases)} questions of {of}; message bytes; "
+        f"{typed()}: share of {counted} on {len(cases)} questions of {of}; message bytes; "
         f"median seconds on {where['machine']}, torch {where['torch']}, commit {where['commit'][:12] or 'unknown'}"
     )
     write_points((PointTable(f"{edge} to {cloud}", tuple(points), source),), out)

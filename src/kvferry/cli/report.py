@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvferry.cli.console import console, waiting
+from kvferry.cli.console import Device, Dtype, console, waiting
 from kvferry.errors import KVFerryError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ def report(
     recipe: Annotated[
         list[str] | None, typer.Option(help="What to show there; by default the smallest good ones. Repeatable.")
     ] = None,
+    device: Device = "",
+    dtype: Dtype = "auto",
 ) -> None:
     """Make one self-contained HTML page from raw results: fronts to hover over, tables, kept tokens, provenance."""
     from kvferry.evaluate.report import results_files, sheets, write_report
@@ -28,12 +30,12 @@ def report(
     files = results_files(places or [Path("results")])
     with waiting(f"reading {len(files)} file(s)"):
         found = [sheet for file in files for sheet in sheets(file)]
-    shown = _shown(found, recipe, pictures) if pictures else []
+    shown = _shown(found, recipe, pictures, device, dtype) if pictures else []
     write_report(found, out, shown)
     print(f"wrote {out} from {len(files)} file(s)")
 
 
-def _shown(found: list[Sheet], recipes: list[str] | None, pictures: int) -> list[Shown]:
+def _shown(found: list[Sheet], recipes: list[str] | None, pictures: int, device: str, dtype: str) -> list[Shown]:
     """Pictures by the model of the first results under protocol A; none where it cannot be loaded."""
     from kvferry.evaluate.report import good_recipes, kept_pictures
     from kvferry.models import load
@@ -45,7 +47,7 @@ def _shown(found: list[Sheet], recipes: list[str] | None, pictures: int) -> list
         return []
     try:
         with waiting(f"drawing what {sheet.origin['model']} keeps"):
-            vlm = load(sheet.origin["model"])
+            vlm = load(sheet.origin["model"], device=device or None, dtype=dtype)
             return list(kept_pictures(vlm, samples(sheet.split, pictures), chosen))
     except KVFerryError as error:
         console().print(f"no pictures of what stays: {error}")

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from kvferry.cli.console import Device, print_json, waiting
+from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, waiting
 
 
 def serve(
-    model: Annotated[str, typer.Option(help="Shipped name, folder or Hub id.")] = "testbed/cloud",
+    model: Model = "",
+    named: NamedModel = "",
     device: Device = "",
+    dtype: Dtype = "auto",
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one. No TLS: trusted networks only.")] = (
         "127.0.0.1:7421"
     ),
@@ -28,6 +30,7 @@ def serve(
     json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
     """Answer questions from caches, embeddings or pictures that edges send, until interrupted."""
+    model = model_of(model, named, "testbed/cloud")
     from kvferry.cloud import Limits
     from kvferry.cloud import serve as run
 
@@ -35,7 +38,7 @@ def serve(
     with waiting(f"loading {model}", json):
         from kvferry.models import load
 
-        vlm = load(model, device=device or None)
+        vlm = load(model, device=device or None, dtype=dtype)
 
     def ready(address: str) -> None:
         if json:

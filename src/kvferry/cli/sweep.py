@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, typed
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def _numbers(text: str) -> list[float]:
 
 
 def sweep(
-    model: Annotated[str, typer.Option(help="Shipped name, folder or Hub id.")] = "testbed/cloud",
+    model: Model = "",
+    named: NamedModel = "",
     out: Annotated[Path, typer.Option(help="JSON lines; an existing file of the same sweep is continued.")] = Path(
         "out/sweep.jsonl"
     ),
@@ -45,7 +46,9 @@ def sweep(
     budgets: Annotated[str, typer.Option(help="Comma-separated, such as uniform,sparsity.")] = "uniform",
     modalities: Annotated[str, typer.Option(help="Modality policies, such as uniform,text_preserving.")] = "uniform",
     lossless: Annotated[str, typer.Option(help="'zstd', or '' for none.")] = "zstd",
-    protocols: Annotated[str, typer.Option(help="A (ask, then ship), B (ship, then ask) or AB.")] = "AB",
+    protocols: Annotated[
+        str, typer.Option("--protocols", "--protocol", help="A (ask, then ship), B (ship, then ask) or AB.")
+    ] = "AB",
     split: Annotated[str, typer.Option(help="Of the testbed's questions.")] = "test",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
     start: Annotated[int, typer.Option(help="First question.", min=0)] = 0,
@@ -60,6 +63,8 @@ def sweep(
     ray: Annotated[
         str, typer.Option(help="Spread over a Ray cluster instead: auto, local, or its head's HOST:PORT.")
     ] = "",
+    device: Device = "",
+    dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Run recipes over test questions, paired, under protocols A and B, and print the table."""
@@ -67,6 +72,7 @@ def sweep(
     from kvferry.evaluate import sweep as engine
     from kvferry.evaluate.tables import summarise
 
+    model = model_of(model, named, "testbed/cloud")
     unknown = set(protocols) - {"A", "B"}
     if unknown or not protocols:
         raise InputError(f"--protocols is A, B or AB, not {protocols!r}")
@@ -100,6 +106,8 @@ def sweep(
         apply=apply,  # type: ignore[arg-type]
         jpeg=tuple(int(q) for q in _numbers(jpeg)),
         embeds=tuple(x for x in embeds.split(",") if x),
+        device=device,
+        dtype=dtype,
     )
     console = Console(stderr=True, quiet=json)
     columns = (
@@ -112,8 +120,7 @@ def sweep(
     before = len(records.read(out)[1]) if out.exists() and out.stat().st_size else 0
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"{len(recipes)} recipes", total=n * len(plan.protocols), completed=before)
-        command = "kvferry " + shlex.join(sys.argv[1:])
-        for _ in engine.run(plan, out, processes or os.cpu_count() or 1, command, ray):
+        for _ in engine.run(plan, out, processes or os.cpu_count() or 1, typed(), ray):
             progress.advance(task)
     _, lines = records.read(out)
     tables = {p: summarise(lines, p) for p in plan.protocols}

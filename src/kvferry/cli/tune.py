@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,12 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kvferry.cli.console import print_json, waiting
+from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
 from kvferry.errors import InputError
 
 
 def tune(
-    model: Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.")],
+    model: Model = "",
+    named: NamedModel = "",
     target: Annotated[float, typer.Option(help="Share of the full cache's accuracy to keep.")] = 0.98,
     protocol: Annotated[str, typer.Option(help="A: ask, then ship; B: ship, then ask.")] = "A",
     recipe: Annotated[list[str] | None, typer.Option(help="Instead of the usual candidates; repeatable.")] = None,
@@ -29,12 +29,15 @@ def tune(
         Path | None, typer.Option(help="Write the recipes for tiny, balanced and lossless; then --recipe tiny@FILE.")
     ] = None,
     processes: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
+    device: Device = "",
+    dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the standings as one JSON object.")] = False,
 ) -> None:
     """Search recipes on validation questions for the fewest bytes at a target accuracy."""
     from kvferry.fit.tune import Tuning, candidates, standings
-    from kvferry.fit.tune import presets as named
+    from kvferry.fit.tune import presets as presets_of
 
+    model = model_of(model, named)
     if protocol not in ("A", "B"):
         raise InputError(f"--protocol is A or B, not {protocol!r}")
     with waiting(f"loading {model}", json):
@@ -42,10 +45,19 @@ def tune(
         from kvferry.evaluate.sweep import provenance
         from kvferry.models import load
 
-        vlm = load(model)
+        vlm = load(model, device=device or None, dtype=dtype)
     calibrated = has_profile(vlm.fingerprint)
     recipes = tuple(recipe) if recipe else candidates(calibrated)
-    tuning = Tuning(model, recipes, folder / vlm.fingerprint[:12] / protocol, protocol, target, split)  # type: ignore[arg-type]
+    tuning = Tuning(
+        model,
+        recipes,
+        folder / vlm.fingerprint[:12] / protocol,
+        protocol,  # type: ignore[arg-type]
+        target,
+        split,
+        device=device,
+        dtype=dtype,
+    )
     console = Console(stderr=True, quiet=json)
     if not calibrated and not recipe:
         console.print(f"no profile for the transform codec: `kvferry calibrate {model}` would add candidates")
@@ -53,15 +65,14 @@ def tune(
         found = standings(lines, target)
         console.print(f"{found[0].n} questions: {len(found)} recipes asked, {sum(x.passes for x in found)} pass")
     winner = next((x for x in found if x.passes), None)
-    command = "kvferry " + shlex.join(sys.argv[1:])
     report = {
         "winner": winner and winner.as_dict(),
         "target": target,
         "protocol": protocol,
         "split": split,
         "standings": [x.as_dict() for x in found],
-        "presets": named(lines, target),
-        "command": command,
+        "presets": presets_of(lines, target),
+        "command": typed(),
         **provenance(vlm),
     }
     if out is not None:

@@ -78,6 +78,8 @@ class Sweep:
     embeds : tuple of str
         Codecs in which the projector's visual embeddings are also sent (mode ``embeds``), and the cloud prefills the
         language model. Bytes are those of the embeddings alone.
+    device, dtype : str
+        Of the model; see :func:`kvferry.load`. Empty for the CPU.
     """
 
     model: str
@@ -92,6 +94,8 @@ class Sweep:
     apply: Apply = "post_hoc"
     jpeg: tuple[int, ...] = ()
     embeds: tuple[str, ...] = ()
+    device: str = ""
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -288,17 +292,21 @@ def run(sweep: Sweep, out: Path, processes: int = 1, command: str = "", ray: str
     InputError
         ``out`` holds the results of another sweep or of another model.
     """
-    from kvferry.models import load
-
-    head = {"sweep": json.loads(json.dumps(asdict(sweep))), "command": command, **provenance(load(sweep.model))}
-    fixed = ("model", "recipes", "split", "max_new_tokens", "check", "kinds", "apply", "jpeg", "embeds")
-    absent = {"kinds": [], "apply": "post_hoc", "jpeg": [], "embeds": []}
+    head = {"sweep": json.loads(json.dumps(asdict(sweep))), "command": command, **provenance(_load(sweep))}
+    fixed = ("model", "recipes", "split", "max_new_tokens", "check", "kinds", "apply", "jpeg", "embeds", "dtype")
+    absent = {"kinds": [], "apply": "post_hoc", "jpeg": [], "embeds": [], "dtype": "auto"}
     done = begin(out, head, fixed, absent)
     jobs = [(i, p) for i in range(sweep.start, sweep.start + sweep.n) for p in sweep.protocols if (i, p) not in done]
     if ray:
         yield from written(out, over_ray(partial(_anywhere, sweep), jobs, ray))
     else:
         yield from written(out, in_processes(partial(_start, sweep), _job, jobs, processes))
+
+
+def _load(sweep: Sweep) -> VLM:
+    from kvferry.models import load
+
+    return load(sweep.model, device=sweep.device or None, dtype=sweep.dtype)
 
 
 _state: dict[str, Any] = {}
@@ -308,10 +316,8 @@ def _start(sweep: Sweep) -> None:
     """Load the model once per process; one thread each, so that processes do not fight over cores."""
     import torch
 
-    from kvferry.models import load
-
     torch.set_num_threads(1)
-    _state.update(vlm=load(sweep.model), sweep=sweep)
+    _state.update(vlm=_load(sweep), sweep=sweep)
 
 
 def _anywhere(sweep: Sweep, job: tuple[int, Protocol]) -> Line:

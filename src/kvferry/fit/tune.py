@@ -144,6 +144,8 @@ class Tuning:
         Never the one that results are reported on.
     folder : Path
         Raw results of each round, so that an interrupted search goes on where it stopped.
+    device, dtype : str
+        Of the model; see :func:`kvferry.load`. Empty for the CPU.
     """
 
     model: str
@@ -153,6 +155,8 @@ class Tuning:
     target: float = 0.98
     split: str = "validation"
     rounds: tuple[int, ...] = ROUNDS
+    device: str = ""
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         if self.split == "test":
@@ -164,7 +168,16 @@ class Tuning:
         """The answers of every round; of the last one's, the smallest recipe that passes has won."""
         alive = tuple(r for r in self.recipes if r != FULL)
         for number, n in enumerate(self.rounds, start=1):
-            plan = Sweep(self.model, (FULL, *alive), (self.protocol,), self.split, n, check="forced")
+            plan = Sweep(
+                self.model,
+                (FULL, *alive),
+                (self.protocol,),
+                self.split,
+                n,
+                check="forced",
+                device=self.device,
+                dtype=self.dtype,
+            )
             asked = crc32("\n".join(plan.recipes).encode())
             out = self.folder / f"round-{number}-{asked:08x}.jsonl"
             for _ in run(plan, out, processes):
