@@ -188,7 +188,7 @@ def test_what_cannot_be_read(write: Callable[..., Path], tmp_path: Path) -> None
     with pytest.raises(InputError, match="relative to the file"):
         task.read(row)
     (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="not an image that can be read"):
         task.read(row)
     with pytest.raises(InputError, match="int is not a picture"):
         picture(3)
