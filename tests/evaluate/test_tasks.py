@@ -171,15 +171,15 @@ def test_what_cannot_be_read(write: Callable[..., Path], tmp_path: Path) -> None
     task = task_of("docvqa")
     with pytest.raises(InputError, match="check --data"):
         list(source_of(task, tmp_path / "nowhere"))
-    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.xml").write_text("x")
     with pytest.raises(InputError, match=r"\.parquet"):
-        list(source_of(task, tmp_path / "a.csv"))
+        list(source_of(task, tmp_path / "a.xml"))
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"image": 1}\n')
     with pytest.raises(InputError, match="no column 'docId'"):
         list(source_of(task, bad))
     bad.write_text("{\n")
-    with pytest.raises(InputError, match="line 1 of"):
+    with pytest.raises(InputError, match="line 1 is not JSON"):
         list(source_of(task, bad))
     bad.write_text("[1]\n")
     with pytest.raises(InputError, match="no object"):

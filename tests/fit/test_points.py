@@ -10,7 +10,7 @@ from PIL import Image
 
 import kvferry
 from kvferry import VLM, InputError
-from kvferry.fit.points import Case, measure, read_cases, usual_modes
+from kvferry.fit.points import Case, measure, usual_modes
 from kvferry.policy import OperatingPoint, PointTable, read_points, write_points
 from tests.cli.test_commands import Ran, refused, run
 from tests.crossing.process import CloudProcess, write_model, write_picture
@@ -95,20 +95,6 @@ def test_files(points: dict[tuple[str, bool], OperatingPoint], tmp_path: Path) -
         PointTable("twice", (points["image", True], points["image", True]))
     with pytest.raises(InputError, match="interval"):
         OperatingPoint("image", 0.5, 1, interval=(0.6, 0.7))
-
-
-def test_questions_from_a_file(tmp_path: Path) -> None:
-    file = tmp_path / "questions.jsonl"
-    file.write_text('{"images": ["a.png"], "question": "what?"}\n{"images": [], "question": "who?", "answer": "me"}\n')
-    assert read_cases(file) == [Case([tmp_path / "a.png"], "what?"), Case([], "who?", "me")]
-    file.write_text('{"image": "a.png", "question": "what?"}')
-    assert read_cases(file) == [Case([tmp_path / "a.png"], "what?")]
-    for text, match in (("", "no question"), ("{}", "line 1"), ("[]", "line 1"), ("nonsense", "line 1")):
-        file.write_text(text)
-        with pytest.raises(InputError, match=match):
-            read_cases(file)
-    with pytest.raises(InputError, match="cannot read"):
-        read_cases(tmp_path / "absent")
 
 
 def test_usual_modes(vlm: VLM, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class Subject:
     def _prefill(self, asked: Asked, watch: AttentionWatch | None) -> Prefilled:
         images = asked.images if self.vlm.has_vision else ()
         try:
-            return self.vlm.prefill(images, asked.question, requests=self._requests, watch=watch)
+            return self.vlm.prefill(images, asked.question, context=asked.context, requests=self._requests, watch=watch)
         except InputError as error:
             raise InputError(f"{asked.name}: {error}") from None
 

@@ -13,10 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
+from kvferry.cli.questions import Images, Instruction, OldData, questions_of
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
-    from kvferry.analyze import Analysis, Questions
+    from kvferry.analyze import Analysis
 
 DRAWN = 240
 
@@ -24,17 +25,15 @@ DRAWN = 240
 def analyze(
     model: Model = "",
     named: NamedModel = "",
-    questions: Annotated[
-        Path | None,
-        typer.Option(help='JSON lines: {"image": "a.png", "question": "...", "needs_image": true}; images optional.'),
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures; by default the questions' own.")] = None,
-    split: Annotated[str, typer.Option(help="Without --questions: a split of the testbed.")] = "validation",
+    data: OldData = None,
+    images: Images = None,
+    instruction: Instruction = "",
+    split: Annotated[str, typer.Option(help="Without --data: a split of the testbed.")] = "validation",
     n: Annotated[
         int | None, typer.Option(help=f"How many questions; all of a file, or {DRAWN} drawn ones.", min=1)
     ] = None,
     against: Annotated[str | None, typer.Option(help="A second model: do both keep the same tokens?")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report with figures.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", "--out", help="Write a report with figures.")] = None,
     device: Device = "",
     dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print every figure as one JSON object.")] = False,
@@ -50,7 +49,7 @@ def analyze(
         from kvferry.evaluate.sweep import provenance
         from kvferry.models import load
 
-        asked = _questions(questions, images, split, n)
+        asked = questions_of(data, images, split, n, DRAWN, instruction, json)
         vlm = load(model, device=device or None, dtype=dtype)
         other = None if against is None else load(against, device=device or None, dtype=dtype)
     columns = (
@@ -71,16 +70,6 @@ def analyze(
     console.print(_table(analysis))
     if html is not None:
         console.print(f"Report: {html}", markup=False)
-
-
-def _questions(file: Path | None, images: Path | None, split: str, n: int | None) -> Questions:
-    from kvferry.analyze.source import drawn_questions, questions_from
-
-    if file is not None:
-        return questions_from(file, images, n)
-    if images is not None:
-        raise InputError("--images needs --questions FILE.jsonl, which says what to ask about each picture")
-    return drawn_questions(split, n or DRAWN)
 
 
 def _table(analysis: Analysis) -> Table:

@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.progress import track
 
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
+from kvferry.cli.questions import Data, Images, Instruction, questions_of
 from kvferry.errors import InputError
+
+DRAWN = 600
 
 
 def calibrate(
@@ -21,10 +24,13 @@ def calibrate(
         Literal["transform", "kvtc"], typer.Option(help="For which codec; kvtc needs no --probes.")
     ] = "transform",
     recipe: Annotated[str, typer.Option(help="Its selection comes first; all layers keep the same tokens.")] = "full",
-    data: Annotated[Path | None, typer.Option(help="JSON lines with image and question, as for analyze.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures in --data.")] = None,
+    data: Data = None,
+    images: Images = None,
+    instruction: Instruction = "",
     split: Annotated[str, typer.Option(help="Of the testbed's questions, without --data.")] = "calibration",
-    n: Annotated[int, typer.Option(help="Questions.", min=1)] = 600,
+    n: Annotated[
+        int | None, typer.Option(help=f"How many questions; all of --data, or {DRAWN} drawn ones.", min=1)
+    ] = None,
     rank: Annotated[int, typer.Option(help="Numbers that a token becomes, at most.", min=1)] = 256,
     probes: Annotated[int, typer.Option(help="Random directions of the logits per question.", min=1)] = 4,
     out: Annotated[Path | None, typer.Option(help="Where the profile goes, for transform@FILE; KIND.profile.")] = None,
@@ -37,12 +43,11 @@ def calibrate(
     out = out or Path(f"{kind}.profile")
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
-    from kvferry.analyze.source import drawn_questions, questions_from
     from kvferry.fit.kvtc import PlainCalibration
     from kvferry.fit.transform import Calibration
     from kvferry.recipe import Recipe
 
-    questions = drawn_questions(split, n) if data is None else questions_from(data, images, n)
+    questions = questions_of(data, images, split, n, DRAWN, instruction, json)
     plan = Recipe.parse(recipe)
     with waiting(f"loading {model}", json):
         from kvferry.evaluate.sweep import provenance

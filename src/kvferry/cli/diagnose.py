@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
+from kvferry.cli.questions import Images, Instruction, OldData, questions_of
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,15 +36,10 @@ def diagnose(
         float | None,
         typer.Option(help="Instead: the best widths for so many, by layer, keys and values, modality.", min=0),
     ] = None,
-    questions: Annotated[
-        Path | None,
-        typer.Option(
-            help='JSON lines: {"image": "a.png", "question": "...", "answer": "..."}; without answers the full '
-            "cache's own count."
-        ),
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures; by default the questions' own.")] = None,
-    split: Annotated[str, typer.Option(help="Without --questions: a split of the testbed.")] = "calibration",
+    data: OldData = None,
+    images: Images = None,
+    instruction: Instruction = "",
+    split: Annotated[str, typer.Option(help="Without --data: a split of the testbed.")] = "calibration",
     n: Annotated[
         int | None, typer.Option(help=f"How many questions; all of a file, or {DRAWN} drawn ones.", min=1)
     ] = None,
@@ -64,14 +60,14 @@ def diagnose(
     codec = codec_text(Mixed(str(out)))
     if bits is not None and bytes_per_token is not None:
         raise InputError("--bits belongs to the sources' recipe; leave it out with --bytes-per-token")
-    if check and questions is not None:
-        raise InputError("--check asks questions of the testbed; leave it out with --questions")
+    if check and data is not None:
+        raise InputError("--check asks questions of the testbed; leave it out with --data")
     with waiting(f"loading {model}", json):
         from kvferry.evaluate.sweep import provenance
         from kvferry.fit.diagnose import Diagnosis, bits_of
         from kvferry.models import load
 
-        asked = _questions(questions, images, split, n)
+        asked = questions_of(data, images, split, n, DRAWN, instruction, json)
         vlm = load(model, device=device or None, dtype=dtype)
     found = _find(vlm, asked, bits or TRIED, bytes_per_token)
     profile: dict[str, Any] = {
@@ -121,16 +117,6 @@ def _check(vlm: VLM, codec: str, n: int) -> list[dict[str, Any]]:
     with _progress() as progress:
         asked = progress.track(drawn_questions("validation", n).each(), total=n, description="checking")
         return comparison(recipes, compare(vlm, asked, recipes))
-
-
-def _questions(file: Path | None, images: Path | None, split: str, n: int | None) -> Questions:
-    from kvferry.analyze.source import drawn_questions, questions_from
-
-    if file is not None:
-        return questions_from(file, images, n)
-    if images is not None:
-        raise InputError("--images needs --questions FILE.jsonl, which says what to ask about each picture")
-    return drawn_questions(split, n or DRAWN)
 
 
 def _write(out: Path, profile: dict[str, Any]) -> None:

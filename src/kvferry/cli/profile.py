@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvferry.cli.console import Device, Dtype, console, typed, waiting
+from kvferry.cli.questions import Data, Images, Instruction, questions_of
 from kvferry.errors import InputError
 
 
@@ -20,9 +21,9 @@ def profile(
     cloud: Annotated[str, typer.Option(help="The model in the cloud.")] = "testbed/cloud",
     device: Device = "",
     dtype: Dtype = "auto",
-    data: Annotated[
-        Path | None, typer.Option(help="Questions as JSON lines: images, question and perhaps answer.")
-    ] = None,
+    data: Data = None,
+    images: Images = None,
+    instruction: Instruction = "",
     split: Annotated[str, typer.Option(help="Without --data: of the testbed's questions.")] = "validation",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 30,
     mode: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; repeatable.")] = None,
@@ -41,12 +42,9 @@ def profile(
     from kvferry.fit import points as engine
     from kvferry.models import load
     from kvferry.policy import PointTable, write_points
-    from kvferry.testbed import samples
 
-    if data is not None:
-        cases = engine.read_cases(data)[:n]
-    else:
-        cases = [engine.Case(x.images, x.question, x.answer) for x in samples(split, n)]
+    questions = questions_of(data, images, split, n, n, instruction, json)
+    cases = [engine.Case(x.images, x.text, x.answer) for x in questions.each()]
     with waiting(f"loading {edge}, {cloud}", json):
         there = load(cloud, device=device or None, dtype=dtype)
         here = there if edge == cloud else load(edge, device=device or None, dtype=dtype)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kvferry.data.files import ENDINGS, rows_of
 from kvferry.errors import DependencyError, InputError
 from kvferry.evaluate.tasks import Hub, Row, Task
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
 IMAGE = "image"
 """The column that holds a picture, in all tasks that have one."""
 
@@ -21,9 +20,9 @@ def source_of(task: Task, data: Path | None, split: str = "") -> Iterable[Row]:
     Parameters
     ----------
     data : path, optional
-        A file of JSON lines or parquet, or a folder of such, with the columns that the data set has on the Hub; a
-        picture is a path relative to the file, or bytes in parquet. In a folder, files whose names begin with the
-        split count, and all files where none does.
+        A file of JSON lines, a JSON array, CSV or parquet, or a folder of such, with the columns that the data set has
+        on the Hub; a picture is a path relative to the file, or bytes in parquet. In a folder, files whose names begin
+        with the split count, and all files where none does.
     split : str
         By default the task's own.
 
@@ -56,49 +55,17 @@ def _checked(task: Task, rows: Iterable[Row]) -> Iterator[Row]:
 def _from_files(task: Task, data: Path, split: str) -> Iterator[Row]:
     wanted = split or (task.hub.split if task.hub else "")
     for file in _files(data, wanted):
-        reader = _parquet if file.suffix == ".parquet" else _lines
-        for row in reader(file, task.columns):
+        for _, row in rows_of(file, task.columns):
             yield {**row, IMAGE: str(file.parent / row[IMAGE])} if isinstance(row.get(IMAGE), str) else row
 
 
 def _files(data: Path, split: str) -> list[Path]:
     if data.is_file():
-        if data.suffix not in SUFFIXES:
-            raise InputError(f"{data} ends in {data.suffix or 'nothing'}; --data takes {', '.join(SUFFIXES)}")
         return [data]
-    files = sorted(file for file in data.rglob("*") if file.suffix in SUFFIXES) if data.is_dir() else []
+    files = sorted(file for file in data.rglob("*") if file.suffix in ENDINGS) if data.is_dir() else []
     if not files:
-        raise InputError(f"there is no file of {' or '.join(SUFFIXES)} at {data}; check --data")
+        raise InputError(f"there is no file of {' or '.join(ENDINGS)} at {data}; check --data")
     return [file for file in files if file.name.startswith(split)] or files
-
-
-def _lines(file: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"line {number} of {file} is not JSON ({error}); write one object a line") from None
-            if not isinstance(row, dict):
-                raise InputError(f"line {number} of {file} is no object; write one object a line")
-            yield row
-
-
-def _parquet(file: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise DependencyError(f"{file} is read by pyarrow; install it: pip install 'kvferry[eval]'") from None
-    try:
-        table = parquet.ParquetFile(file)
-        known = [column for column in columns if column in table.schema_arrow.names]
-        for batch in table.iter_batches(batch_size=64, columns=known or None):
-            yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file} is not a parquet file that can be read ({error}); check it") from None
 
 
 def _from_hub(task: Task, hub: Hub, split: str) -> Iterator[Row]:

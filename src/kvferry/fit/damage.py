@@ -82,7 +82,7 @@ class Damage:
         if not self.full.any():
             raise InputError(
                 "the full cache answers none of the questions, so that no loss can be measured; "
-                "ask what the model can answer, or leave the answers out of --questions"
+                "ask what the model can answer, or leave the answers out of --data"
             )
         losses: npt.NDArray[np.float64] = 1 - self.right.mean(0) / self.full.mean()
         return losses
@@ -92,7 +92,8 @@ class Probe:
     """One question, read once, whose answer can be asked for on top of any cache of it."""
 
     def __init__(self, vlm: VLM, asked: Question) -> None:
-        self.prefilled = vlm.prefill(list(asked.images), asked.question)
+        context = getattr(asked, "context", None)
+        self.prefilled = vlm.prefill(list(asked.images), asked.question, context=context)
         self.full: KVCache = self.prefilled.cache
         self._vlm = vlm
         self._layers: dict[tuple[int, Widths], tuple[LayerCache, int]] = {}

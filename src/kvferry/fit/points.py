@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvferry.bitstream.records import START
@@ -71,36 +69,6 @@ def usual_modes(edge: VLM, cloud: VLM) -> tuple[str, ...]:
     elif edge.prompt_fingerprint == cloud.prompt_fingerprint:
         modes.append("scout")
     return (*modes, "local")
-
-
-def read_cases(path: Path) -> list[Case]:
-    """Questions from JSON lines: ``{"images": ["a.jpg"], "question": "...", "answer": "..."}``, the answer optional;
-    ``"image": "a.jpg"`` for one picture.
-
-    Paths are relative to the file.
-
-    Raises
-    ------
-    InputError
-        It names the line that is wrong.
-    """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the questions {path} ({error}); give a file of JSON lines") from None
-    cases = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            named = record["images"] if "images" in record else [record["image"]]
-            images = [path.parent / name for name in named]
-            cases.append(Case(images, str(record["question"]), record.get("answer")))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            shape = '{"images": ["a.jpg"], "question": "...", "answer": "..."}'
-            raise InputError(f"{path}: line {number} is no question; write {shape}") from None
-    if not cases:
-        raise InputError(f"{path} holds no question; write one per line")
-    return cases
 
 
 def measure(
