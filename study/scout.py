@@ -8,6 +8,7 @@ chosen.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -112,6 +113,8 @@ class ScoutLine:
         The cloud on as many tokens as each fraction says, drawn at random.
     found : list of Found
         For each of :attr:`Trial.rankings`.
+    length : int
+        Prompt tokens that the cloud's full cache holds.
     """
 
     index: int
@@ -124,6 +127,7 @@ class ScoutLine:
     alone: int
     random: list[int]
     found: list[Found]
+    length: int = 0
 
 
 def try_question(edge: VLM, cloud: VLM, sample: Sample, trial: Trial) -> ScoutLine:
@@ -158,6 +162,7 @@ def try_question(edge: VLM, cloud: VLM, sample: Sample, trial: Trial) -> ScoutLi
         alone=_alone(edge, here, sample.answer),
         random=[right[f"random@{share:g}"] for share in trial.fractions],
         found=[Found(x[0], right[f"{row} own"], right[f"{row} edge"], *x[1:]) for row, x in numbers.items()],
+        length=there.cache.length,
     )
 
 
@@ -206,6 +211,19 @@ def run(trial: Trial, out: Path, command: str = "") -> Iterator[ScoutLine]:
             yield line
 
 
+def _take_off_the_last_token(records: list[dict[str, Any]]) -> None:
+    """Correct lines of before ``length`` was written: they took the whole prompt for the size of the full cache, which
+    holds one token less, since the last one is fed again. A token's bytes are the greatest that divide all sizes, which
+    some questions alone do not tell.
+    """
+    token = math.gcd(*(record["bf16_bytes"] for record in records))
+    if any(record["bf16_bytes"] <= token * record["visual"] for record in records):
+        return
+    for record in records:
+        record["length"] = record["bf16_bytes"] // token - 1
+        record["bf16_bytes"] = token * record["length"]
+
+
 def read(path: Path) -> tuple[dict[str, Any], list[ScoutLine]]:
     """Provenance and questions of a file by :func:`run`, by index; a half-written last line is dropped."""
     if not path.is_file():
@@ -214,6 +232,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[ScoutLine]]:
     if not (isinstance(head, dict) and "scout" in head):
         raise InputError(f"{path} is not a results file of `python -m study scout-overlap`")
     names = [field.name for field in fields(ScoutLine)]
-    records: list[dict[str, Any]] = [dict(zip(names, values, strict=True)) for values in rest]
+    records: list[dict[str, Any]] = [dict(zip(names, values, strict=False)) for values in rest]
+    _take_off_the_last_token([record for record in records if "length" not in record])
     lines = [ScoutLine(**{**record, "found": [Found(*x) for x in record["found"]]}) for record in records]
     return head, sorted(lines, key=lambda line: line.index)

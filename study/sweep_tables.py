@@ -12,6 +12,7 @@ from kvferry.evaluate.records import Protocol, read
 from kvferry.evaluate.tables import (
     PROTOCOLS,
     Row,
+    few_note,
     kind_table,
     markdown_table,
     order,
@@ -109,6 +110,7 @@ def render(results: Path, places: Places, title: str) -> str:
             f"({_mean([x.bf16_bytes for x in lines if x.protocol == protocol]):,.0f} bytes). "
             f"The pictures as JPEG of quality 90 take {image:,.0f} bytes.",
             *proxy_note([row.name for row in rows]),
+            *few_note([row.scored for row in rows]),
             "",
         ]
         short = [row for row in rows if row.selection in ("full", "none") or f"@{SHOWN:g}" in row.selection]

@@ -51,6 +51,11 @@ class Summary:
         return sum(not chosen and kept < self.length for chosen, kept in zip(self.scored, self.layers, strict=False))
 
     @property
+    def scored_share(self) -> float | None:
+        """Of the tokens that stay, the share that the scorer chose; None where :attr:`scored` is empty."""
+        return sum(self.scored) / sum(self.layers) if self.scored else None
+
+    @property
     def note(self) -> str:
         """What to know about the selection; empty where the scorer chose in every layer."""
         if not self.unscored_layers:

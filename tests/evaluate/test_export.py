@@ -33,7 +33,7 @@ def test_every_row_and_its_provenance(tmp_path: Path) -> None:
         (line,) = (x for x in back if x.index == record["index"])
         outcome = line.outcomes[record["row"]]
         assert (record["kind"], record["protocol"], record["tokens"]) == (line.kind, line.protocol, line.tokens)
-        assert Outcome(record["correct"], record["bytes"], record["kl"], record["attention"]) == outcome
+        assert Outcome(*(record[name] for name in Outcome._fields)) == outcome
 
 
 def test_what_was_not_measured_is_null(tmp_path: Path) -> None:

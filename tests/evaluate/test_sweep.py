@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from typer.testing import CliRunner
 
 from kvferry.cli.app import app
 from kvferry.errors import BudgetError, InputError
+from kvferry.evaluate import records
 from kvferry.evaluate.divergence import output_error
 from kvferry.evaluate.records import read
 from kvferry.evaluate.sweep import Sweep, run, run_sample
+from kvferry.evaluate.tables import FEW, few_note, markdown_table, summarise
 from kvferry.models import VLM, load
 from kvferry.recipe import compress, decompress
+from kvferry.selection import SINKS
 from kvferry.testbed import samples
 from kvferry.testbed.build import Size, build_model, write_folder
 from study.__main__ import app as study
@@ -50,6 +55,43 @@ def test_bytes_are_those_of_the_real_bitstream(vlm: VLM, plan: Sweep) -> None:
     assert line.outcomes["q2c@0.25|int4"][1] == len(compress(prefilled, "q2c@0.25|int4"))
     assert line.bf16_bytes == prefilled.cache.full_bf16_bytes
     assert line.tokens == len(prefilled.cache.layout)
+    assert line.length == prefilled.cache.length == line.tokens - 1
+    layers = [x.keys.nbytes + x.values.nbytes for x in prefilled.cache]
+    assert line.bf16_bytes == sum(layers), "the reference is the cache as it would cross, in 16 bits"
+
+
+def test_a_row_says_what_its_scorer_chose(vlm: VLM, folder: Path) -> None:
+    (sample,) = samples("validation", 1)
+    recipes = ("full|bf16", "none|bf16", "knorm@0.001|bf16", "h2o@0.05|bf16", "snapkv@0.01,modality=text_preserving")
+    for apply in ("post_hoc", "construction"):
+        plan = Sweep(str(folder), recipes, protocols=("A",), max_new_tokens=2, apply=apply)
+        line = run_sample(vlm, sample, plan, "A")
+        rows = {row: outcome.scored for row, outcome in line.outcomes.items()}
+        assert [rows[row] for row in ("full|bf16", "none|bf16", "knorm@0.001|bf16")] == [None, None, 0.0]
+        keep = round(0.05 * line.length)
+        chosen = max(keep - SINKS - keep // 2, math.ceil(keep / 4))
+        assert rows["h2o@0.05|bf16"] == pytest.approx(chosen / keep, abs=1e-4)
+        assert rows["snapkv@0.01,modality=text_preserving|bf16"] == 0.0
+    table = summarise([line, replace(line, index=1)], "A")
+    marked = [row.selection for row in table if FEW in row.label]
+    assert marked == ["knorm@0.001", "snapkv@0.01,modality=text_preserving"]
+    assert f"| knorm@0.001 {FEW} |" in markdown_table(table)
+    assert "chose less than 25%" in few_note([row.scored for row in table])[1]
+
+
+def test_older_files_are_corrected_by_the_last_token(tmp_path: Path) -> None:
+    """They took the whole prompt, 257 tokens of 1536 bytes, where the cache of protocol A holds one less."""
+    old = {"index": 0, "kind": "colour", "bf16_bytes": 394752, "image_bytes": 1, "tokens": 257}
+    outcomes = {"outcomes": {"full|bf16": [1, 393405]}}
+    path = tmp_path / "old.jsonl"
+    head = json.dumps({"sweep": {}})
+    path.write_text("".join(f"{x}\n" for x in [head, *(json.dumps(old | outcomes | {"protocol": p}) for p in "AB")]))
+    a, b = records.read(path)[1]
+    assert (a.bf16_bytes, a.length) == (256 * 1536, 256)
+    assert (b.bf16_bytes, b.length) == (394752, 257)
+    with records.Scribe(path) as file:
+        file.write(replace(a, index=1))
+    assert records.read(path)[1][-1] == replace(a, index=1), "what is written today is read as it is"
 
 
 def test_a_forced_answer_is_judged_like_a_generated_one() -> None:

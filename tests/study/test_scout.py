@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,14 @@ def test_what_cannot_be_tried() -> None:
         Trial("a", "b", ("full",))
     with pytest.raises(InputError, match="--n"):
         Trial("a", "b", n=0)
+
+
+def test_older_files_are_corrected_by_the_last_token(lines: list[ScoutLine], cloud: VLM, tmp_path: Path) -> None:
+    """They took the whole prompt for the size of the cloud's cache, which holds one token less."""
+    token = 4 * cloud.layers * cloud.kv_heads * cloud.head_dim
+    old = [replace(x, index=i, bf16_bytes=token * (200 + i)) for i, x in enumerate(lines)]
+    path = tmp_path / "old.jsonl"
+    records = [list(asdict(x).values())[:-1] for x in old]
+    path.write_text("".join(json.dumps(x) + "\n" for x in [{"scout": {}}, *records]))
+    assert [(x.bf16_bytes, x.length) for x in read(path)[1]] == [(token * n, n) for n in (199, 200, 201)]
+    assert all(x.bf16_bytes == token * x.length for x in lines)

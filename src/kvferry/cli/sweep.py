@@ -70,7 +70,7 @@ def sweep(
     """Run recipes over test questions, paired, under protocols A and B, and print the table."""
     from kvferry.evaluate import records
     from kvferry.evaluate import sweep as engine
-    from kvferry.evaluate.tables import summarise
+    from kvferry.evaluate.tables import few_note, summarise
 
     model = model_of(model, named, "testbed/cloud")
     unknown = set(protocols) - {"A", "B"}
@@ -138,6 +138,7 @@ def sweep(
                             "of_full": r.of_full.mean,
                             "bytes": r.bytes,
                             "ratio": r.ratio,
+                            "scored": r.scored,
                         }
                         for r in rows
                     ]
@@ -147,11 +148,16 @@ def sweep(
         )
         return
     for protocol, rows in tables.items():
-        Console(width=None if sys.stdout.isatty() else 100).print(_table(protocol, rows))
+        out_console = Console(width=None if sys.stdout.isatty() else 100)
+        out_console.print(_table(protocol, rows))
+        for note in filter(None, few_note([row.scored for row in rows])):
+            out_console.print(escape(note))
 
 
 def _table(protocol: str, rows: Sequence[Row]) -> Table:
     """One line per recipe."""
+    from kvferry.evaluate.tables import FEW, chose_little
+
     table = Table(title=f"Protocol {protocol}, n = {rows[0].accuracy.n}", title_justify="left")
     for name in ("recipe", "accuracy [95 %]", "% of full", "bytes", "x smaller"):
         table.add_column(name, justify="left" if name == "recipe" else "right", no_wrap=True)
@@ -160,5 +166,6 @@ def _table(protocol: str, rows: Sequence[Row]) -> Table:
         end = {"full": " (ceiling)", "none": " (floor)"}.get(row.selection, "")
         interval = escape(f"{a.mean:.3f} [{a.low:.3f}, {a.high:.3f}]")
         share, size = f"{100 * row.of_full.mean:.1f}", f"{row.bytes:,.0f}"
-        table.add_row(row.name + end, interval, share, size, f"{row.ratio:.1f}")
+        mark = f" {FEW}" if chose_little(row.scored) else ""
+        table.add_row(row.name + end + mark, interval, share, size, f"{row.ratio:.1f}")
     return table

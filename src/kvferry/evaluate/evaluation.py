@@ -20,9 +20,9 @@ from kvferry.evaluate.divergence import divergence
 from kvferry.evaluate.forced import BATCH
 from kvferry.evaluate.pool import begin, in_processes, written
 from kvferry.evaluate.records import Protocol, read_records
-from kvferry.evaluate.sweep import prefills, provenance, with_room
+from kvferry.evaluate.sweep import carry, prefills, provenance, with_room
 from kvferry.evaluate.tasks import Example, Row, task_of
-from kvferry.recipe import Recipe, compress, decompress
+from kvferry.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class Reply(NamedTuple):
 
     ``score`` is the metric's, None where only all answers together have one. ``kl`` (nats a token) and ``agree`` (the
     share of tokens with the same first choice) hold its next-token distributions against the full cache's, along the
-    answer that the full cache gives, and its end.
+    answer that the full cache gives, and its end. ``scored`` is as in :class:`~kvferry.evaluate.records.Outcome`.
     """
 
     score: float | None
@@ -101,6 +101,7 @@ class Reply(NamedTuple):
     kl: float
     agree: float
     said: str
+    scored: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class Asked:
     references: tuple[str, ...] = ()
     outcomes: dict[str, Reply] = field(default_factory=dict)
     refused: str = ""
+    length: int = 0
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Asked]]:
@@ -196,33 +198,34 @@ def ask(vlm: VLM, task: Task, example: Example, recipes: Sequence[str], protocol
     """
     line = Asked(index, protocol, example.kind, example.group, references=example.references)
     try:
-        caches, sizes, full = _crossed(vlm, task, example, recipes, protocol)
+        caches, sizes, chosen, full = _crossed(vlm, task, example, recipes, protocol)
     except (RecipeError, BudgetError):
         raise
     except InputError as error:
         return replace(line, refused=str(error))
     judge = _continued if example.continuation else _answered
     replies = judge(vlm, task, example, caches, None if protocol == "A" else example.question)
-    outcomes = {row: reply._replace(bytes=sizes[row]) for row, reply in replies.items()}
-    return replace(line, bf16_bytes=full.cache.full_bf16_bytes, tokens=len(full.cache.layout), outcomes=outcomes)
+    outcomes = {row: reply._replace(bytes=sizes[row], scored=chosen.get(row)) for row, reply in replies.items()}
+    cache = full.cache
+    sized = replace(line, bf16_bytes=cache.full_bf16_bytes, tokens=len(cache.layout), length=cache.length)
+    return replace(sized, outcomes=outcomes)
 
 
 def _crossed(
     vlm: VLM, task: Task, example: Example, recipes: Sequence[str], protocol: Protocol
-) -> tuple[dict[str, KVCache], dict[str, int], Prefilled]:
-    """What arrives of each row, and in how many bytes; and the first prefill."""
-    caches, sizes = {}, {}
+) -> tuple[dict[str, KVCache], dict[str, int], dict[str, float | None], Prefilled]:
+    """What arrives of each row, in how many bytes, and what the scorer chose; and the first prefill."""
+    caches, sizes, chosen = {}, {}, {}
     full: Prefilled | None = None
     for row, prefilled in _read(vlm, task, example, recipes, protocol):
         full = full or prefilled
-        blob = with_room(partial(compress, prefilled), Recipe.parse(row.split(" ")[0]))
-        caches[row], sizes[row] = decompress(blob), len(blob)
+        caches[row], sizes[row], chosen[row] = with_room(partial(carry, prefilled), Recipe.parse(row.split(" ")[0]))
     if full is None:
         raise InputError("an evaluation needs at least one recipe")
     if not task.visual:
         bare = vlm.prefill_tokens(example.prefix[-2:]) if example.continuation else vlm.prefill((), example.question)
         caches[BARE], sizes[BARE] = bare.cache, len(example.question.encode())
-    return caches, sizes, full
+    return caches, sizes, chosen, full
 
 
 def _read(

@@ -13,7 +13,7 @@ from kvferry.evaluate.evaluation import BARE, CEILING, FLOOR, Asked
 from kvferry.evaluate.metrics import Answers, Metric
 from kvferry.evaluate.metrics.base import Floats
 from kvferry.evaluate.records import Protocol
-from kvferry.evaluate.tables import interval
+from kvferry.evaluate.tables import FEW, chose_little, few_note, interval, mean_scored
 from kvferry.evaluate.tasks import Task, task_of
 from kvferry.statistics import Estimate, ratio_in_groups
 
@@ -40,6 +40,8 @@ class Row:
         Mean.
     ratio : float
         Of the full cache in BF16 to that; infinite where nothing crosses.
+    scored : float or None
+        As in :class:`kvferry.evaluate.tables.Row`.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Row:
     agree: Estimate
     bytes: float
     ratio: float
+    scored: float | None = None
 
     @property
     def end(self) -> str:
@@ -94,6 +97,7 @@ def summarise(task: Task, lines: Sequence[Asked], protocol: Protocol) -> list[Ro
                 agree=ratio_in_groups([x.outcomes[name].agree for x in asked], ones, groups),
                 bytes=size,
                 ratio=bf16 / size if size else float("inf"),
+                scored=mean_scored([x.outcomes[name].scored for x in asked]),
             )
         )
     return sorted(rows, key=lambda row: {"ceiling": 0, "floor": 2}.get(row.end, 1))
@@ -124,8 +128,9 @@ def heading(task: Task, rows: Sequence[Row]) -> list[str]:
 
 def cells(row: Row) -> list[str]:
     """The texts of one row, below :func:`heading`."""
+    mark = f" {FEW}" if chose_little(row.scored) else ""
     return [
-        f"{row.name} ({row.end})" if row.end else row.name,
+        f"{row.name} ({row.end})" if row.end else row.name + mark,
         interval(row.score),
         *(f"{x.mean:.3f}" for x in row.figures.values()),
         "" if row.change is None else interval(row.change),
@@ -158,6 +163,7 @@ def notes(head: dict[str, Any], lines: Sequence[Asked], protocol: Protocol, rows
             f'*proxy* rows are scored with the fixed question "{task.proxy}"; *oracle* rows with the question that '
             "comes later, which no deployment can do."
         )
+    text += filter(None, few_note([row.scored for row in rows]))
     if refused:
         text.append(f"{len(refused)} questions could not be asked; the first: {refused[0].refused}.")
     return text

@@ -11,14 +11,14 @@ from kvferry.evaluate.records import Line, Outcome, read
 
 META = b"kvferry"
 """Key of the file's metadata under which the provenance stands, as JSON."""
-_OF_LINE = ("index", "kind", "protocol", "bf16_bytes", "image_bytes", "tokens")
+_OF_LINE = ("index", "kind", "protocol", "bf16_bytes", "image_bytes", "tokens", "length")
 
 
 def export(results: Path, out: Path) -> int:
     """Write the lines of a sweep, in long form; returns how many rows.
 
     Columns are those of :class:`~kvferry.evaluate.records.Line`, then ``row`` (a recipe's canonical text, or what else
-    was sent), ``correct``, ``bytes``, ``kl`` and ``attention`` (null where they were not measured).
+    was sent), ``correct``, ``bytes``, ``kl``, ``attention`` and ``scored`` (null where they were not measured).
 
     Raises
     ------
@@ -35,8 +35,9 @@ def export(results: Path, out: Path) -> int:
     schema = pa.schema(
         [
             ("index", pa.int64()), ("kind", names), ("protocol", names), ("bf16_bytes", pa.int64()),
-            ("image_bytes", pa.int64()), ("tokens", pa.int64()), ("row", names), ("correct", pa.bool_()),
-            ("bytes", pa.int64()), ("kl", pa.float64()), ("attention", pa.float64()),
+            ("image_bytes", pa.int64()), ("tokens", pa.int64()), ("length", pa.int64()), ("row", names),
+            ("correct", pa.bool_()), ("bytes", pa.int64()), ("kl", pa.float64()), ("attention", pa.float64()),
+            ("scored", pa.float64()),
         ],
         metadata={META: json.dumps(head).encode()},
     )  # fmt: skip

@@ -20,13 +20,15 @@ class Outcome(NamedTuple):
     """How one row did on one question.
 
     How far it is from the full cache is only known of forced answers: ``kl`` in nats a token, ``attention`` as the
-    error of the attention's outputs (:func:`kvferry.evaluate.divergence.output_error`).
+    error of the attention's outputs (:func:`kvferry.evaluate.divergence.output_error`). ``scored`` is the share of the
+    kept tokens that the recipe's scorer chose (:attr:`kvferry.summary.Summary.scored_share`).
     """
 
     correct: int
     bytes: int
     kl: float | None = None
     attention: float | None = None
+    scored: float | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Line:
 
     ``outcomes`` maps a row name to its :class:`Outcome`: a canonical recipe (in protocol B a query-aware one is
     followed by ``proxy`` or ``oracle``), or ``image:Q`` for pictures that were sent as JPEG of quality ``Q``, or
-    ``embeds:CODEC`` for their embeddings.
+    ``embeds:CODEC`` for their embeddings. ``bf16_bytes`` is the unpruned cache
+    (:attr:`kvferry.cache.KVCache.full_bf16_bytes`), which holds ``length`` of the prompt's ``tokens``.
     """
 
     index: int
@@ -45,6 +48,7 @@ class Line:
     image_bytes: int
     tokens: int
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    length: int = 0
 
 
 class _Names:
@@ -112,7 +116,20 @@ def read_records(path: Path, what: str) -> tuple[dict[str, Any], list[dict[str, 
     if kind_of(path) != what:
         raise InputError(f"{path} is not a results file of `{command}`")
     names = _Names()
-    return records[0], [names.unpack(record) for record in records[1:]]
+    return records[0], [with_length(names.unpack(record)) for record in records[1:]]
+
+
+def with_length(record: dict[str, Any]) -> dict[str, Any]:
+    """``record`` as it is written today.
+
+    Files of before ``length`` was written took the whole prompt for the size of the unpruned cache. Under protocol A
+    the cache holds one token less: the last one is fed again on resuming.
+    """
+    tokens, protocol = record.get("tokens", 0), record["protocol"]
+    if "length" in record or not tokens:
+        return record
+    length = tokens - 1 if protocol == "A" else tokens
+    return record | {"length": length, "bf16_bytes": record["bf16_bytes"] // tokens * length}
 
 
 def kind_of(path: Path) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from kvferry.errors import BudgetError, InputError
 from kvferry.evaluate.divergence import divergence, output_error
@@ -23,8 +23,9 @@ from kvferry.evaluate.forced import forced_logits, says
 from kvferry.evaluate.pool import begin, in_processes, written
 from kvferry.evaluate.ray_pool import over_ray
 from kvferry.evaluate.records import Line, Outcome, Protocol
-from kvferry.recipe import Recipe, compress, decompress
+from kvferry.recipe import Recipe, decompress, write_frames
 from kvferry.selection.full import Full
+from kvferry.summary import summarise_cache
 
 if TYPE_CHECKING:
     import torch
@@ -165,17 +166,19 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
 
     full: Prefilled | None = None
     caches: dict[str, KVCache] = {}
-    sizes = {}
+    sizes: dict[str, int] = {}
+    chosen: dict[str, float | None] = {}
     scene = partial(vlm.prefill, sample.images)
     for row, prefilled in prefills(scene, sample.question, sweep.recipes, protocol, PROXY_QUESTION):
         full = full or prefilled
         recipe = Recipe.parse(row.split(" ")[0])
         if sweep.apply == "construction" and not isinstance(recipe.selection, Full):
             kept = with_room(partial(_select, prefilled), recipe)
+            chosen[row] = kept.summary(prefilled.cache).scored_share
             prefilled = vlm.prefill(sample.images, sample.question, construct=kept)
             recipe = Recipe(Full(), codec=recipe.codec, lossless=recipe.lossless)
-        blob = with_room(partial(compress, prefilled), recipe)
-        caches[row], sizes[row] = decompress(blob), len(blob)
+        caches[row], sizes[row], scored = with_room(partial(carry, prefilled), recipe)
+        chosen.setdefault(row, scored)
     if full is None:
         raise InputError("a sweep needs at least one recipe")
     if protocol == "A":
@@ -189,8 +192,28 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
         bf16_bytes=full.cache.full_bf16_bytes,
         image_bytes=sum(len(jpeg_bytes(image)) for image in sample.images),
         tokens=len(full.cache.layout),
-        outcomes={row: Outcome(int(right), sizes[row], *far) for row, (right, far) in judged.items()},
+        length=full.cache.length,
+        outcomes={
+            row: Outcome(int(right), sizes[row], *far)._replace(scored=chosen.get(row))
+            for row, (right, far) in judged.items()
+        },
     )
+
+
+class Carried(NamedTuple):
+    """What arrives of a cache, in how many bytes, and what share of its tokens the scorer chose."""
+
+    cache: KVCache
+    bytes: int
+    scored: float | None
+
+
+def carry(source: Prefilled, recipe: Recipe) -> Carried:
+    """Compress and decompress; raises as :func:`kvferry.compress` does."""
+    kept, importance = recipe.rank(source)
+    blob = b"".join(write_frames(kept, recipe, importance))
+    scored = summarise_cache(kept).scored_share
+    return Carried(decompress(blob), len(blob), None if scored is None else round(scored, 4))
 
 
 def _pictures(vlm: VLM, sample: Sample, sweep: Sweep) -> Iterator[tuple[str, int, list[Any]]]:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from kvferry.errors import InputError
-from kvferry.evaluate.records import Line, Protocol
+from kvferry.evaluate.records import Line, Outcome, Protocol
 from kvferry.evaluate.sweep import PROXY_QUESTION
 from kvferry.recipe import Recipe
+from kvferry.selection import SCORED
 from kvferry.statistics import Estimate, mean_interval, ratio_interval
 
 PROTOCOLS: dict[Protocol, str] = {
@@ -38,13 +39,43 @@ def interval(a: Estimate, digits: int = 3) -> str:
     return f"{a.mean:,.{digits}f} [{a.low:,.{digits}f}, {a.high:,.{digits}f}]"
 
 
+FEW = "†"
+"""Marks rows whose scorer chose less than :data:`~kvferry.selection.choose.SCORED` of what was kept."""
+
+
+def chose_little(scored: float | None) -> bool:
+    """Whether a row with this share of scored tokens says more of sinks and guarantees than of its scorer."""
+    return scored is not None and scored < SCORED
+
+
+def mean_scored(shares: Sequence[float | None]) -> float | None:
+    """Over the questions of a row; None where it is not known of all."""
+    known = [share for share in shares if share is not None]
+    return float(np.mean(known)) if known and len(known) == len(shares) else None
+
+
+def few_note(scored: Sequence[float | None]) -> list[str]:
+    """What :data:`FEW` means, where a table has such rows."""
+    if not any(map(chose_little, scored)):
+        return []
+    return [
+        "",
+        f"{FEW} The scorer chose less than {SCORED:.0%} of the tokens that were kept: the prompt's first tokens and "
+        "what is guaranteed took the others. Such a row says little of its scorer.",
+    ]
+
+
 PICTURES = ("image:", "embeds:")
 """What the names of rows begin with that are no recipes."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row name (recipe, perhaps with ``proxy`` or ``oracle``) over all questions of one protocol."""
+    """One row name (recipe, perhaps with ``proxy`` or ``oracle``) over all questions of one protocol.
+
+    ``scored`` is the share of the kept tokens that the scorer chose, the mean over questions; None where it is not
+    known or there was no choice.
+    """
 
     name: str
     selection: str
@@ -53,6 +84,12 @@ class Row:
     of_full: Estimate
     bytes: float
     ratio: float
+    scored: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Its selection, marked where the scorer chose little; :func:`few_note` says what the mark means."""
+        return f"{self.selection} {FEW}" if chose_little(self.scored) else self.selection
 
 
 def summarise(lines: Sequence[Line], protocol: Protocol) -> list[Row]:
@@ -81,6 +118,7 @@ def summarise(lines: Sequence[Line], protocol: Protocol) -> list[Row]:
                 of_full=ratio_interval(correct[name], full),
                 bytes=float(sizes[name].mean()),
                 ratio=float(bf16.mean() / sizes[name].mean()),
+                scored=mean_scored([Outcome(*x.outcomes[name]).scored for x in lines]),
             )
         )
     return rows
@@ -115,7 +153,8 @@ def markdown_table(rows: Sequence[Row]) -> str:
     heads = [x for c in codecs for x in (f"{c}: accuracy [95 %]", "% of full", "bytes (ratio)")]
     table = []
     for selection in selections:
-        name = {"full": "**full** (ceiling)", "none": "**none** (floor: no visual token)"}.get(selection, selection)
+        label = next((row.label for row in rows if row.selection == selection and FEW in row.label), selection)
+        name = {"full": "**full** (ceiling)", "none": "**none** (floor: no visual token)"}.get(selection, label)
         parts = [name]
         for codec in codecs:
             row = cells.get((selection, codec))

@@ -2,7 +2,7 @@
 
 from kvferry.selection.base import SINKS, Scorer, Selection, evict, kept_count
 from kvferry.selection.budgets import BUDGETS, Budget
-from kvferry.selection.choose import choose, least_count
+from kvferry.selection.choose import SCORED, choose, least_count
 from kvferry.selection.expected_attention import ExpectedAttention
 from kvferry.selection.full import Full
 from kvferry.selection.h2o import H2O
@@ -37,6 +37,6 @@ SCORERS: dict[str, type] = {
 }
 
 __all__ = [
-    "BUDGETS", "MERGES", "POLICIES", "SCORERS", "SINKS", "Budget", "Importance", "Merge", "Order", "Policy", "Scorer",
-    "Selection", "choose", "evict", "in_tiers", "kept_count", "least_count",
+    "BUDGETS", "MERGES", "POLICIES", "SCORED", "SCORERS", "SINKS", "Budget", "Importance", "Merge", "Order", "Policy",
+    "Scorer", "Selection", "choose", "evict", "in_tiers", "kept_count", "least_count",
 ]  # fmt: skip

@@ -10,12 +10,14 @@ from typing import Any
 from kvferry.errors import InputError
 from kvferry.evaluate.measured import SAME, Measured, Point
 from kvferry.evaluate.records import read
-from kvferry.evaluate.tables import PROTOCOLS
+from kvferry.evaluate.tables import PROTOCOLS, chose_little
+from kvferry.selection import SCORED
 from kvferry.statistics import Estimate, estimate_of
 
 ORIGIN = ("command", "commit", "model", "fingerprint", "dtype", "torch", "transformers", "python", "machine")
 """What is told of where results come from."""
 GOOD = 0.95
+LITTLE = f"the scorer chose less than {SCORED:.0%} of the tokens that were kept"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Row:
         What is shown against the ceiling, in words.
     kl, moved : float or None
         To the full cache: nats a token, and relative error of the attention's outputs.
+    scored : float or None
+        Share of the kept tokens that the scorer chose.
+    note : str
+        Where that is little.
     front : bool
         No other deployable row has fewer bytes and no fewer right answers.
     """
@@ -61,6 +67,8 @@ class Row:
     against: str
     kl: float | None
     moved: float | None
+    scored: float | None
+    note: str
     front: bool
     kinds: tuple[Kind, ...]
 
@@ -141,6 +149,8 @@ def _rows(measured: Measured) -> tuple[Row, ...]:
                 against=measured.compare(name, measured.full).words if name != measured.full else SAME,
                 kl=_mean(measured.kl(name)),
                 moved=_mean(measured.moved(name)),
+                scored=(scored := measured.scored(name)),
+                note=LITTLE if chose_little(scored) else "",
                 front=name in unbeaten,
                 kinds=tuple(Kind(kind, x.n, x.mean, x.low, x.high) for kind, x in kinds),
             )

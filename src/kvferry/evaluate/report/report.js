@@ -75,6 +75,7 @@ function describe(row, card) {
   html("div", `accuracy ${row.accuracy.toFixed(3)} [${row.low.toFixed(3)}, ${row.high.toFixed(3)}], `
     + `${(100 * row.of_full).toFixed(1)} % of full: ${row.against}`, card);
   if (row.kl !== null) html("div", `KL ${row.kl.toFixed(5)} nats a token`, card);
+  if (row.note) html("div", row.note, card);
   if (row.moved !== null) html("div", `attention error ${(100 * row.moved).toFixed(1)} %`, card);
   const kinds = html("div", "", card, "kinds");
   for (const kind of row.kinds) {
