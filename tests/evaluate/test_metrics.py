@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvferry.errors import InputError
 from kvferry.evaluate.metrics import (
     ANLS,
+    METRICS,
     Answers,
     CIDEr,
     ExactMatch,
@@ -21,6 +23,7 @@ from kvferry.evaluate.metrics import (
     SoftAccuracy,
     WordF1,
     YesNo,
+    metric_of,
 )
 from kvferry.evaluate.metrics.anls import edit_distance
 from kvferry.evaluate.metrics.cider import words_of
@@ -209,3 +212,54 @@ def test_intervals_draw_pictures_and_not_questions() -> None:
     assert alone.mean == pairs.mean == 0.5
     assert alone.n == pairs.n == 40
     assert pairs.high - pairs.low > 1.2 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize(
+    ("people", "said", "wanted"),
+    [
+        (["red"], "Red", 1), (["red"], "blue", 0), (["red", "rose"], "rose", 1), (["red", "rose", "pink"], "red", 1),
+        (["red", "rose", "pink", "ruby"], "red", 10 / 12), (["red"] * 2 + ["b"] * 3, "red", 1), (["red"] + ["b"] * 8,
+         "red", 10 / 27), (["red"] * 9, "red", 1), (["red"] * 10, "red", 1), (["red"] * 3 + ["b"] * 7, "red", 0.9),
+        ([], "red", 0),
+    ],
+)  # fmt: skip
+def test_fewer_people_than_ten_can_be_asked(people: list[str], said: str, wanted: float) -> None:
+    """One person's right answer counted 0: nobody else gave it."""
+    for metric in (SoftAccuracy(), SoftAccuracy(possessives=True)):
+        assert metric.score(said, people) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_by_name_scores_right_above_wrong(name: str) -> None:
+    """One reference, as it stands in a file of one's own."""
+    if name == "cider":
+        pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is in the extra 'captions'")
+    metric = metric_of(name)
+    if name == "cider":
+        found = metric.scores(Answers(["a red dog", "b"], [["a red dog"], ["two cats sleep"]], [""] * 2, np.zeros(2)))
+        assert found[0] > found[1] == 0
+    else:
+        assert metric.score("yes", ["yes"]) == 1
+        assert metric.score("no", ["yes"]) == 0
+
+
+def test_a_sentence_may_hold_the_answer() -> None:
+    assert [ExactMatch().score(x, ["red"]) for x in ("Red.", ' "red" ', "the red", "red!", "re d", "reds", "")] == [
+        1, 1, 0, 1, 1, 0, 0,
+    ]  # fmt: skip
+    assert [ExactMatch().score(x, ["-5"]) for x in ("-5", "5", "-5.")] == [1, 0, 1]
+    assert ExactMatch().score("?", ["?"]) == 1
+    assert ExactMatch().score("...", ["?"]) == 0
+    held = {"The circle is red.": 1, "RED": 1, "reddish": 0, "It is a red one": 1, "": 0}
+    assert {said: metric_of("contains").score(said, ["red"]) for said in held} == held
+    assert [metric_of("contains").score(x, ["4"]) for x in ("4", "14", "4.5", "there are 4.")] == [1, 0, 0, 1]
+    assert metric_of("contains").score("a big dog", ["big dog"]) == 1
+    assert metric_of("contains").score("big and dog", ["big dog"]) == 0
+
+
+def test_what_is_neither_yes_nor_no_is_no_reference() -> None:
+    """Two answers that are neither were the same."""
+    with pytest.raises(InputError, match="'red' is neither yes nor no"):
+        YesNo().score("blue", ["red"])
+    with pytest.raises(InputError, match="choose one of exact, contains, vqa"):
+        metric_of("bleu")

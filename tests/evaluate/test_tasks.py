@@ -204,3 +204,45 @@ def test_pictures_come_in_every_form(tmp_path: Path) -> None:
     data = (tmp_path / "x.png").read_bytes()
     for value in (image, str(tmp_path / "x.png"), tmp_path / "x.png", data, {"bytes": data, "path": None}):
         assert picture(value).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "wanted"),
+    [
+        ("textvqa", "answers", "red", ("red",)), ("textvqa", "answers", ["red", ""], ("red", "")),
+        ("docvqa", "answers", "12.50", ("12.50",)), ("docvqa", "answers", 12.5, ("12.5",)),
+        ("infovqa", "answers", "red", ("red",)), ("chartqa", "label", "12", ("12",)), ("chartqa", "label", 12, ("12",)),
+        ("chartqa", "label", [12.0, "x"], ("12", "x")), ("coco", "answer", "a red square", ("a red square",)),
+        ("vqav2", "answers", "red", ("red",)), ("vqav2", "answers", ["red", "rose"], ("red", "rose")),
+        ("vqav2", "answers", {"answer": "red"}, ("red",)), ("squad_v2", "answers", {"text": "Ann"}, ("Ann",)),
+        ("squad_v2", "answers", ["Ann"], ("Ann",)), ("squad_v2", "answers", "Ann", ("Ann",)),
+        ("squad_v2", "answers", {"text": []}, ()), ("hotpotqa", "answer", 12, ("12",)),
+        ("triviaqa", "answer", "Ann", ("Ann",)), ("triviaqa", "answer", {"value": "Ann", "aliases": None}, ("Ann",)),
+        ("triviaqa", "answer", {"value": "Ann", "aliases": "Annie"}, ("Ann", "Annie")),
+        ("mme", "answer", "No", ("No",)),
+    ],
+)  # fmt: skip
+def test_one_answer_is_an_answer_and_not_its_letters(
+    write: Callable[..., Path], name: str, column: str, value: Any, wanted: tuple[str, ...]
+) -> None:
+    """A right answer scored 0 against "r", "e" and "d"."""
+    task = task_of(name)
+    (row,) = source_of(task, write(name, **{column: value}))
+    assert task.read(row).references == wanted
+    if wanted and name != "coco":
+        assert task.metric.score(wanted[0], task.read(row).references) > 0.5
+
+
+@pytest.mark.parametrize("name", [x for x in ROWS if x != "squad_v2"])
+@pytest.mark.parametrize("value", [None, [], [""]])
+def test_a_row_without_an_answer_is_refused(write: Callable[..., Path], name: str, value: Any) -> None:
+    """It scored 0, whatever was said."""
+    column = next(x for x in ("answers", "label", "answer") if x in ROWS[name])
+    (row,) = source_of(task_of(name), write(name, **{column: value}))
+    with pytest.raises(InputError, match="without an accepted answer"):
+        task_of(name).read(row)
+
+
+def test_a_kind_is_one_word(write: Callable[..., Path]) -> None:
+    (row,) = source_of(task_of("docvqa"), write("docvqa", question_types="form"))
+    assert task_of("docvqa").read(row).kind == "form"

@@ -247,13 +247,26 @@ def _answers(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _text(value: Any, field: str, place: str) -> str:
-    """A number as people write it."""
+def answer_text(value: Any) -> str:
+    """An answer as a text; a number as people write it, 4.0 as 4.
+
+    Raises
+    ------
+    InputError
+        It is something else, or empty.
+    """
     if isinstance(value, str) and value.strip():
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else str(value)
-    raise InputError(f'{place}: "{field}" is a text that is not empty, a number, or a list of these')
+    raise InputError(f"an answer is a text that is not empty, or a number, not {value!r}")
+
+
+def _text(value: Any, field: str, place: str) -> str:
+    try:
+        return answer_text(value)
+    except InputError:
+        raise InputError(f'{place}: "{field}" is a text that is not empty, a number, or a list of these') from None
 
 
 def _choices(value: Any, question: str, answers: tuple[str, ...], place: str) -> tuple[str, tuple[str, ...]]:

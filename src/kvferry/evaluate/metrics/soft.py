@@ -1,4 +1,4 @@
-"""Soft accuracy against ten people's answers, for VQAv2 and TextVQA."""
+"""Soft accuracy against the answers of several people, for VQAv2 and TextVQA."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _NUMBERS = {
     )
     for word in words.split()
 }
+PEOPLE, ENOUGH = 10, 3
+"""How many the official evaluation asks, and how many of the others must have given an answer."""
 _ARTICLES = ("a", "an", "the")
 _SIGNS = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTED = """
@@ -69,6 +71,10 @@ def normalise(text: str, *, possessives: bool = False) -> str:
 class SoftAccuracy(Metric):
     """Mean over the people of ``min(1, others who gave this answer / 3)`` (arXiv 1505.00468, section 4).
 
+    That is meant for ten people: an answer that three of the others gave is right. Of fewer, nobody is left out, and
+    the same share of them has to agree: ``min(1, people who gave this answer / (0.3 people))``. So a right answer
+    counts 1 where one, two or three people were asked, and 0.83 where one of four said it.
+
     Answers are always normalised, as EvalAI does. (The first evaluation script did so only where people disagree.)
 
     Parameters
@@ -85,5 +91,7 @@ class SoftAccuracy(Metric):
         wanted = [normalise(reference, possessives=self.possessives) for reference in references]
         given = normalise(said, possessives=self.possessives)
         same = [given == answer for answer in wanted]
-        shares = [min(1.0, (sum(same) - mine) / 3) for mine in same]
-        return sum(shares) / len(shares) if shares else 0.0
+        if len(same) < PEOPLE:
+            return min(1.0, sum(same) * PEOPLE / (ENOUGH * len(same))) if same else 0.0
+        shares = [min(1.0, (sum(same) - mine) / ENOUGH) for mine in same]
+        return sum(shares) / len(shares)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from kvferry.errors import InputError
 from kvferry.evaluate.metrics.base import Answers, Figure, Metric, mean_figure
 
 
@@ -31,13 +32,22 @@ class YesNo(Metric):
     name: ClassVar[str] = "accuracy"
 
     def score(self, said: str, references: Sequence[str]) -> float:
-        """0 or 1."""
-        return float(yes_or_no(said) in [yes_or_no(reference) for reference in references])
+        """0 or 1.
+
+        Raises
+        ------
+        InputError
+            A reference is neither: whatever is neither would be right.
+        """
+        wanted = [yes_or_no(reference) for reference in references]
+        if "other" in wanted:
+            raise InputError(f"{references[wanted.index('other')]!r} is neither yes nor no; choose another metric")
+        return float(yes_or_no(said) in wanted)
 
     def figures(self, answers: Answers) -> list[Figure]:
         """Precision, recall, F1, yes-ratio."""
         said = np.array([yes_or_no(text) == "yes" for text in answers.said], np.float64)
-        is_so = np.array([yes_or_no(references[0]) == "yes" for references in answers.references], np.float64)
+        is_so = np.array([bool(refs) and yes_or_no(refs[0]) == "yes" for refs in answers.references], np.float64)
         both = said * is_so
         return [
             Figure("precision", both, said),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 
+from kvferry.data.questions import answer_text
 from kvferry.errors import InputError
 from kvferry.evaluate.metrics import Metric
 from kvferry.evaluate.records import Protocol
@@ -106,5 +107,33 @@ def picture(value: Any) -> Image.Image:
 
 
 def first(values: Any) -> str:
-    """The first of a list of texts, or nothing."""
-    return str(values[0]) if values is not None and len(values) else ""
+    """The first of a list of texts, one text by itself, or nothing."""
+    return str(next(iter(_listed(values)), ""))
+
+
+def accepted(values: Any, *, none: bool = False) -> tuple[str, ...]:
+    """Accepted answers as data sets hold them: a text, a number, ``{"answer": ...}``, or a list of such.
+
+    One text is one answer, never its letters.
+
+    Parameters
+    ----------
+    none : bool
+        There may be none.
+
+    Raises
+    ------
+    InputError
+        There is none, or it is something else.
+    """
+    found = [x.get("answer") if isinstance(x, Mapping) else x for x in _listed(values)]
+    texts = tuple(x if isinstance(x, str) else answer_text(x) for x in found)  # among ten people's, one may be empty
+    if not any(text.strip() for text in texts) and not none:
+        raise InputError("a row without an accepted answer cannot be scored; test splits often have none (--split)")
+    return texts
+
+
+def _listed(values: Any) -> list[Any]:
+    if values is None:
+        return []
+    return [values] if isinstance(values, str | bytes | int | float | Mapping) else list(values)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import Metric, RelaxedAccuracy
-from kvferry.evaluate.tasks.base import Example, Hub, Row, Task, picture
+from kvferry.evaluate.tasks.base import Example, Hub, Row, Task, accepted, picture
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,4 @@ class ChartQA(Task):
         """``label`` is a list of texts; ``human_or_machine`` is 0 or 1, or the word."""
         question = f"{row['query']}\nAnswer the question with a single word."
         kind = {"0": "human", "1": "machine"}.get(str(row["human_or_machine"]), str(row["human_or_machine"]))
-        return Example((picture(row["image"]),), question, tuple(str(x) for x in row["label"]), kind=kind)
+        return Example((picture(row["image"]),), question, accepted(row["label"]), kind=kind)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import CIDEr, Metric
-from kvferry.evaluate.tasks.base import Example, Hub, Row, Task, picture
+from kvferry.evaluate.tasks.base import Example, Hub, Row, Task, accepted, picture
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ class COCO(Task):
     def read(self, row: Row) -> Example:
         """``answer`` holds the captions."""
         question = "Provide a one-sentence caption for the provided image."
-        return Example((picture(row["image"]),), question, tuple(str(x) for x in row["answer"]))
+        return Example((picture(row["image"]),), question, accepted(row["answer"]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import Metric, WordF1
-from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task
+from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, accepted
 
 
 @dataclass(frozen=True)
@@ -30,4 +30,4 @@ class HotpotQA(Task):
         paragraphs = zip(row["context"]["title"], row["context"]["sentences"], strict=True)
         text = "\n\n".join(f"{title}\n{''.join(sentences).strip()}" for title, sentences in paragraphs)
         question = f"{row['question']}\n{SHORT}"
-        return Example(question=question, references=(str(row["answer"]),), context=text, kind=str(row["type"]))
+        return Example(question=question, references=accepted(row["answer"]), context=text, kind=str(row["type"]))

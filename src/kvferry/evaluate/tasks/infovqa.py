@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import ANLS, Metric
-from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, first, picture
+from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, accepted, first, picture
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class InfoVQA(Task):
         return Example(
             (picture(row["image"]),),
             f"{row['question']}\n{SHORT}",
-            tuple(str(x) for x in row["answers"]),
+            accepted(row["answers"]),
             kind=first(row["answer_type"]),
             group=str(row["image_url"]),
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import Metric, PairedYesNo
-from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, picture
+from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, accepted, picture
 
 _OWN = " Please answer yes or no."
 
@@ -28,4 +28,4 @@ class MME(Task):
         """``question_id`` names the picture; MME's own instruction gives way to the usual one, as in lmms-eval."""
         question = f"{str(row['question']).strip().replace(_OWN, '')}\n{SHORT}"
         kind, group = str(row["category"]), f"{row['category']}/{row['question_id']}"
-        return Example((picture(row["image"]),), question, (str(row["answer"]),), kind=kind, group=group)
+        return Example((picture(row["image"]),), question, accepted(row["answer"]), kind=kind, group=group)

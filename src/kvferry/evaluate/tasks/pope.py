@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import Metric, YesNo
-from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, picture
+from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, accepted, picture
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ class POPE(Task):
         """``category`` is adversarial, popular or random."""
         question = f"{str(row['question']).strip()}\n{SHORT}"
         kind, group = str(row["category"]), str(row["image_source"])
-        return Example((picture(row["image"]),), question, (str(row["answer"]),), kind=kind, group=group)
+        return Example((picture(row["image"]),), question, accepted(row["answer"]), kind=kind, group=group)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import Metric, WordF1
 from kvferry.evaluate.metrics.words import NO_ANSWER
-from kvferry.evaluate.tasks.base import Example, Hub, Row, Task
+from kvferry.evaluate.tasks.base import Example, Hub, Row, Task, accepted
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class SQuAD2(Task):
         return WordF1()
 
     def read(self, row: Row) -> Example:
-        """``answers`` is ``{"text": [...], ...}``, empty where there is none."""
+        """``answers`` is ``{"text": [...], ...}`` or the list, empty where there is none."""
+        given = row["answers"]["text"] if isinstance(row["answers"], Mapping) else row["answers"]
         told = f"Answer with words from the text. If it does not hold the answer, say {NO_ANSWER}."
-        answers = tuple(dict.fromkeys(str(x) for x in row["answers"]["text"]))
+        answers = tuple(dict.fromkeys(accepted(given, none=True)))
         context = str(row["context"])
         return Example(
             question=f"{str(row['question']).strip()}\n{told}",

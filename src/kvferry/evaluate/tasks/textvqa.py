@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import Metric, SoftAccuracy
-from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, picture
+from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, accepted, picture
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class TextVQA(Task):
     def read(self, row: Row) -> Example:
         """``answers`` holds ten texts."""
         question = f"{str(row['question']).capitalize()}\n{SHORT}"
-        answers = tuple(str(x) for x in row["answers"])
+        answers = accepted(row["answers"])
         return Example((picture(row["image"]),), question, answers, group=str(row["image_id"]))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import Metric, WordF1
-from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task
+from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, accepted
 
 
 @dataclass(frozen=True)
@@ -37,5 +38,7 @@ class TriviaQA(Task):
         """``answer`` holds ``value`` and its ``aliases``."""
         pages = chain(row["entity_pages"]["wiki_context"], row["search_results"]["search_context"])
         text = " ".join(list(chain.from_iterable(str(page).split() for page in pages))[: self.words])
-        answers = dict.fromkeys([str(row["answer"]["value"]), *(str(x) for x in row["answer"]["aliases"])])
-        return Example(question=f"{row['question']}\n{SHORT}", references=tuple(answers), context=text or None)
+        right = row["answer"] if isinstance(row["answer"], Mapping) else {"value": row["answer"]}
+        answers = (*accepted(right.get("value")), *accepted(right.get("aliases"), none=True))
+        references = tuple(dict.fromkeys(answers))
+        return Example(question=f"{row['question']}\n{SHORT}", references=references, context=text or None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvferry.evaluate.metrics import Metric, SoftAccuracy
-from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, picture
+from kvferry.evaluate.tasks.base import SHORT, Example, Hub, Row, Task, accepted, picture
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class VQAv2(Task):
         return SoftAccuracy()
 
     def read(self, row: Row) -> Example:
-        """``answers`` holds ``{"answer": ...}`` of each person."""
+        """``answers`` holds ``{"answer": ...}`` of each person, or the text."""
         return Example(
             (picture(row["image"]),),
             f"{row['question']}\n{SHORT}",
-            tuple(str(x["answer"]) for x in row["answers"]),
+            accepted(row["answers"]),
             kind=str(row["answer_type"]),
             group=str(row["image_id"]),
         )
