@@ -11,7 +11,7 @@ from kvferry.errors import EvidenceError, InputError
 from kvferry.evidence import EvidenceRequest
 from kvferry.models import prefill_inputs
 from kvferry.models.attention import NAME, Observer, attach, attached, detach, rows_of
-from kvferry.models.blockwise import Rule, attend, column_sums, densities
+from kvferry.models.blockwise import Rule, attend, column_sums, densities, density
 from kvferry.models.queries import coming_queries
 from kvferry.rope import Rotary
 from tests.models.families import build
@@ -77,7 +77,7 @@ def test_blocks_equal_attention_written_out(kind: str, n: int) -> None:
     torch.testing.assert_close(attend(query, key, value, rule), expected, atol=1e-5, rtol=1e-5)
 
     thresholds = [0.01, 0.3, 1.0]
-    got = densities(query, key, rows, weights, thresholds, rule)
+    got = density(densities(query, key, rows, weights, thresholds, rule))
     for index, threshold in enumerate(thresholds):
         seen = attention[:, rows[weights[index] > 0]]
         large = (seen >= threshold * seen.amax(-1, keepdim=True)) & (seen > 0)
@@ -100,7 +100,7 @@ def test_coming_queries_are_the_mean_rotation_of_a_gaussian() -> None:
     straight = torch.randn(3, 30, 6) + torch.arange(6)
     rows = torch.arange(2, 30)
     turned = rotary.rotate(straight, torch.arange(30)[None])
-    got = coming_queries(turned, rows, prompt, rotary, horizon=7, scaling=0.5)
+    got = coming_queries(turned[:, 2:], rows, prompt, rotary, horizon=7, scaling=0.5)
 
     matrices = [rotary.rotate(torch.eye(6)[None], torch.full((1, 6), 30 + step))[0].T for step in range(7)]
     mean_turn = torch.stack(matrices).mean(0)
@@ -109,7 +109,7 @@ def test_coming_queries_are_the_mean_rotation_of_a_gaussian() -> None:
         torch.testing.assert_close(got[head, 0], mean_turn @ some.mean(0), atol=1e-5, rtol=1e-5)
         covariance = torch.cov(some.T, correction=0)
         torch.testing.assert_close(got[head, 1:], mean_turn @ covariance @ mean_turn.T, atol=1e-5, rtol=1e-5)
-    few = coming_queries(turned, torch.tensor([1]), prompt, rotary, horizon=7, scaling=0.5)
+    few = coming_queries(turned[:, 1:2], torch.tensor([1]), prompt, rotary, horizon=7, scaling=0.5)
     assert few[:, 1:].abs().max() == 0
 
 

@@ -15,7 +15,7 @@ from transformers.masking_utils import eager_mask
 
 from kvferry.cache import KVCache, LayerCache
 from kvferry.models import Decoder, compressing, continue_from, prefill_inputs
-from kvferry.models.attention import attached
+from kvferry.models.attention import Session, attached, session
 from kvferry.models.kept import RaggedLayer
 from kvferry.models.resume import kept_layers
 from kvferry.models.support import text_config, text_config_key
@@ -115,7 +115,8 @@ def test_nothing_but_what_was_kept_stays_in_memory(family: tuple[Any, dict[str, 
     assert all(isinstance(layer, RaggedLayer) for layer in past)
     for layer, kept in zip(past, pruned, strict=True):
         new = torch.ones(1, kept.heads, 3, kept.keys.shape[-1])
-        keys, _ = layer.update(new, new)
+        with session(Session(kept=past)):
+            keys, _ = layer.update(new, new)
         assert keys.shape[2] == max(kept.counts) + 3
         assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes
         assert layer.keys.shape == (1, 1, sum(kept.counts) + 3 * kept.heads, kept.keys.shape[-1])

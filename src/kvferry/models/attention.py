@@ -5,22 +5,24 @@ for it: soft-capped logits, sink logits, tokens dropped while the cache is built
 :class:`Observer` for each notes down what a recipe asks for, from the same post-rotary queries and keys, in blocks of
 rows: never an ``n x n`` matrix. While a pruned cache is resumed, the mask is built from the stored positions.
 
-What is going on in the current thread is held in a context variable, so that threads do not mix.
+What is going on in the current thread is held in a context variable, so that threads do not mix; ``torch.compile``
+must not freeze it, and leaves this function out.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -28,8 +30,9 @@ from transformers.masking_utils import sdpa_mask
 from kvferry.cache import PromptLayout, Role
 from kvferry.errors import EvidenceError
 from kvferry.evidence import Evidence, EvidenceRequest
-from kvferry.models.blockwise import Rule, attend, column_sums, densities
+from kvferry.models.blockwise import Rule, attend, column_sums, densities, density
 from kvferry.models.queries import coming_queries
+from kvferry.models.rotary import forget_lengths
 from kvferry.models.support import text_config, text_config_key
 from kvferry.rope import Rotary
 
@@ -79,6 +82,11 @@ class _Plan:
         rows = np.flatnonzero(wanted.any(axis=0))
         return cls(tuple(requests), torch.from_numpy(rows), torch.from_numpy(wanted[:, rows]))
 
+    def part(self, first: int, count: int) -> _Plan:
+        """The rows ``first`` to ``first + count``, numbered from 0."""
+        mine = (self.rows >= first) & (self.rows < first + count)
+        return replace(self, rows=self.rows[mine] - first, weights=self.weights[:, mine])
+
 
 class Observer:
     """Collects the evidence of one prompt while the model reads it.
@@ -108,6 +116,7 @@ class Observer:
         self.layout, self._last = layout, layers - 1
         self._turns = {layer: turn for layer, turn in enumerate(rotary) if turn is not None}
         self._seen: dict[EvidenceRequest, dict[int, torch.Tensor]] = {x: {} for x in requests}
+        self._queries: dict[int, list[torch.Tensor]] = {}
         self._plans = {
             (statistic, at_the_end): _Plan.of(self._wanted(statistic, at_the_end), layout)
             for statistic in ("sum", "density", "queries")
@@ -120,27 +129,36 @@ class Observer:
                     "choose another selection than expected_attention"
                 )
 
-    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, rule: Rule) -> None:
-        """Look at one layer: post-rotary ``query`` ``[query_heads, n, d]`` and ``key`` ``[kv_heads, n, d]``."""
-        at_the_end = layer == self._last
-        plan = self._plans["sum", at_the_end]
-        if plan.requests:
-            self._note(layer, plan.requests, column_sums(query, key, plan.rows, plan.weights, rule))
-        plan = self._plans["density", at_the_end]
-        if plan.requests:
+    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, rule: Rule, first: int = 0) -> None:
+        """Look at one layer in one pass over the prompt, or in one of several that follow each other.
+
+        Parameters
+        ----------
+        query : ``[query_heads, q, d]``, post-rotary
+            Of the tokens from ``first`` on.
+        key : ``[kv_heads, first + q, d]``, post-rotary
+            Of all tokens so far.
+        """
+        at_the_end, count, n = layer == self._last, query.shape[1], len(self.layout)
+        plan = self._plans["sum", at_the_end].part(first, count)
+        if plan.requests and len(plan.rows):
+            sums = column_sums(query, key, plan.rows, plan.weights, rule)
+            self._add(layer, plan.requests, pad(sums, (0, n - key.shape[1])))
+        plan = self._plans["density", at_the_end].part(first, count)
+        if plan.requests and len(plan.rows):
             thresholds = [x.threshold for x in plan.requests]
-            self._note(layer, plan.requests, densities(query, key, plan.rows, plan.weights, thresholds, rule))
-        plan = self._plans["queries", at_the_end]
-        for request, counts in zip(plan.requests, plan.weights, strict=True):
-            rows = plan.rows[counts > 0]
-            future = coming_queries(query, rows, self.layout, self._turns[layer], request.horizon, rule.scaling)
-            self._note(layer, [request], future[None])
+            self._add(layer, plan.requests, densities(query, key, plan.rows, plan.weights, thresholds, rule))
+        whole = self._plans["queries", at_the_end]
+        if whole.requests:
+            self._queries.setdefault(layer, []).append(query[:, whole.part(first, count).rows.to(query.device)])
+            if first + count == n:
+                self._foresee(layer, whole, rule.scaling)
 
     def evidence(self, length: int) -> Evidence:
         """What was seen; columns are cut to the first ``length``."""
         return Evidence(
             {
-                request: {k: v[:, :length].clone() if request.statistic == "sum" else v for k, v in by_layer.items()}
+                request: {layer: self._figures(request, x, length) for layer, x in by_layer.items()}
                 for request, by_layer in self._seen.items()
             }
         )
@@ -148,9 +166,25 @@ class Observer:
     def _wanted(self, statistic: str, at_the_end: bool) -> list[EvidenceRequest]:
         return [x for x in self._seen if x.statistic == statistic and (at_the_end or x.layers == "all")]
 
-    def _note(self, layer: int, requests: Sequence[EvidenceRequest], seen: torch.Tensor) -> None:
+    def _add(self, layer: int, requests: Sequence[EvidenceRequest], seen: torch.Tensor) -> None:
         for request, figures in zip(requests, seen, strict=True):
-            self._seen[request][layer] = figures
+            before = self._seen[request].get(layer)
+            self._seen[request][layer] = figures if before is None else before + figures
+
+    def _foresee(self, layer: int, plan: _Plan, scaling: float) -> None:
+        query = torch.cat(self._queries.pop(layer), dim=1)
+        for request, counts in zip(plan.requests, plan.weights > 0, strict=True):
+            some = query[:, counts.to(query.device)]
+            future = coming_queries(
+                some, plan.rows[counts], self.layout, self._turns[layer], request.horizon, scaling
+            )
+            self._seen[request][layer] = future
+
+    @staticmethod
+    def _figures(request: EvidenceRequest, seen: torch.Tensor, length: int) -> torch.Tensor:
+        if request.statistic == "sum":
+            return seen[:, :length].clone()
+        return density(seen) if request.statistic == "density" else seen
 
 
 class Kept(Protocol):
@@ -166,10 +200,12 @@ class Session:
     ``observers`` are one per sequence of the batch, whose prompts stand behind their padding. ``seen`` (bool
     ``[b, length]``) is false where a token of the sequences so far is padding. ``dropped`` has per layer a bool
     ``[kv_heads, n]``: keys that no token but their own may see. ``outputs``, where it is a list, gets the output of
-    every layer's attention, ``[b, tokens, query_heads, d]``.
+    every layer's attention, ``[b, tokens, query_heads, d]``. Where prompts are read in several passes, ``total`` is
+    how many tokens they have with their padding.
     """
 
     observers: Sequence[Observer] = ()
+    total: int | None = None
     kept: Sequence[Kept] | None = None
     seen: torch.Tensor | None = None
     dropped: Sequence[torch.Tensor] | None = None
@@ -217,10 +253,13 @@ def _attend(
         dropped=None if now.dropped is None else now.dropped[layer].to(key.device),
     )
     masks = [None] * len(query) if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)
+    total, past = now.total or key.shape[2], key.shape[2] - query.shape[2]
     for observer, q, k, mask in zip(now.observers, query, key, masks, strict=False):
-        real = slice(k.shape[1] - len(observer.layout), None)
-        own = None if mask is None else mask[:, real, real]
-        observer.observe(layer, q[:, real], k[:, real], replace(rule, mask=own))
+        start = total - len(observer.layout)
+        real = slice(max(0, start - past), None)
+        if q[:, real].shape[1]:
+            own = None if mask is None else mask[:, real, start:]
+            observer.observe(layer, q[:, real], k[:, start:], replace(rule, mask=own), max(0, past - start))
     output: torch.Tensor
     if rule.softcap is None and rule.sinks is None and rule.dropped is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -242,30 +281,31 @@ def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     return mask
 
 
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionInterface.register(NAME, torch.compiler.disable(_attend))  # type: ignore[no-untyped-call]
+AttentionMaskInterface.register(NAME, torch.compiler.disable(_mask))  # type: ignore[no-untyped-call]
 
 _lock = threading.Lock()
-_users: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
+_users: WeakKeyDictionary[PreTrainedModel, tuple[int, Callable[[], None]]] = WeakKeyDictionary()
 
 
 def attach(model: PreTrainedModel) -> None:
-    """Use this attention function in the language model (a vision tower keeps its own)."""
+    """Use this attention function in the language model (a vision tower keeps its own).
+
+    Meanwhile no prompt changes how the next one is turned, see :func:`kvferry.models.rotary.forget_lengths`.
+    """
     with _lock:
-        users, before = _users.get(model, (0, text_config(model)._attn_implementation))
-        if not users:
-            _set_implementation(model, NAME)
-        _users[model] = (users + 1, before)
+        users, undo = _users.get(model) or (0, _take_over(model))
+        _users[model] = (users + 1, undo)
 
 
 def detach(model: PreTrainedModel) -> None:
     """Undo one :func:`attach`; the last one restores what was there before."""
     with _lock:
-        users, before = _users.pop(model)
+        users, undo = _users.pop(model)
         if users > 1:
-            _users[model] = (users - 1, before)
+            _users[model] = (users - 1, undo)
         else:
-            _set_implementation(model, before)
+            undo()
 
 
 @contextmanager
@@ -276,6 +316,19 @@ def attached(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         detach(model)
+
+
+def _take_over(model: PreTrainedModel) -> Callable[[], None]:
+    before, where = text_config(model)._attn_implementation, ref(model)
+    _set_implementation(model, NAME)
+    remember = forget_lengths(model)
+
+    def undo() -> None:
+        remember()
+        if (same := where()) is not None:
+            _set_implementation(same, before)
+
+    return undo
 
 
 def _set_implementation(model: PreTrainedModel, name: str) -> None:

@@ -125,10 +125,11 @@ def densities(
     thresholds: Sequence[float],
     rule: Rule,
 ) -> torch.Tensor:
-    """Share of attention entries that are not small beside the largest of their row.
+    """How many attention entries are not small beside the largest of their row, and how many there are.
 
     An entry counts where ``A[q, j] >= threshold * max_j A[q, j]`` (VL-Cache, arXiv 2410.23317, section 4.1), among
-    the entries that the row may see. Attention's ratios are differences of logits, so no softmax is needed.
+    the entries that the row may see. Attention's ratios are differences of logits, so no softmax is needed. What
+    several passes over a prompt counted adds up; :func:`density` makes shares of it.
 
     Parameters
     ----------
@@ -139,7 +140,7 @@ def densities(
 
     Returns
     -------
-    float32 ``[requests, kv_heads]``, the mean over the query heads of each group.
+    float32 ``[requests, 2, kv_heads, group]``: large entries, then visible ones.
     """
     weights = weights.to(key.device)
     large = torch.zeros(len(weights), query.shape[0], device=key.device)
@@ -151,7 +152,13 @@ def densities(
         visible += weights[:, some] @ ((logits > HIDDEN).sum(-1) + overflow).T
         for index, threshold in enumerate(thresholds):
             large[index] += (logits >= largest + math.log(threshold)).sum(-1).float() @ weights[index, some]
-    return (large / visible).view(len(weights), key.shape[0], -1).mean(-1)
+    return torch.stack([large, visible], dim=1).view(len(weights), 2, key.shape[0], -1)
+
+
+def density(counts: torch.Tensor) -> torch.Tensor:
+    """Shares ``[..., kv_heads]`` of :func:`densities`' counts, the mean over the query heads of each group."""
+    large, visible = counts.unbind(-3)
+    return (large / visible).mean(-1)
 
 
 def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule) -> torch.Tensor:

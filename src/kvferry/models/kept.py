@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kvferry.cache import LayerCache
 from kvferry.errors import UnsupportedModelError
+from kvferry.models.attention import current_session
 
 NEVER = 1 << 62
 """The position of a padding entry, which no token may see; ``pad`` takes it through a float, so a power of two."""
@@ -20,7 +21,8 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
     """One layer of a pruned cache, as Transformers wants to see it: ``keys``, ``values`` ``[b, kv_heads, stored, d]``.
 
     It reports the *logical* length, so that new tokens get their true position, and the *stored* length where masks
-    are sized. Sequences that keep fewer tokens than the longest of the batch are padded.
+    are sized. Sequences that keep fewer tokens than the longest of the batch are padded. Only a pass that kvferry
+    serves may add tokens: Transformers' own masks are wrong for it.
 
     Parameters
     ----------
@@ -66,12 +68,33 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append new tokens behind the logical end; returns all stored keys and values."""
+        """Append new tokens behind the logical end; returns all stored keys and values.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Outside a pass that serves this cache.
+        """
+        self._settle(key_states)
         new = torch.arange(self.length, self.length + key_states.shape[-2], device=self.positions.device)
         self.positions = torch.cat([self.positions, new.expand(*self.positions.shape[:2], -1)], dim=-1)
         self.length += key_states.shape[-2]
         both: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, *args, **kwargs)
         return both
+
+    def _settle(self, new: torch.Tensor) -> None:
+        """Make sure that this pass may be served, and lie where its layer computes (models may span devices)."""
+        now = current_session()
+        if now is None or now.kept is None or not any(x is self for x in now.kept):
+            raise UnsupportedModelError(
+                "a compressed cache goes on only inside kvferry.compressing(model, ...); open the block again for a "
+                "further turn, and keep it open until generate() has returned"
+            )
+        if new.device != self.device:
+            self.device = new.device
+            self.keys, self.values, self.positions = (
+                x.to(self.device) for x in (self.keys, self.values, self.positions)
+            )
 
     def stored(self) -> LayerCache:
         """What this layer of one prompt holds now."""
@@ -88,6 +111,10 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: what was dropped cannot come back."""
         raise UnsupportedModelError("a pruned cache cannot be rolled back; decode without an assistant model")
+
+    def reset(self) -> None:
+        """Refused: a new prompt is read into a new cache."""
+        raise UnsupportedModelError("a pruned cache cannot be emptied and used again; leave past_key_values out")
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Go on with other beams, see :meth:`batch_select_indices`."""
@@ -159,6 +186,7 @@ class RaggedLayer(KeptLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append new tokens to every head; returns padded keys and values, ``[b, kv_heads, longest, head_dim]``."""
+        self._settle(key_states)
         new = key_states.shape[-2]
         where = torch.arange(self.length, self.length + new, device=self.positions.device)
         self.positions = self._append(self.positions, where.expand(len(self.counts), -1))

@@ -11,14 +11,14 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from kvferry.cache import KVCache, LayerCache, PromptLayout
-from kvferry.errors import InputError
+from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
 from kvferry.models.attention import Observer, Session, attached, session
 from kvferry.models.blockwise import Rule
 from kvferry.models.embeds import placed
 from kvferry.models.fingerprint import fingerprint_of
 from kvferry.models.layout import Inputs, layout_of
-from kvferry.models.rotary import rotary_of
+from kvferry.models.rotary import frequencies_at, rotary_of
 from kvferry.models.support import check_supported, kv_shape
 from kvferry.rope import Rotary
 from kvferry.selection.base import Selection, evict
@@ -57,8 +57,8 @@ class _Watched(Observer):
         self._watch = watch
         watch.start(layout)
 
-    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, rule: Rule) -> None:
-        super().observe(layer, query, key, rule)
+    def observe(self, layer: int, query: torch.Tensor, key: torch.Tensor, rule: Rule, first: int = 0) -> None:
+        super().observe(layer, query, key, rule, first)
         self._watch.observe(layer, query, key, rule)
 
 
@@ -138,9 +138,16 @@ def read_prompt(
         A request has no rows in this prompt, or a layer has no fixed rotation where one is needed.
     InputError
         ``construct`` was made for another model or another prompt.
+    UnsupportedModelError
+        What follows a scene changes how the model turns its keys.
     """
     began = time.perf_counter()
-    past = DynamicCache()
+    past, made = DynamicCache(), layout.head(length) if scene else layout
+    if frequencies_at(model, made.next_position) != frequencies_at(model, layout.next_position):
+        raise UnsupportedModelError(
+            f"{model.config.model_type} turns the keys of this scene otherwise once {len(layout) - length} more tokens "
+            "follow; leave proxy_question out, with a selection that needs none, or shorten the scene"
+        )
     observer = _observer(model, requests, layout, watch)
     dropped = None if construct is None else _dropped(model, construct, length, len(layout))
     last = length - 1 if scene else len(layout) - 1
@@ -153,7 +160,7 @@ def read_prompt(
         )
     cache = KVCache(
         layers=layers_from(past, length),
-        layout=layout.head(length) if scene else layout,
+        layout=made,
         length=length,
         fingerprint=fingerprint,
         model_name=str(getattr(model, "name_or_path", "")),

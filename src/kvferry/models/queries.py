@@ -22,9 +22,10 @@ def coming_queries(
 
     Parameters
     ----------
-    query : ``[query_heads, n, d]``, post-rotary
+    query : ``[query_heads, r, d]``, post-rotary
+        Those to learn from.
     rows : int64 ``[r]``, ascending, on the CPU
-        Which queries to learn from.
+        Where in the prompt they stand.
     scaling : float
         Of the logits; folded into mean and covariance.
 
@@ -32,9 +33,11 @@ def coming_queries(
     -------
     float32 ``[query_heads, 1 + d, d]``: the mean, then the covariance.
     """
-    rows = rows[rows >= OUTLIERS] if bool((rows >= OUTLIERS).any()) else rows
+    if bool((rows >= OUTLIERS).any()):
+        rows = rows[rows >= OUTLIERS]
+        query = query[:, -len(rows) :]
     where = torch.from_numpy(layout.positions).long()[:, rows]
-    straight = rotary.unrotate(query[:, rows.to(query.device)].float(), where.to(query.device)) * scaling
+    straight = rotary.unrotate(query.float(), where.to(query.device)) * scaling
     mean = straight.mean(1, keepdim=True)
     centred = straight - mean
     covariance = centred.transpose(1, 2) @ centred / len(rows)

@@ -15,6 +15,7 @@ from kvferry.cache import KVCache, Modality, PromptLayout, Role
 from kvferry.errors import FingerprintError, InputError
 from kvferry.models.attention import Session, attached, session
 from kvferry.models.kept import KeptLayer, RaggedLayer
+from kvferry.models.rotary import check_same_turn
 from kvferry.models.support import kv_shape, layer_windows
 
 
@@ -42,19 +43,22 @@ class Continuation:
     cache: KVCache | None = None
 
 
-def kept_layers(model: PreTrainedModel, caches: Sequence[KVCache], length: int) -> list[KeptLayer]:
-    """The layers of a batch of caches, on the model's device and in its dtype; ``caches`` are not touched.
+def kept_layers(
+    model: PreTrainedModel, caches: Sequence[KVCache], length: int, like: Sequence[torch.Tensor] = ()
+) -> list[KeptLayer]:
+    """The layers of a batch of caches; ``caches`` are not touched.
 
-    ``length`` is that of the prompts with the padding on their left.
+    ``length`` is that of the prompts with the padding on their left. ``like`` has per layer a tensor of the wanted
+    device and dtype, by default the model's.
     """
     windows = layer_windows(model)
     for cache in caches:
         _check_fit(model, cache, len(windows))
-    like = torch.empty(0, dtype=model.dtype, device=model.device)
+    like = like or [torch.empty(0, dtype=model.dtype, device=model.device)] * len(windows)
     starts = [length - cache.length for cache in caches]
     return [
-        (RaggedLayer if any(x.counts for x in layers) else KeptLayer)(layers, starts, length, window, like)
-        for *layers, window in zip(*caches, windows, strict=True)
+        (RaggedLayer if any(x.counts for x in layers) else KeptLayer)(layers, starts, length, window, wanted)
+        for *layers, window, wanted in zip(*caches, windows, like, strict=True)
     ]
 
 
@@ -83,6 +87,7 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, *caches: KVCache) -> None:
         self._model = model
         self._layout, self.length = caches[0].layout, caches[0].length
+        self._reach = self._layout.next_position
         if any(x.length != self.length or x.layout.rope_delta != self._layout.rope_delta for x in caches):
             raise InputError("these caches stand for different prompts; feed each of them alone")
         self._caches = caches
@@ -97,10 +102,20 @@ class Decoder:
         """Logits after the last ``logits`` of the given tokens, float32 ``[caches, logits, vocabulary]``.
 
         ``outputs`` gets every layer's attention output, ``[caches, tokens, query_heads, d]``.
+
+        Raises
+        ------
+        InputError
+            A token outside the vocabulary.
+        UnsupportedModelError
+            The tokens reach to where the model turns keys otherwise than those in the cache.
         """
         check_token_ids(self._model, token_ids)
         device = self._model.device
         positions = positions_after(self._layout, self.length, len(token_ids)).to(device)
+        reach = max(self._reach, int(positions.max()) + 1)
+        check_same_turn(self._model, self._reach, reach)
+        self._reach = reach
         wide = positions[:, None].expand(-1, self._batch, -1)
         with torch.inference_mode(), session(Session(kept=self._kept, outputs=outputs)):
             output = self._model(

@@ -1,13 +1,16 @@
-"""How a loaded model rotates its keys, layer by layer."""
+"""How a loaded model rotates its keys, layer by layer, and where that depends on how long a prompt is."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from kvferry.errors import UnsupportedModelError
 from kvferry.models.support import text_config
 from kvferry.rope import Rotary
 
@@ -69,3 +72,94 @@ def _rotary(module: Any, prefix: str, parameters: dict[str, Any], neighbours: bo
         interleaved="Qwen3" in type(module).__name__,
         neighbours=neighbours,
     )
+
+
+def frequencies_at(model: PreTrainedModel, reach: int) -> tuple[Any, ...]:
+    """Stands for the frequencies by which a pass turns its keys whose last position is ``reach - 1``.
+
+    Equal values mean equal frequencies. They depend on ``reach`` for dynamic NTK scaling, which stretches them with
+    every token beyond the model's own length, and for LongRoPE, which has a second set of them for long prompts.
+    """
+    return tuple(
+        max(reach, limit) if kind == "dynamic" else reach > limit for kind, limit in _moving_rotations(model)
+    )
+
+
+def check_same_turn(model: PreTrainedModel, before: int, after: int) -> None:
+    """A cache that reaches ``before`` must not go on to ``after`` where LongRoPE changes to its other frequencies.
+
+    Dynamic NTK scaling may go on: there every step turns its keys by other frequencies, in Transformers too.
+
+    Raises
+    ------
+    UnsupportedModelError
+        It would; the keys of the cache and those to come would not fit each other.
+    """
+    for kind, limit in _moving_rotations(model):
+        if kind == "longrope" and before <= limit < after:
+            raise UnsupportedModelError(
+                f"beyond {limit:,} tokens {model.config.model_type} turns all keys by other frequencies (LongRoPE), so "
+                f"a compressed cache of {before:,} tokens cannot go on there; ask for fewer new tokens, or shorten the "
+                "prompt"
+            )
+
+
+def _moving_rotations(model: PreTrainedModel) -> list[tuple[str, int]]:
+    """Kinds of RoPE in :data:`_MOVING` that a model has, each with the length from which on it changes."""
+    config = text_config(model)
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [x for x in given.values() if isinstance(x, dict)]
+    return [
+        (kind, int(config.max_position_embeddings if kind == "dynamic" else x["original_max_position_embeddings"]))
+        for x in kinds
+        if (kind := x.get("rope_type")) in _MOVING
+    ]
+
+
+def forget_lengths(model: PreTrainedModel) -> Callable[[], None]:
+    """Let every pass turn its keys by its own length alone, until the returned function is called.
+
+    Transformers' modules of :data:`_MOVING` kinds remember the longest prompt so far, or write the frequencies of
+    the pass at hand where another thread reads its own.
+    """
+    modules = list(_moving_modules(model)) if _moving_rotations(model) else []
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = _alone(module)
+
+    def undo() -> None:
+        for module, forward in zip(modules, before, strict=True):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+
+    return undo
+
+
+def _moving_modules(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if kinds is not None and set(kinds.values() if isinstance(kinds, dict) else [kinds]) & _MOVING:
+            yield module
+
+
+def _alone(module: torch.nn.Module) -> Callable[..., Any]:
+    """The forward pass of a rotary module on a copy that has turned nothing before."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        fresh = copy(module)
+        buffers = {
+            name: buffer if buffer is None or name.endswith("original_inv_freq") else buffer.clone()
+            for name, buffer in module._buffers.items()
+        }
+        own = {**vars(module), **buffers}
+        for name in buffers.keys() | vars(module).keys():
+            if name.endswith("original_inv_freq"):
+                buffers[name.replace("original_inv_freq", "inv_freq")] = own[name].clone()
+            elif name.endswith("max_seq_len_cached"):
+                vars(fresh)[name] = vars(module)["original_max_seq_len"]
+        vars(fresh)["_buffers"] = buffers
+        return type(module).forward(fresh, *args, **kwargs)
+
+    return forward
