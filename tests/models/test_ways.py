@@ -300,6 +300,9 @@ def test_leaving_without_having_compressed_anything(model: Any, ids: torch.Tenso
         llama().generate(ids, **GREEDY)
     with pytest.raises(ZeroDivisionError), compressing(model, RECIPE):
         raise ZeroDivisionError
+    reason = r"LlamaForCausalLM failed \(UnsupportedModelError: use_cache does not go"
+    with pytest.raises(InputError, match=reason), compressing(model, RECIPE), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(model.generate, ids, use_cache=False).exception() is not None
 
 
 def test_a_further_turn_in_a_block_of_its_own(model: Any, ids: torch.Tensor) -> None:

@@ -87,11 +87,13 @@ class Compressing(ContextDecorator):
         assert block is not None
         leave(block)
         if kind is None and not block.passes.served:
-            raise InputError(f"compressing() was left before anything was compressed: {_why(block)}")
+            raise InputError(f"compressing() was left before anything was compressed: {_why(block)}") from block.error
 
 
 def _why(block: Block) -> str:
     name = type(block.model).__name__
+    if block.error is not None:
+        return f"{name} failed ({type(block.error).__name__}: {block.error})"
     if block.running:
         return f"{name}.generate() still reads the prompt in another thread; join that thread inside the block"
     if block.shadowed:

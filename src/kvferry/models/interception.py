@@ -7,7 +7,7 @@ Instead of hooks, ``forward`` and what leads to it are replaced on the model obj
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -37,6 +37,17 @@ class Block:
     """Calls of ``generate()`` that have not returned yet."""
     shadowed: bool = False
     """Whether another block served a pass in its place."""
+    error: BaseException | None = None
+    """What the last pass or ``generate()`` that failed raised, in whatever thread."""
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Remember what goes wrong meanwhile."""
+        try:
+            yield
+        except BaseException as error:
+            self.error = error
+            raise
 
 
 @dataclass(eq=False)
@@ -152,8 +163,7 @@ def _forward(model: PreTrainedModel, original: Callable[..., Any], *args: Any, *
     block = None if current_session() is not None else _serving(model)
     if block is None:
         return original(*args, **kwargs)
-    names = inspect.signature(original).parameters
-    inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+    inputs = _by_name(original, args, kwargs)
     call = _call.get()
     if call is not None and call.block is block:
         call.passes += 1
@@ -162,15 +172,20 @@ def _forward(model: PreTrainedModel, original: Callable[..., Any], *args: Any, *
                 f"{model.config.model_type} begins anew at this length, as its family does beyond its original "
                 "context, but a compressed cache cannot be read again; ask for fewer new tokens, or shorten the prompt"
             )
-    return block.passes.run(original, inputs)
+    with block.noting():
+        return block.passes.run(original, inputs)
+
+
+def _by_name(method: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(inspect.signature(method).parameters, args, strict=False)), **kwargs}
 
 
 def _generate(model: PreTrainedModel, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     block = None if current_session() is not None else _serving(model)
     if block is None:
         return original(*args, **kwargs)
-    check_options(model, {**dict(zip(inspect.signature(original).parameters, args, strict=False)), **kwargs})
-    with _calling(block) as call:
+    with block.noting(), _calling(block) as call:
+        check_options(model, _by_name(original, args, kwargs))
         output = original(*args, **kwargs)
     if not call.passes:
         raise UnsupportedModelError(
