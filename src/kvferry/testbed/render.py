@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from .backgrounds import background
+from .backgrounds import Pixels, background
 from .scenes import Scene, Sign, Thing
 from .words import ALL_COLOURS, RGB
 
 Points = list[tuple[float, float]]
+Backdrop = Callable[[np.random.Generator, int, int], Pixels]
 GLYPH_SIZE = 18
 """Font size of glyphs in pixels, on small and large things alike; capitals are about 13 pixels tall."""
 
@@ -138,10 +140,16 @@ def _draw_lines(picture: Image.Image, rng: np.random.Generator, count: int, widt
         pen.line((x0, y0, x1, y1), fill=(r, g, b), width=width)
 
 
-def render(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture; the same scene always gives the same pixels."""
+def render(scene: Scene, backdrop: Backdrop = background) -> Image.Image:
+    """The scene as an RGB picture; the same scene always gives the same pixels.
+
+    Parameters
+    ----------
+    backdrop
+        Draws what is behind the scene: float32 ``[height, width, 3]`` in 0..255.
+    """
     rng = np.random.default_rng(scene.style)
-    pixels = background(rng, scene.width, scene.height)
+    pixels = backdrop(rng, scene.width, scene.height)
     picture = Image.fromarray(pixels.astype(np.uint8))
     _draw_lines(picture, rng, int(rng.integers(0, 4)), int(rng.integers(1, 3)))
     for thing in scene.things:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
+
+_SAVE = 300.0
+"""Seconds after which a state is saved in any case."""
 
 
 class Stage:
@@ -27,23 +30,36 @@ class Stage:
         What is trained, by name.
     steps, rate
         Number of steps and the peak learning rate of a warm-up and cosine schedule.
+    faster
+        Modules that learn at a multiple of that rate.
     """
 
     def __init__(
-        self, folder: Path, name: str, modules: dict[str, nn.Module], *, steps: int, rate: float, resume: bool
+        self,
+        folder: Path,
+        name: str,
+        modules: dict[str, nn.Module],
+        *,
+        steps: int,
+        rate: float,
+        resume: bool,
+        faster: Mapping[str, float] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.name, self.modules, self.steps, self.rate = folder, name, modules, steps, rate
-        parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-        self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
-        self.done, self.seconds = 0, 0.0
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in module.parameters() if p.requires_grad], "faster": (faster or {}).get(key, 1.0)}
+            for key, module in modules.items()
+        ]
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
+        self.done, self.seconds, self._saved = 0, 0.0, time.monotonic()
         self.state_path = folder / f"{name}.pt"
         if resume and self.state_path.is_file():
             self._load()
 
     def _load(self) -> None:
-        state = torch.load(self.state_path, weights_only=True)
+        state = torch.load(self.state_path, weights_only=True, map_location="cpu")
         for key, module in self.modules.items():
             module.load_state_dict(state["modules"][key])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -60,6 +76,7 @@ class Stage:
         partial = self.state_path.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.state_path)
+        self._saved = time.monotonic()
 
     def _learning_rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / 60)
@@ -71,7 +88,7 @@ class Stage:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.done)
+            group["lr"] = self._learning_rate(self.done) * group["faster"]
         self.optimizer.step()
         self.done += 1
 
@@ -82,7 +99,7 @@ class Stage:
             log.write(json.dumps(line) + "\n")
 
     def __iter__(self) -> Iterator[int]:
-        """The steps still to do; saves every 100 and at the end."""
+        """The steps still to do; saves every 100, every five minutes and at the end."""
         if self.done >= self.steps:
             return
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
@@ -95,5 +112,5 @@ class Stage:
                     raise RuntimeError("a training step did not call Stage.step")
                 self.seconds += time.monotonic() - began
                 progress.update(bar, completed=self.done)
-                if self.done % 100 == 0 or self.done == self.steps:
+                if self.done % 100 == 0 or self.done == self.steps or time.monotonic() - self._saved > _SAVE:
                     self.save()

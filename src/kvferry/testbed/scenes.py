@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,14 +105,16 @@ def _clear_of(x: float, y: float, diameter: float, box: Box) -> bool:
     return x + r <= box[0] or x - r >= box[2] or y + r <= box[1] or y - r >= box[3]
 
 
-def _place_signs(rng: np.random.Generator, width: int, height: int, lattice: int) -> list[Sign]:
+def _place_signs(
+    rng: np.random.Generator, width: int, height: int, lattice: int, heights: Sequence[int]
+) -> list[Sign]:
     """No sign in a quarter of the scenes, one in a half, two in a quarter; two never share a colour or a row."""
     count = int(rng.choice([0, 1, 1, 2]))
     texts = rng.choice(words.LEXICON, size=count, replace=False)
     colours = rng.choice(list(words.COLOURS), size=count, replace=False)
     signs: list[Sign] = []
     for index, (text, colour) in enumerate(zip(texts, colours, strict=True)):
-        tall = 20
+        tall = heights[0] if len(heights) == 1 else int(rng.choice(heights))
         wide = round(0.62 * tall * len(text)) + 4
         top = 0 if index == 0 else height // 2
         bottom = height if count == 1 else top + height // 2
@@ -129,6 +132,7 @@ def draw_scene(
     most: int | None = None,
     signs: bool = True,
     lattice: int = LATTICE,
+    sign_heights: Sequence[int] = (20,),
 ) -> Scene:
     """Draw one scene.
 
@@ -142,10 +146,12 @@ def draw_scene(
         Whether words may appear.
     lattice
         Centres and signs lie on multiples of this many pixels.
+    sign_heights
+        Font sizes of words in pixels.
     """
     fits = most or min(8, max(2, 3 + (width * height - 128 * 128) // 6000))
     count = int(rng.integers(min(3, fits), fits + 1))
-    placed_signs = _place_signs(rng, width, height, lattice) if signs else []
+    placed_signs = _place_signs(rng, width, height, lattice, sign_heights) if signs else []
     colours = _palette(rng, list(words.COLOURS), list(words.RARE_COLOURS), int(rng.integers(2, 6)))
     shapes = _palette(rng, list(words.SHAPES), list(words.RARE_SHAPES), int(rng.integers(2, 5)))
     things: list[Thing] = []

@@ -1,0 +1,78 @@
+"""A vision-language model grown on a language model: kept as what was learned, put together where it is loaded.
+
+Its folder holds a Qwen2-VL's configuration and tokenizer, ``grown.json`` and ``grown.safetensors``: the whole vision
+tower under its own names, and for some matrices of the language model ``NAME.down`` ``[rank, in]`` and ``NAME.up``
+``[out, rank]``, whose product is to be added. The language model itself, a Llama, is loaded by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from kvferry.errors import ModelError
+from kvferry.models.unpacked import made_once
+
+ABOUT, WEIGHTS = "grown.json", "grown.safetensors"
+_LAYOUT = 1
+_TEXT = "model.language_model."
+
+
+def is_grown(folder: Path) -> bool:
+    """Whether a folder holds only what was learned."""
+    return (folder / ABOUT).is_file()
+
+
+def write_grown(folder: Path, language: str, weights: dict[str, torch.Tensor]) -> None:
+    """What was learned, in bfloat16, and the name of the language model below it."""
+    save_file({name: x.detach().cpu().bfloat16().contiguous() for name, x in weights.items()}, folder / WEIGHTS)
+    (folder / ABOUT).write_text(json.dumps({"language": language}, indent=1) + "\n")
+
+
+def folder_of_grown(folder: Path, language: Path) -> Path:
+    """The complete model folder; written first where it is not there yet.
+
+    Parameters
+    ----------
+    folder : Path
+        What was learned.
+    language : Path
+        The folder of the language model.
+
+    Raises
+    ------
+    ModelError
+        The two do not fit.
+    """
+    files = [folder / name for name in ("config.json", ABOUT, WEIGHTS)] + sorted(language.glob("*.safetensors"))
+    return made_once(folder.resolve().name, files, _LAYOUT, partial(_join, folder, language))
+
+
+def language_of(folder: Path) -> str:
+    """The name of the language model below."""
+    return str(json.loads((folder / ABOUT).read_text())["language"])
+
+
+def _join(folder: Path, language: Path, out: Path) -> None:
+    learned = load_file(folder / WEIGHTS)
+    base: dict[str, torch.Tensor] = {}
+    for part in sorted(language.glob("*.safetensors")):
+        base |= load_file(part)
+    whole = {name: x for name, x in learned.items() if not name.endswith((".down", ".up"))}
+    for name, weight in base.items():
+        whole[_TEXT + name.removeprefix("model.") if name.startswith("model.") else name] = weight
+    for name in [name.removesuffix(".down") for name in learned if name.endswith(".down")]:
+        up, down = learned[f"{name}.up"].float(), learned[f"{name}.down"].float()
+        if name not in whole or whole[name].shape != (len(up), down.shape[1]):
+            raise ModelError(f"{folder} was grown on another language model than {language}: {name} does not fit")
+        whole[name] = (whole[name].float() + up @ down).to(whole[name].dtype)
+    for name in [name for name in whole if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))]:
+        if name.startswith(_TEXT):
+            whole[name.removesuffix("weight") + "bias"] = torch.zeros(len(whole[name]), dtype=whole[name].dtype)
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns(ABOUT, "*.safetensors", "*.md", "*.png", "*.profile"))
+    save_file(whole, out / "model.safetensors", metadata={"format": "pt"})

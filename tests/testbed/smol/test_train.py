@@ -1,0 +1,130 @@
+"""Grown on a Llama: nothing changes for text, what is learned is small, and a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kvferry.errors import ModelError
+from kvferry.models.grown import ABOUT, WEIGHTS
+from kvferry.models.load import load
+from kvferry.testbed.smol import train
+from kvferry.testbed.smol.build import sections, write_folder
+from kvferry.testbed.smol.data import Task
+from kvferry.testbed.smol.text import Texts
+from kvferry.testbed.smol.train import Plan, Pupil, align, load_run, stays, train_answer
+from kvferry.testbed.words import IMAGE_PAD
+from tests.models.gguf_files import small_llama
+
+TASK = Task(pictures=1, slots=4, sides=(128,), pairs=0.0, text=0.0)
+PLAN = Plan(rank=4, align_scenes=24, answer_steps=4, tower_steps=2, task=TASK, every_text=2)
+
+
+def test_text_is_read_as_before(pupil: Pupil, language: Path) -> None:
+    llama, old = small_llama(), load(language).tokenizer
+    said = [{"role": "user", "content": "What is the capital of France?"}]
+    text = pupil.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    assert text.startswith("<|im_start|>system")
+    ids = pupil.tokenizer(text, return_tensors="pt")["input_ids"]
+    assert ids[0].tolist() == old(text, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(pupil.model(input_ids=ids).logits, llama(ids).logits, atol=1e-4, rtol=1e-4)
+    seen = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    assert pupil.tokenizer.apply_chat_template(seen, tokenize=False).startswith("<|im_start|>user\n<|vision_start|>")
+    assert pupil.tokenizer.convert_tokens_to_ids(IMAGE_PAD) == pupil.model.config.image_token_id == 6
+
+
+def test_rows_and_columns_turn_quickly() -> None:
+    assert sections(64) == [1, 4, 27]
+    assert sections(16) == [1, 1, 6]
+
+
+def test_what_is_learned_is_joined_with_the_language_model(pupil: Pupil, tmp_path: Path) -> None:
+    ids = torch.tensor([[1, 40, 41, 42, 43]])
+    with torch.no_grad():
+        plain = pupil.model(input_ids=ids).logits
+        for weight in pupil.update.up.values():
+            weight.normal_(std=0.1)
+        changed = pupil.model(input_ids=ids).logits
+        with pupil.update.off():
+            torch.testing.assert_close(pupil.model(input_ids=ids).logits, plain)
+    folder = tmp_path / "grown"
+    write_folder(pupil.model, pupil.tokenizer, pupil.update, pupil.language, folder)
+    assert json.loads((folder / ABOUT).read_text()) == {"language": pupil.language}
+    vlm = load(folder, dtype="float32")
+    assert vlm.has_vision
+    assert vlm.fingerprint == load(folder).fingerprint
+    with torch.no_grad():
+        said = vlm.model(input_ids=ids).logits
+    assert (said - changed).norm() < 0.05 * (changed - plain).norm()
+    weights = load_file(folder / WEIGHTS)
+    weights["model.language_model.layers.0.mlp.up_proj.weight.up"] = torch.zeros(3, 4)
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(ModelError, match=r"grown on another language model than .*up_proj.weight does not fit"):
+        load(folder)
+
+
+def test_the_projector_gives_word_vectors(pupil: Pupil, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvferry.testbed.smol.train.SIDES", (128,))
+    before = pupil.tower.merger.mlp[2].weight.clone()
+    assert align(pupil, Plan(align_scenes=48), seed=0) > 0.3
+    assert not torch.equal(pupil.tower.merger.mlp[2].weight, before)
+
+
+def test_a_stopped_run_goes_on_as_it_would_have(
+    language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paragraphs = tmp_path / "text.jsonl"
+    paragraph = {"context": "It is a long story. " * 8, "questions": [{"question": "What is it?", "answers": ["long"]}]}
+    paragraphs.write_text(json.dumps(paragraph) + "\n")
+
+    def run(folder: Path, stop: int | None = None) -> Pupil:
+        pupil = Pupil(str(language), "testbed/control", PLAN, seed=0, device="cpu")
+        load_run(pupil, folder)
+        texts = Texts(paragraphs, pupil.tokenizer, length=64)
+        assert float(stays(pupil, texts, 0).detach()) == pytest.approx(0, abs=1e-5) or (folder / "answer.pt").exists()
+        if stop:
+            monkeypatch.setattr(train.Stage, "_learning_rate", stopping(train.Stage._learning_rate, stop))
+        try:
+            train_answer(pupil, folder, PLAN, texts, seed=0, resume=True, workers=0, fresh=False)
+        except KeyboardInterrupt:
+            monkeypatch.undo()
+        return pupil
+
+    whole = run(tmp_path / "whole")
+    monkeypatch.setattr("kvferry.testbed.runlog._SAVE", 0.0)
+    run(tmp_path / "parts", stop=2)
+    parts = run(tmp_path / "parts")
+    for name, weight in whole.update.state_dict().items():
+        torch.testing.assert_close(parts.update.state_dict()[name], weight, atol=1e-6, rtol=1e-5)
+    assert any(float(weight.abs().max()) > 0 for weight in whole.update.up.values())
+
+
+def stopping(rate: object, at: int) -> object:
+    def stop(stage: object, step: int) -> float:
+        if step >= at:
+            raise KeyboardInterrupt
+        return rate(stage, step)  # type: ignore[operator,no-any-return]
+
+    return stop
+
+
+def test_the_command_trains_measures_and_exports(
+    language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kvferry.testbed.smol.train.SIDES", (128,))
+    monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
+    words = ["train", "--out", str(tmp_path), "--language", str(language), "--pictures", "1", "--slots", "3"]
+    monkeypatch.setattr(sys, "argv", [*words, "--steps", "1", "--tower-steps", "1", "--whole"])
+    train.main()
+    assert {"tower.pt", "answer.pt", "log.jsonl", "model"} <= {path.name for path in tmp_path.iterdir()}
+    assert load(tmp_path / "model").has_vision
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [*words, "--validate", "2"])
+    train.main()
+    assert set(json.loads(capsys.readouterr().out)) == {"kinds", "mean"}
