@@ -23,6 +23,7 @@ from kvferry.cli.profile import profile
 from kvferry.cli.report import report
 from kvferry.cli.serve import serve
 from kvferry.cli.simulate import simulate
+from kvferry.cli.studio import studio
 from kvferry.cli.sweep import sweep
 from kvferry.cli.tune import tune
 from kvferry.errors import KVFerryError
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile, report, export, coordinate,
+    simulate, break_even, profile, report, export, coordinate, studio,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(command)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json as jsonlib
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of
-from kvferry.errors import InputError, LinkError
+from kvferry.errors import InputError
 
 if TYPE_CHECKING:
     from kvferry.edge import Answer
@@ -40,7 +37,6 @@ SHORTEST = "leaveout@0.15,budget=shared|transform:96"
 """Only for models with a profile, such as the shipped ones."""
 SHOWN = ("snapkv@0.25|int4|zstd", "leaveout@0.05|int4|zstd")
 IMAGE = "image (JPEG)"
-START_SECONDS = 120
 MARKS = ("<!-- demo -->", "<!-- /demo -->")
 
 
@@ -52,25 +48,6 @@ class Crossing:
     sample: Sample
     answer: Answer
     right: bool
-
-
-@contextlib.contextmanager
-def cloud_process(model: str, device: str = "", dtype: str = "auto") -> Iterator[str]:
-    """A real second process serving ``model`` on a free port; yields its address."""
-    command = [sys.executable, "-m", "kvferry.cli", "serve", "--model", model, "--listen", "127.0.0.1:0", "--json"]
-    command += ["--device", device, "--dtype", dtype]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        if not line.startswith("{"):
-            raise LinkError(f"the cloud process did not start (exit code {process.wait(START_SECONDS)})")
-        yield str(jsonlib.loads(line)["address"])
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def demo(
@@ -86,6 +63,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Draw test scenes, ask real questions across an emulated uplink in several ways, show what each cost."""
+    from kvferry.cloud.child import cloud_process
     from kvferry.codecs.profile_store import has_profile
     from kvferry.edge import Edge
     from kvferry.models import load
