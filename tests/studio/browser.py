@@ -20,7 +20,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--mute-audio",
     "--disable-dev-shm-usage", "--remote-debugging-port=0",
 )  # fmt: skip
-PATIENCE = 60.0
+PATIENCE = 100.0
 
 
 class Browser:

@@ -101,6 +101,10 @@ class Shelf:
                 self._models[name] = load(name, device=self._device or None, dtype=self._dtype)
             return self._models[name]
 
+    def put(self, name: str, vlm: VLM) -> None:
+        """A model that is loaded already."""
+        self._models[name] = vlm
+
     def cloud(self, name: str) -> str:
         """The address of a second process that serves the model."""
         with self._lock:

@@ -43,7 +43,7 @@ class Page:
         self._recipe = Recipe.parse(menus.DEFAULT_RECIPE)
         self._menus = Menus.of(self._recipe)
         self._pictures: tuple[Any, ...] = ()
-        self._truth = ""
+        self._example: int | None = None
         self._bench: Bench | None = None
         self._view: View | None = None
         self._layer: int | None = None
@@ -157,18 +157,17 @@ class Page:
     # what a visitor does
 
     async def _choose(self, index: int) -> None:
-        example = examples()[index]
-        self._pictures, self._truth = example.pictures, example.truth
-        self._question.value = example.question
-        self._mark(index)
+        self._pictures, self._question.value = examples()[index].pictures, examples()[index].question
+        self._example = index
+        self._mark()
         await self._ask()
 
     async def _upload(self, event: events.UploadEventArguments) -> None:
         async def take() -> None:
             data = await event.file.read()
             self._pictures = (await run.io_bound(picture_of, data, event.file.name),)
-            self._truth = ""
-            self._mark(None)
+            self._example = None
+            self._mark()
 
         event.sender.reset()
         if await self._guarded(take):
@@ -177,15 +176,16 @@ class Page:
     def _reject(self) -> None:
         self._complain(f"a picture here has at most {MAX_UPLOAD >> 20} MB and is one file; make it smaller")
 
-    def _mark(self, chosen: int | None) -> None:
+    def _mark(self) -> None:
         for index, thumb in enumerate(self._thumbs):
-            thumb.classes(add="chosen" if index == chosen else "", remove="" if index == chosen else "chosen")
-        alien = chosen is None and self._model.startswith("testbed/")
+            chosen = index == self._example
+            thumb.classes(add="chosen" if chosen else "", remove="" if chosen else "chosen")
+        alien = self._example is None and self._model.startswith("testbed/")
         self._note.content = ALIEN.format(self._model) if alien else ""
 
     async def _change_model(self, event: events.ValueChangeEventArguments[Any]) -> None:
         self._model = event.value
-        self._mark(next((i for i, x in enumerate(examples()) if x.pictures == self._pictures), None))
+        self._mark()
         await self._ask()
 
     async def _ask(self) -> None:
@@ -301,15 +301,20 @@ class Page:
         self._tokens.content = f"{mean:.0f} of {view.report.length} tokens in a layer"
         self._headline.content = fragments.headline(view)
         self._sizes.content = fragments.sizes(view)
-        example = next((x for x in examples() if x.truth == self._truth and x.pictures == self._pictures), None)
-        same = example is not None and self._bench is not None and example.question == self._bench.question
-        self._answers.content = fragments.answers(view, self._truth if same else "")
+        self._answers.content = fragments.answers(view, self._truth)
         self._parts.content = fragments.parts(view)
         times = {"encode": "chosen and encoded", "decode": "decoded", "answer": "answered"}
         self._times.content = ", ".join(
             f"{name} in {fragments.milliseconds(view.seconds[key])}" for key, name in times.items()
         )
         self._show_kept()
+
+    @property
+    def _truth(self) -> str:
+        """The true answer, where an example's own question was asked."""
+        example = None if self._example is None else examples()[self._example]
+        known = example is not None and self._bench is not None and self._bench.question == example.question
+        return example.truth if example is not None and known else ""
 
     def _show_kept(self) -> None:
         view, bench = self._view, self._bench
