@@ -7,6 +7,10 @@ class KVFerryError(Exception):
     """Base of every error this library raises on purpose. The CLI prints it in one line and exits with 2."""
 
 
+class KVFerryWarning(UserWarning):
+    """What is done is not quite what was asked for. The CLI prints it in one line on stderr."""
+
+
 class InputError(KVFerryError, ValueError):
     """The caller's picture, question, number or file cannot be used."""
 

@@ -199,21 +199,24 @@ class Recipe:
         Bisection takes sizes to grow with the number of tokens. They do, but for a few bytes of positions and zstd.
         """
         cache, most = self._evidence(source)[0], self.bytes or 0
-
-        def size(keep: int) -> int:
-            kept, importance = self._rank(source, keep / cache.length)
-            return sum(map(len, write_frames(kept, self, importance, tiers)))
-
         low, high = least_count(self.modality, cache.layout.visual[: cache.length]), cache.length
-        if (smallest := size(low)) > most:
+        if (smallest := self._size(source, low / cache.length, tiers)) > most:
+            while (size := replace(self, bytes=smallest)._size(source, low / cache.length, tiers)) > smallest:
+                smallest = size  # the recipe stands in the header, and a larger number may be longer
             raise BudgetError(
                 f"the smallest bitstream of {self} takes {smallest} bytes for this prompt, {low} tokens per layer; "
                 "allow that many, or choose a codec of fewer bits"
             )
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if size(middle) <= most else (low, middle - 1)
+            fits = self._size(source, middle / cache.length, tiers) <= most
+            low, high = (middle, high) if fits else (low, middle - 1)
         return low / cache.length
+
+    def _size(self, source: Prefilled | KVCache, fraction: float, tiers: int) -> int:
+        """Bytes of the whole bitstream with so large a share of the tokens."""
+        kept, importance = self._rank(source, fraction)
+        return sum(map(len, write_frames(kept, self, importance, tiers)))
 
     def apply(self, source: Prefilled | KVCache) -> KVCache:
         """What ``decompress(compress(source, self))`` gives, without the bytes in between."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
-from kvferry.analyze.source import drawn_questions
+from kvferry.analyze.source import Asked, drawn_questions
 from kvferry.cli.app import app
+from kvferry.codecs import Transform
 from kvferry.codecs import profile as profiles
 from kvferry.codecs.profile import blockwise
 from kvferry.errors import InputError
-from kvferry.fit import transform
+from kvferry.fit import transform, word_means
 from kvferry.fit.kvtc import PlainCalibration
 from kvferry.fit.transform import Calibration
 from kvferry.models import VLM, load
@@ -59,7 +62,7 @@ def test_gradients_foretell_how_logits_move(folder: Path) -> None:
 
 
 def test_a_profile_describes_what_it_saw(vlm: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transform, "ENOUGH", 2)
+    monkeypatch.setattr(word_means, "ENOUGH", 2)
     calibration = Calibration(vlm, Recipe.parse("full"), rank=200, probes=2)
     asked = list(drawn_questions("calibration", 6).each())
     for one in asked:
@@ -68,7 +71,11 @@ def test_a_profile_describes_what_it_saw(vlm: VLM, tmp_path: Path, monkeypatch: 
     path.write_bytes(calibration.profile({"n": 6}).to_bytes())
     profile, _ = profiles.read(path)
     assert profile.fingerprint == vlm.fingerprint
-    assert profile.facts == {"n": 6}
+    facts = profile.facts
+    assert facts["n"] == 6
+    assert facts["words"]["with_means"] == len(profile.words) < facts["words"]["seen"]
+    assert 0.9 < facts["captured"]["visual"] <= 1.0
+    assert 0.9 < facts["captured"]["text"] <= 1.0
     for basis in (profile.visual, profile.text):
         axes = basis.vectors
         torch.testing.assert_close(axes.T @ axes, torch.eye(axes.shape[1]), atol=5e-3, rtol=0)
@@ -92,9 +99,73 @@ def test_memory_is_bounded(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calibration.profile({}).visual.vectors.shape[1] == 8
 
 
-def test_text_alone_is_not_enough(vlm: VLM) -> None:
-    with pytest.raises(InputError, match="give it more"):
+def test_nothing_is_not_enough(vlm: VLM) -> None:
+    with pytest.raises(InputError, match="give it some"):
         Calibration(vlm, Recipe.parse("full"), rank=8, probes=1).profile({})
+
+
+def asked(question: str, pictures: int = 0, context: str | None = None) -> Asked:
+    images = [Image.new("RGB", (96, 96), colour) for colour in ("red", "navy", "gold")]
+    return Asked("one", tuple(images[:pictures]), question, context=context)
+
+
+def test_text_alone_makes_a_profile_that_refuses_pictures(vlm: VLM, tmp_path: Path) -> None:
+    """Issue 13: it crashed over a reshape of 0 elements."""
+    calibration = Calibration(vlm, Recipe.parse("full"), rank=8, probes=1)
+    for text in ("what colour is the circle?", "how many shapes are there?", "red"):
+        calibration.add(asked(text))
+    made = calibration.profile({})
+    path = tmp_path / "text.profile"
+    path.write_bytes(made.to_bytes())
+    profile, _ = profiles.read(path)
+    assert (profile.visual.vectors.shape[1], profile.text.vectors.shape[1]) == (0, 8)
+    assert set(profile.facts["captured"]) == {"text"}
+    least, _ = Transform.reachable(profile)
+    words = vlm.prefill((), "what colour is the circle?").cache
+    blob = compress(words, f"full|transform:{math.ceil(least)}@{path}")
+    assert decompress(blob).kept == words.kept
+    with pytest.raises(InputError, match="calibrated without visual tokens"):
+        compress(vlm.prefill(asked("", 1).images, "what is it?").cache, f"full|transform:{math.ceil(least)}@{path}")
+
+
+def test_prompts_of_every_shape_calibrate(vlm: VLM, tmp_path: Path) -> None:
+    """Two pictures, one word, a context, fewer tokens than axes; a selection that keeps one token."""
+    shapes = [asked("what colour?", 2), asked("a"), asked("is it red?", 1, context="the note says red")]
+    for recipe in ("full", "knorm@0.001,budget=shared", "none"):
+        plan = Recipe.parse(recipe)
+        calibration, plain = Calibration(vlm, plan, 4096, 1), PlainCalibration(vlm, plan, 9)
+        for one in shapes:
+            calibration.add(one)
+            plain.add(one)
+        path = tmp_path / "p.profile"
+        path.write_bytes(calibration.profile({}).to_bytes())
+        text = profiles.read(path)[0].text
+        assert text.vectors.shape[1] == min(len(calibration._vectors[False].rows), calibration.width)
+        torch.testing.assert_close(text.vectors.T @ text.vectors, torch.eye(text.vectors.shape[1]), atol=5e-3, rtol=0)
+        cache = vlm.prefill((), "what colour is the circle?").cache
+        assert decompress(compress(cache, f"full|transform:100@{path}")).kept == cache.kept
+        if recipe == "knorm@0.001,budget=shared":
+            with pytest.raises(InputError, match="more than the first 4 tokens"):
+                plain.profile({})
+        else:
+            path.write_bytes(plain.profile({}).to_bytes())
+            assert decompress(compress(cache, f"full|kvtc:100@{path}")).kept == cache.kept
+
+
+def test_a_context_counts(vlm: VLM) -> None:
+    calibration = Calibration(vlm, Recipe.parse("full"), rank=8, probes=1)
+    calibration.add(asked("is it red?", context="note says red blue green"))
+    whole = vlm.prefill((), "is it red?", context="note says red blue green").cache
+    assert len(calibration._vectors[False].rows) == whole.length > vlm.prefill((), "is it red?").cache.length
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_broken_activations_are_refused_by_name(folder: Path, broken: float) -> None:
+    vlm = load(folder)
+    vlm.model.get_decoder().layers[1].self_attn.v_proj.weight.data[0, 0] = broken
+    for calibration in (Calibration(vlm, Recipe.parse("full"), 8, 1), PlainCalibration(vlm, Recipe.parse("full"), 8)):
+        with pytest.raises(InputError, match="NaN or infinity"):
+            calibration.add(asked("is it red?"))
 
 
 @pytest.mark.parametrize(("kind", "codec"), [("transform", "transform:20"), ("kvtc", "kvtc:8")])
@@ -103,6 +174,9 @@ def test_the_command(folder: Path, vlm: VLM, tmp_path: Path, kind: str, codec: s
     command = ["calibrate", str(folder), "--kind", kind, "--n", "2", "--probes", "1", "--out", str(out)]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
+    assert f"{kind}:" in done.output
+    assert "is the finest it reaches" in done.output
+    assert "axes capture" in done.output
     profile, _ = profiles.read(out)
     assert (profile.kind, profile.facts["n"]) == (kind, 2)
     (asked,) = drawn_questions("validation", 1).each()

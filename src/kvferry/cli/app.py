@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, TextIO
 
 import typer
 
@@ -26,7 +27,7 @@ from kvferry.cli.simulate import simulate
 from kvferry.cli.studio import studio
 from kvferry.cli.sweep import sweep
 from kvferry.cli.tune import tune
-from kvferry.errors import KVFerryError
+from kvferry.errors import KVFerryError, KVFerryWarning
 
 app = typer.Typer(
     help="Compress a vision-language model's KV cache on the edge and carry it to the cloud.",
@@ -58,8 +59,23 @@ def _options(
     pass
 
 
+def _say(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours in one sentence on stderr, any other as Python prints it."""
+    ours = issubclass(category, KVFerryWarning)
+    text = f"kvferry: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    print(text, end="", file=file or sys.stderr)
+
+
 def main() -> None:
     """Run the command line. Errors of ours are one sentence on stderr and exit code 2; others keep their traceback."""
+    warnings.showwarning = _say
     try:
         app()
     except KVFerryError as error:

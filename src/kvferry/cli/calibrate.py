@@ -43,6 +43,8 @@ def calibrate(
     out = out or Path(f"{kind}.profile")
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
+    from kvferry.codecs import KVTC, Transform
+    from kvferry.codecs.profile import PlainProfile, Profile
     from kvferry.fit.kvtc import PlainCalibration
     from kvferry.fit.transform import Calibration
     from kvferry.recipe import Recipe
@@ -59,12 +61,22 @@ def calibrate(
     for asked in track(questions.each(), "looking at caches", total=questions.total, console=console, transient=True):
         calibration.add(asked)
     facts = provenance(vlm) | {"data": questions.label, "n": calibration.n, "recipe": str(plan), "command": typed()}
-    blob = calibration.profile(facts).to_bytes()
+    made = calibration.profile(facts)
+    blob = made.to_bytes()
     out.write_bytes(blob)
+    least, most = KVTC.reachable(made) if isinstance(made, PlainProfile) else Transform.reachable(made)
     if json:
-        print_json(facts | {"out": str(out), "bytes": len(blob)})
+        print_json(made.facts | {"out": str(out), "bytes": len(blob), "reaches": [least, most]})
         return
     print(f"looked at {questions.label} as {plan}; wrote {out}, {len(blob):,} bytes")
+    captured = ", ".join(f"{share:.2%} of {name}" for name, share in made.facts["captured"].items())
+    print(f"{kind}:{least:.4g} is the finest it reaches, {kind}:{most:.4g} the coarsest; axes capture {captured}")
+    if isinstance(made, Profile):
+        words = made.facts["words"]
+        print(f"{words['with_means']:,} of {words['seen']:,} words have a mean of their own")
+        for what, basis in (("pictures", made.visual), ("text", made.text)):
+            if not len(basis.octaves):
+                print(f"there was no {what}: caches that hold some are refused")
 
 
 def calibrate_skip(

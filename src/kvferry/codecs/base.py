@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from kvferry.cache import LayerCache, PromptLayout
-from kvferry.errors import CorruptError, InputError
+from kvferry.errors import CorruptError, InputError, KVFerryWarning
 
 Shape = tuple[int, int, int]
 LIMIT = 3.3e38
@@ -115,6 +116,23 @@ def check_tokens(keys: torch.Tensor, values: torch.Tensor, shape: Shape) -> None
                 raise not_finite(layer, what)
     if (keys.shape[0], keys.shape[1], keys.shape[3]) != shape or values.shape != keys.shape:
         raise InputError(f"a cache of {list(keys.shape)} does not fit a profile for {list(shape)}")
+
+
+def warn_beyond(name: str, ratio: float, reachable: tuple[float, float]) -> None:
+    """Warn where ``name:ratio`` lies outside the ratios that a profile can reach."""
+    least, most = reachable
+    if least <= ratio <= most:
+        return
+    why = (
+        f"the stream is the same for all ratios below {least:.4g}; for more exact ones calibrate with a larger --rank"
+        if ratio < least
+        else "only means are left; choose a smaller ratio"
+    )
+    warnings.warn(
+        f"{name}:{ratio:g} is beyond what this profile reaches ({least:.4g} to {most:.4g}): {why}",
+        KVFerryWarning,
+        stacklevel=2,
+    )
 
 
 def check_size(layer: int, payload: bytes, expected: int) -> None:

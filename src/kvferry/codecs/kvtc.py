@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import check_size, check_tokens
+from kvferry.codecs.base import check_size, check_tokens, warn_beyond
 from kvferry.codecs.bf16 import BF16
 from kvferry.codecs.fp8 import FP8
-from kvferry.codecs.groups import Group, dequantize, plan, quantize
+from kvferry.codecs.groups import ERROR, Group, dequantize, plan, quantize
 from kvferry.codecs.packing import Bytes
 from kvferry.codecs.profile import DIGEST, Axes, PlainProfile, from_rows, to_rows
 from kvferry.codecs.profile_store import for_decoding, for_encoding
@@ -53,7 +53,8 @@ class KVTC:
     Parameters
     ----------
     ratio : float
-        16 over the bits a number takes.
+        16 over the bits a number takes. No axis takes more than 8, so that with few axes no small ratio can be reached
+        (:meth:`reachable`); one that is asked for is warned about.
     profile : str
         File by ``kvferry calibrate --kind kvtc``; by default the one that is here for the model.
     window : int
@@ -73,11 +74,23 @@ class KVTC:
 
     def encoder(self, fingerprint: str) -> KVTCCoder:
         """Encodes streams of the model with this fingerprint."""
-        return KVTCCoder(self, fingerprint, *for_encoding(PlainProfile, self.profile, fingerprint))
+        profile, digest = for_encoding(PlainProfile, self.profile, fingerprint)
+        warn_beyond(self.name, self.ratio, self.reachable(profile))
+        return KVTCCoder(self, fingerprint, profile, digest)
 
     def decoder(self, fingerprint: str) -> KVTCCoder:
         """Decodes streams of the model with this fingerprint."""
         return KVTCCoder(self, fingerprint)
+
+    @staticmethod
+    def reachable(profile: PlainProfile) -> tuple[float, float]:
+        """The least ratio and the largest: all axes in 8 bits, and one in 2, for many tokens.
+
+        Below the first nothing more is coded, above the second only means are left.
+        """
+        sides = (profile.keys, profile.values)
+        least = max(16 * len(axes.mean) / (max(ERROR) * len(axes.octaves)) for axes in sides)
+        return least, 16 * len(profile.keys.mean) / min(ERROR)
 
 
 @dataclass

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -64,6 +64,10 @@ class Mixed:
         """
         return ByPart(read_bits(self.profile, fingerprint))
 
+    def for_layers(self, layers: int) -> MixedFor:
+        """What encodes a cache of so many layers."""
+        return MixedFor(self, layers)
+
     def encode(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, layout: PromptLayout
     ) -> bytes:
@@ -81,6 +85,23 @@ class Mixed:
     ) -> Pair:
         """Keys and values in bfloat16."""
         return ByPart.decode(layer, payload, key_shape, value_shape, positions, layout)
+
+
+class MixedFor(NamedTuple):
+    """:class:`Mixed` for a cache of ``layers`` layers, to which a profile must fit."""
+
+    mixed: Mixed
+    layers: int
+
+    def encoder(self, fingerprint: str) -> ByPart:
+        """See :meth:`Mixed.encoder`; InputError where the profile is for another number of layers."""
+        by_part = self.mixed.encoder(fingerprint)
+        if len(by_part.bits) != self.layers:
+            raise InputError(
+                f"the profile knows {len(by_part.bits)} layers, but the cache has {self.layers}; make it anew by "
+                f"`kvferry diagnose MODEL --out {self.mixed.profile}`"
+            )
+        return by_part
 
 
 @dataclass(frozen=True)

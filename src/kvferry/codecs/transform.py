@@ -16,7 +16,7 @@ import torch
 from kvferry.cache import PromptLayout
 from kvferry.codecs import densities
 from kvferry.codecs.activity import Activity
-from kvferry.codecs.base import check_tokens
+from kvferry.codecs.base import check_tokens, warn_beyond
 from kvferry.codecs.entropy import Decoder, Encoder
 from kvferry.codecs.frequencies import TOTAL
 from kvferry.codecs.neighbours import Neighbours
@@ -67,7 +67,8 @@ class Transform:
     ratio : float
         16 bits over the bits that a visual token's numbers take on average, by the statistics of the profile; it sets
         the step. Real caches, of busy tokens and quiet ones, take fewer. The finest step is 1/108 of the largest
-        standard deviation, however small the ratio.
+        standard deviation, however small the ratio: with few axes for wide tokens no small ratio can be reached
+        (:meth:`reachable`, which ``kvferry calibrate`` prints), and one that is asked for is warned about.
     profile : str
         File by ``kvferry calibrate``; by default the one that is here for the model. Whoever decodes finds it by the
         model's fingerprint and the file's digest, which are in the stream.
@@ -86,12 +87,25 @@ class Transform:
     def encoder(self, fingerprint: str) -> TransformCoder:
         """Encodes streams of the model with this fingerprint."""
         profile, digest = for_encoding(Profile, self.profile, fingerprint)
-        step = _step(profile.visual, self.ratio)
+        warn_beyond(self.name, self.ratio, self.reachable(profile))
+        step = _step(_leading(profile), self.ratio)
         return TransformCoder(fingerprint, profile, _HEAD.pack(digest, step))
 
     def decoder(self, fingerprint: str) -> TransformCoder:
         """Decodes streams of the model with this fingerprint."""
         return TransformCoder(fingerprint)
+
+    @staticmethod
+    def reachable(profile: Profile) -> tuple[float, float]:
+        """The ratios of the finest and of the coarsest step at which something is coded.
+
+        All ratios below the first give the same stream, the most exact that the profile's axes allow; above the second
+        only means are left.
+        """
+        basis = _leading(profile)
+        most = int(basis.octaves.max())
+        finest, coarsest = (_bits_at(basis, step) for step in (most - _FINEST, most - _DEAD))
+        return 16 * len(basis.mean) / finest, 16 * len(basis.mean) / coarsest
 
 
 @dataclass
@@ -124,7 +138,7 @@ class TransformCoder:
         Raises
         ------
         InputError
-            NaN or infinity, or another shape than the profile's.
+            NaN or infinity, another shape than the profile's, or tokens of a modality that it was calibrated without.
         """
         profile = self.profile
         if profile is None:
@@ -134,7 +148,12 @@ class TransformCoder:
         x = to_rows(profile.rotary, keys, values, where.rotary)
         off = x - where.means.to(x.device)
         encoder = Encoder()
-        for part in self._parts(profile, where):
+        for part, what in zip(self._parts(profile, where), ("visual", "text"), strict=True):
+            if not len(part.basis.octaves) and bool(part.mine.any()):
+                raise InputError(
+                    f"this profile was calibrated without {what} tokens, and the cache has some; calibrate on "
+                    f"{'questions with pictures' if what == 'visual' else 'a selection that keeps text'}"
+                )
             c = part.basis.forward(off[part.mine.to(x.device)]).cpu() / 2 ** (step / OCTAVE)
             _write(encoder, part.symbols(c[:, part.alive].numpy()), part.octaves)
         coded = encoder.finish()
@@ -290,14 +309,21 @@ def _bits() -> npt.NDArray[np.float64]:
 @lru_cache(maxsize=64)
 def _step(basis: Basis, ratio: float) -> int:
     """The smallest step at which a token takes ``16 / ratio`` bits a number, by the entropy of its coefficients."""
-    octaves = basis.octaves.numpy().astype(np.int64)
-    most = int(octaves.max(initial=0))
+    most = int(basis.octaves.max())
     budget = 16 * len(basis.mean) / ratio
-    for step in range(most - _FINEST, most - _DEAD + 1):
-        alive = octaves - step >= _DEAD
-        if _bits()[densities.model_of(octaves[alive] - step)].sum() <= budget:
-            return step
-    return most - _DEAD + 1
+    steps = range(most - _FINEST, most - _DEAD + 1)
+    return next((step for step in steps if _bits_at(basis, step) <= budget), most - _DEAD + 1)
+
+
+def _bits_at(basis: Basis, step: int) -> float:
+    """What a token of calibrated statistics takes."""
+    octaves = basis.octaves.numpy().astype(np.int64) - step
+    return float(_bits()[densities.model_of(octaves[octaves >= _DEAD])].sum())
+
+
+def _leading(profile: Profile) -> Basis:
+    """The basis that the step follows from: that of visual tokens, or of text where there were none."""
+    return profile.visual if len(profile.visual.octaves) else profile.text
 
 
 @cache

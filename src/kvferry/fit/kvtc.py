@@ -12,7 +12,8 @@ from kvferry.codecs import stack
 from kvferry.codecs.kvtc import SINKS, sides
 from kvferry.codecs.profile import Axes, PlainProfile, to_rows
 from kvferry.errors import InputError
-from kvferry.fit.transform import Reservoir, principal_axes
+from kvferry.fit.axes import captured, principal_axes
+from kvferry.fit.transform import Reservoir, check_rows
 from kvferry.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -37,11 +38,13 @@ class PlainCalibration:
 
     def add(self, asked: Asked) -> None:
         """Look at one question's cache; its sinks are left out, for they are not coded by axes."""
-        kept = self._recipe.keep(self._vlm.prefill(asked.images, asked.question, recipe=self._recipe))
+        prefilled = self._vlm.prefill(asked.images, asked.question, context=asked.context, recipe=self._recipe)
+        kept = self._recipe.keep(prefilled)
         keys, values, positions = stack(kept.layers)
         index = positions.cpu().numpy()
         where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
         rows = to_rows(self._vlm.rotary, keys.cpu(), values.cpu(), where)
+        check_rows(rows, asked.name)
         self._vectors.add(rows[torch.from_numpy(index >= SINKS)], index[index >= SINKS])
         self.n += 1
 
@@ -54,11 +57,19 @@ class PlainCalibration:
             There was none.
         """
         if not self._vectors.rows:
-            raise InputError("calibration needs questions; give it some (--n)")
+            raise InputError(
+                f"calibration needs questions of which more than the first {SINKS} tokens are kept; give it some (--n)"
+            )
         vlm = self._vlm
-        keys, values = (self._axes(x) for x in sides(torch.stack(self._vectors.rows), vlm.head_dim))
+        shares: dict[str, float] = {}
+        both = zip(("keys", "values"), sides(torch.stack(self._vectors.rows), vlm.head_dim), strict=True)
+        keys, values = (self._axes(name, x, shares) for name, x in both)
         shape = (vlm.layers, vlm.kv_heads, vlm.head_dim)
-        return PlainProfile(vlm.fingerprint, keys, values, vlm.rotary, shape, facts)
+        return PlainProfile(vlm.fingerprint, keys, values, vlm.rotary, shape, facts | {"captured": shares})
 
-    def _axes(self, x: torch.Tensor) -> Axes:
-        return Axes(x.mean(0), *principal_axes(x - x.mean(0), self._rank))
+    def _axes(self, name: str, x: torch.Tensor, shares: dict[str, float]) -> Axes:
+        """Those of one side; the share of energy that they capture goes to ``shares``."""
+        off = x - x.mean(0)
+        axes, octaves = principal_axes(off, self._rank)
+        shares[name] = round(captured(off, axes), 6)
+        return Axes(x.mean(0), axes, octaves)

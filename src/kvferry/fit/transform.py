@@ -12,16 +12,16 @@ import torch
 from kvferry.analyze.source import Asked
 from kvferry.cache import KVCache
 from kvferry.codecs import stack
-from kvferry.codecs.profile import OCTAVE, Basis, Prediction, Profile, blockwise, to_rows, words
+from kvferry.codecs.profile import Basis, Prediction, Profile, blockwise, to_rows, words
 from kvferry.errors import InputError
+from kvferry.fit.axes import captured, principal_axes
 from kvferry.fit.neighbours import fit, neighbourhoods
+from kvferry.fit.word_means import WordMeans
 from kvferry.recipe import Recipe
 
 if TYPE_CHECKING:
     from kvferry.models import VLM
 
-ENOUGH = 8
-"""A word that was seen so often gets a mean of its own."""
 FLOOR = 0.02
 """Added to the weights, relative to their mean: no direction is free, however little it moved the logits."""
 MOST = 8192
@@ -60,16 +60,15 @@ class _Weights:
     count: int = 0
 
     def add(self, g: torch.Tensor, dim: int) -> None:
-        blocks = g.view(len(g), -1, dim)
+        blocks = g.view(len(g), g.shape[1] // dim, dim)
         more = torch.einsum("nbi,nbj->bij", blocks, blocks).double()
         self.total = more if self.total is None else self.total + more
         self.count += len(g)
 
     @property
-    def mean(self) -> torch.Tensor:
-        if self.total is None:
-            raise InputError("calibration needs questions with pictures as well as text; give it more (--n)")
-        return self.total / self.count
+    def mean(self) -> torch.Tensor | None:
+        """None where there was no vector."""
+        return self.total / self.count if self.total is not None and self.count else None
 
 
 class Calibration:
@@ -93,15 +92,21 @@ class Calibration:
         self._vectors = {visual: Reservoir(numbers) for visual in (True, False)}
         self._weights = {visual: _Weights() for visual in (True, False)}
         self._neighbourhoods = [Reservoir(np.random.default_rng((seed, i)), NEIGHBOURS) for i in range(2)]
-        self._by_word: dict[int, tuple[int, torch.Tensor]] = {}
+        self._word_means = WordMeans()
         self.n = 0
 
     def add(self, asked: Asked) -> None:
-        """Look at one question's cache, and at what its answer depends on."""
+        """Look at one question's cache, and at what its answer depends on.
+
+        Raises
+        ------
+        InputError
+            Keys, values or gradients hold NaN or infinity.
+        """
         from kvferry.models.sensitivity import logit_gradients
 
         vlm = self._vlm
-        prefilled = vlm.prefill(asked.images, asked.question, recipe=self._recipe)
+        prefilled = vlm.prefill(asked.images, asked.question, context=asked.context, recipe=self._recipe)
         kept = self._recipe.keep(prefilled)
         answer = vlm.resume(prefilled.cache, max_new_tokens=TOKENS_OF_ANSWER).token_ids
         gradients = logit_gradients(vlm, kept, answer, self._probes, self._generator)
@@ -109,14 +114,14 @@ class Calibration:
         visual = kept.layout.visual[index]
         where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
         slopes = torch.stack([to_rows(vlm.rotary, k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
+        for rows in (x, slopes):
+            check_rows(rows, asked.name)
         which = words(kept.layout).numpy()[index]
         for kind in (True, False):
             mine = torch.from_numpy(visual == kind)
             self._vectors[kind].add(x[mine], which[visual == kind])
             self._weights[kind].add(slopes[:, mine].flatten(0, 1), vlm.head_dim)
-        for row, word in zip(x[torch.from_numpy(~visual)], which[~visual].tolist(), strict=True):
-            count, total = self._by_word.get(word, (0, torch.zeros_like(row, dtype=torch.float64)))
-            self._by_word[word] = (count + 1, total + row)
+        self._word_means.add(x[torch.from_numpy(~visual)], torch.from_numpy(which[~visual]))
         for reservoir, (rows, at) in zip(
             self._neighbourhoods, ((x, index), self._rows_of(prefilled.cache)), strict=True
         ):
@@ -132,25 +137,25 @@ class Calibration:
     def weight(self, visual: bool) -> torch.Tensor:
         """Square root of the mean ``g g^T``, ``[blocks, head_dim, head_dim]``, in units of the visual tokens' mean.
 
-        Raises
-        ------
-        InputError
-            There was no such token.
+        Where there was no such token all directions weigh alike; without a visual one, in units of the text's mean.
         """
-        scale = float(self._weights[True].mean.diagonal(dim1=1, dim2=2).mean())
-        return _root(self._weights[visual].mean / scale)
+        mean, other = self._weights[visual].mean, self._weights[not visual].mean
+        first = other if mean is None else mean if visual or other is None else other
+        if first is None:
+            raise InputError("calibration needs questions; give it some (--n)")
+        scale = float(first.diagonal(dim1=1, dim2=2).mean())
+        return _root(torch.eye(first.shape[-1]).expand_as(first).double() if mean is None else mean / scale)
 
     def rows(self, visual: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """A sample of the tokens seen, ``[n, p]``, and their words, ``[n]``."""
         reservoir = self._vectors[visual]
-        return torch.stack(reservoir.rows), torch.tensor(reservoir.marks)
+        rows = torch.stack(reservoir.rows) if reservoir.rows else torch.zeros(0, self.width)
+        return rows, torch.tensor(reservoir.marks, dtype=torch.int64)
 
-    def word_means(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frequent words, ascending, and their means: the fields of the profile."""
-        known = sorted(word for word, (count, _) in self._by_word.items() if count >= ENOUGH)
-        means = [(self._by_word[word][1] / self._by_word[word][0]).float() for word in known]
-        p = self._vectors[True].rows[0].shape[0]
-        return torch.tensor(known, dtype=torch.int64), torch.stack(means) if means else torch.zeros(0, p)
+    @property
+    def width(self) -> int:
+        """Numbers of a token's keys and values, ``p``."""
+        return 2 * self._vlm.layers * self._vlm.kv_heads * self._vlm.head_dim
 
     def prediction(self, basis: Basis) -> Prediction | None:
         """Of visual tokens from their neighbours; ``None`` where no two lay beside each other.
@@ -163,27 +168,59 @@ class Calibration:
     def profile(self, facts: dict[str, Any]) -> Profile:
         """The profile of all questions so far.
 
+        A modality that no question had gets a basis of no axes, and its tokens are refused when a cache is encoded.
+        ``facts`` go into it, with the share of the (weighted) energy that the axes capture, by modality, and how many
+        words were seen and have a mean of their own.
+
         Raises
         ------
         InputError
-            There was no visual token, or no text.
+            There was no question.
         """
-        weights = {visual: self.weight(visual) for visual in (True, False)}
+        if not self.n:
+            raise InputError("calibration needs questions; give it some (--n)")
         (visual, _), (text, which) = self.rows(True), self.rows(False)
-        known, means = self.word_means()
+        known, means = self._word_means.means(self.width)
         draft = Profile(
             fingerprint=self._vlm.fingerprint,
-            visual=make_basis(visual.mean(0), visual - visual.mean(0), weights[True], self._rank),
-            text=make_basis(text.mean(0), text - text.mean(0), weights[False], self._rank),
+            visual=no_basis(_mean(visual), self.weight(True)),
+            text=no_basis(_mean(text), self.weight(False)),
             words=known,
             word_means=means,
             rotary=self._vlm.rotary,
             shape=(self._vlm.layers, self._vlm.kv_heads, self._vlm.head_dim),
-            facts=facts,
+            facts=facts | {"words": {"seen": len(self._word_means.counts), "with_means": len(known)}},
         )
         off = text - draft.means(which, torch.zeros(len(which), dtype=torch.bool))
-        text_basis = make_basis(text.mean(0), off, weights[False], self._rank)
-        return replace(draft, text=text_basis, prediction=self.prediction(draft.visual))
+        bases, shares = {}, {}
+        for name, basis, rows in (("visual", draft.visual, visual - draft.visual.mean), ("text", draft.text, off)):
+            bases[name] = basis
+            if len(rows):
+                bases[name] = make_basis(basis.mean, rows, basis.weight, self._rank)
+                shares[name] = captured(blockwise(basis.weight, rows), bases[name].vectors)
+        facts = draft.facts | {"captured": {name: round(share, 6) for name, share in shares.items()}}
+        visual_basis, text_basis = bases["visual"], bases["text"]
+        prediction = self.prediction(visual_basis) if visual_basis.octaves.numel() else None
+        return replace(draft, visual=visual_basis, text=text_basis, facts=facts, prediction=prediction)
+
+
+def _mean(rows: torch.Tensor) -> torch.Tensor:
+    """Of ``[n, p]``; zeros where ``n`` is 0."""
+    return rows.mean(0) if len(rows) else torch.zeros(rows.shape[1])
+
+
+def check_rows(rows: torch.Tensor, name: str) -> None:
+    """InputError where some of the numbers of the question ``name`` are none."""
+    if not bool(rows.isfinite().all()):
+        raise InputError(
+            f"{name}: keys, values or their gradients hold NaN or infinity, most likely because float16 overflowed; "
+            "load the model with --dtype bfloat16 or float32"
+        )
+
+
+def no_basis(mean: torch.Tensor, weight: torch.Tensor) -> Basis:
+    """A basis of no axes."""
+    return Basis(mean, weight, torch.zeros(len(mean), 0), torch.zeros(0, dtype=torch.int16))
 
 
 def _root(blocks: torch.Tensor) -> torch.Tensor:
@@ -199,15 +236,3 @@ def _root(blocks: torch.Tensor) -> torch.Tensor:
 def make_basis(mean: torch.Tensor, off: torch.Tensor, weight: torch.Tensor, rank: int) -> Basis:
     """Principal axes of ``off`` (``[n, p]``: rows less what is expected of them) in the weighted space."""
     return Basis(mean, weight, *principal_axes(blockwise(weight, off), rank))
-
-
-def principal_axes(y: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Axes ``[p, r]`` of rows ``y`` (``[n, p]``, about 0), and their standard deviations in eighths of an octave."""
-    rank = min(rank, *y.shape)
-    if y.shape[0] >= y.shape[1]:
-        _, axes = torch.linalg.eigh(y.T.double() @ y.double())
-        axes = axes.flip(1)[:, :rank].float()
-    else:
-        axes = torch.linalg.svd(y, full_matrices=False).Vh[:rank].T.contiguous()
-    deviation = (y @ axes).pow(2).mean(0).sqrt().clamp(min=2.0**-20)
-    return axes, (OCTAVE * deviation.log2()).round().to(torch.int16)
