@@ -8,9 +8,9 @@ from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.errors import InputError
+from kvferry.lazy import torch
 
 
 class Modality(IntEnum):

@@ -38,6 +38,10 @@ class DependencyError(KVFerryError):
     """A recipe needs a package that is not installed on this machine."""
 
 
+class PluginError(KVFerryError):
+    """A method from outside cannot be loaded, or has a name that another one has."""
+
+
 class ModelError(KVFerryError):
     """A model cannot be loaded."""
 

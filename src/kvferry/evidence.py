@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from kvferry.cache import KVCache
 from kvferry.errors import EvidenceError, InputError
+from kvferry.lazy import torch
 
 Rows = Literal["question", "window", "post_vision", "visual", "all"]
 Statistic = Literal["sum", "density", "queries"]

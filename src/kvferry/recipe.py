@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from kvferry.bitstream import Writer, decompress_stream
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs import (
@@ -25,6 +23,7 @@ from kvferry.codecs import (
 from kvferry.codecs.grammar import lookup, name_of, number_text, option_text, parse_part, part_text, with_options
 from kvferry.errors import BudgetError, EvidenceError, InputError, RecipeError
 from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
+from kvferry.lazy import torch
 from kvferry.presets import recipe_text
 from kvferry.selection import (
     BUDGETS,

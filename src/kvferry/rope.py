@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from kvferry.errors import InputError
+from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)

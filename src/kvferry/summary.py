@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from kvferry.cache import KVCache, Modality, PromptLayout
+from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import pytest
 import torch
 import transformers as tf
 
+from kvferry.checkpoint import find_gguf, wheel_folder
 from kvferry.errors import ModelError
 from kvferry.models import load
-from kvferry.models.gguf import find_gguf, folder_of, wheel_folder
+from kvferry.models.gguf import folder_of
 from kvferry.models.unpacked import HOME
 from tests.models.gguf_files import small_llama, write_gguf
 

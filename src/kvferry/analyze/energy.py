@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from kvferry.analyze.observe import Observation
 from kvferry.analyze.rank import token_vectors
 from kvferry.analyze.running import Array, Reservoir, Running, mean_over
+from kvferry.lazy import torch
 
 TOP = 0.05
 """Share of the singular values."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from kvferry.analyze.observe import Observation
 from kvferry.analyze.running import Array, Reservoir, Running
+from kvferry.lazy import torch
 
 
 def divergence(logits: torch.Tensor) -> Array:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.analyze.running import Array
 from kvferry.analyze.source import Asked
@@ -14,6 +13,7 @@ from kvferry.analyze.watch import POST_VISION, AttentionWatch, LayerAttention
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
 from kvferry.evidence import Prefilled
+from kvferry.lazy import torch
 from kvferry.models.vlm import VLM
 from kvferry.recipe import Recipe
 from kvferry.rope import Rotary

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.analyze.observe import Observation
 from kvferry.analyze.running import Array, Reservoir, Running, mean_over
+from kvferry.lazy import torch
 
 KINDS = ("keys", "un-rotated keys", "values")
 STATS = ("effective", "90 %", "95 %", "99 %")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from kvferry.analyze.running import Array
 from kvferry.cache import PromptLayout
 from kvferry.evidence import EvidenceRequest
+from kvferry.lazy import torch
 from kvferry.models.attention import rows_of
 from kvferry.models.blockwise import HIDDEN, Rule, blocks
 

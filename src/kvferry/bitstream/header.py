@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-import torch
-
 from kvferry.bitstream import layout as layouts
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs import AnyCodec, for_stage, parse_codec
@@ -18,7 +16,8 @@ from kvferry.wire import bitstream_pb2 as pb
 MAX_LAYERS = 4096
 MAX_DIM = 1 << 16
 MAX_TIERS = 64
-DTYPES = {torch.bfloat16: pb.BFLOAT16, torch.float16: pb.FLOAT16, torch.float32: pb.FLOAT32}
+DTYPES = {"bfloat16": pb.BFLOAT16, "float16": pb.FLOAT16, "float32": pb.FLOAT32}
+"""By PyTorch's names."""
 _HEXADECIMAL = re.compile(r"(?:[0-9a-f]{2})+")
 
 
@@ -28,7 +27,7 @@ class Shape(NamedTuple):
     kv_heads: int
     key_dim: int
     value_dim: int
-    dtype: torch.dtype
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,7 @@ def _checked(layer: pb.LayerShape) -> Shape:
 
 
 def _shape(layer: LayerCache) -> Shape:
-    if layer.keys.dtype not in DTYPES:
-        raise InputError(f"a cache of {layer.keys.dtype} cannot be encoded; convert it to bfloat16 first")
-    return Shape(layer.heads, layer.keys.shape[2], layer.values.shape[2], layer.keys.dtype)
+    dtype = str(layer.keys.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise InputError(f"a cache of {dtype} cannot be encoded; convert it to bfloat16 first")
+    return Shape(layer.heads, layer.keys.shape[2], layer.values.shape[2], dtype)

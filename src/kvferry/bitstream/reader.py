@@ -6,8 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
 from kvferry.bitstream import header as headers
 from kvferry.bitstream.header import Header, Shape
 from kvferry.bitstream.positions import Kept, Places
@@ -27,6 +25,7 @@ from kvferry.bitstream.records import (
 from kvferry.cache import KVCache, LayerCache
 from kvferry.codecs import Codec, JointCoder, decoder_of
 from kvferry.errors import BitstreamError, CorruptError, InputError, TruncatedError, VersionError
+from kvferry.lazy import torch
 from kvferry.wire import bitstream_pb2 as pb
 
 MAX_CACHE = 1 << 32

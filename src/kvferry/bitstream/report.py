@@ -121,7 +121,7 @@ def inspect(blob: bytes) -> Report:
         length=header.length,
         grids=header.layout.grids,
         layers=len(header.shapes),
-        dtype=", ".join(sorted({str(shape.dtype).removeprefix("torch.") for shape in header.shapes})),
+        dtype=", ".join(sorted({shape.dtype for shape in header.shapes})),
         tiers=header.tiers,
         header=_header_parts(blob, reader.header_bytes),
         frames=frames,

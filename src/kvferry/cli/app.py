@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -13,9 +14,11 @@ from kvferry.cli.analyze import analyze
 from kvferry.cli.ask import ask
 from kvferry.cli.break_even import break_even
 from kvferry.cli.calibrate import calibrate, calibrate_skip
+from kvferry.cli.checks import check_model, checked
 from kvferry.cli.coordinate import coordinate
 from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
+from kvferry.cli.ending import run
 from kvferry.cli.evaluate import evaluate
 from kvferry.cli.export import export
 from kvferry.cli.inspect import inspect
@@ -27,7 +30,7 @@ from kvferry.cli.simulate import simulate
 from kvferry.cli.studio import studio
 from kvferry.cli.sweep import sweep
 from kvferry.cli.tune import tune
-from kvferry.errors import KVFerryError, KVFerryWarning
+from kvferry.errors import KVFerryWarning
 
 app = typer.Typer(
     help="Compress a vision-language model's KV cache on the edge and carry it to the cloud.",
@@ -39,9 +42,18 @@ COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
     simulate, break_even, profile, report, export, coordinate, studio,
 )  # fmt: skip
+OTHERS: dict[Any, dict[str, Any]] = {
+    profile: {"cloud": check_model, "edge": check_model},
+    break_even: {"model": None},
+    simulate: {"policy": None},
+}
+"""Commands in which a parameter's name means something else than in the others."""
+QUIET = {"GRPC_VERBOSITY": "NONE", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""Other people's log lines and loading bars stay away, unless the environment says otherwise."""
+
 for command in COMMANDS:
-    app.command()(command)
-app.command("eval")(evaluate)
+    app.command()(checked(command, OTHERS.get(command)))
+app.command("eval")(checked(evaluate))
 
 
 def _version(wanted: bool) -> None:
@@ -74,10 +86,8 @@ def _say(
 
 
 def main() -> None:
-    """Run the command line. Errors of ours are one sentence on stderr and exit code 2; others keep their traceback."""
+    """Run the command line; :func:`kvferry.cli.ending.run` says how it ends."""
     warnings.showwarning = _say
-    try:
-        app()
-    except KVFerryError as error:
-        print(f"kvferry: {error}", file=sys.stderr)
-        sys.exit(2)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    run(app)

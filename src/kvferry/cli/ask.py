@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from rich.markup import escape
 
+from kvferry.cli.asked import check_reachable, pictures_and_question, turn_of
 from kvferry.cli.console import Device, Dtype, SendingBar, console, print_json, waiting
 from kvferry.errors import InputError
 
@@ -75,24 +76,30 @@ def ask(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Ask a cloud a question about pictures."""
-    *pictures, question = words
+    pictures, question = pictures_and_question(words)
     if follow and save is not None:
         raise InputError("--save keeps what one question sent; leave it out with --follow")
-    turns = [(pictures, question), *(_turn(text) for text in follow or [])]
-    for picture in (picture for joining, _ in turns for picture in joining):
-        if not Path(picture).is_file():
-            raise InputError(f"there is no picture at {picture}; give picture files, then the question in quotes")
+    turns = [(pictures, question), *map(turn_of, follow or [])]
     from kvferry.edge import Edge
-    from kvferry.modes import parse_mode
+    from kvferry.edge.answer import check_answer_by, checked_deadline
+    from kvferry.edge.client import checked_mode
+    from kvferry.modes import LocalMode
+    from kvferry.policy import read_points
 
     auto = mode == "auto"
+    check_answer_by(answer_by, checked_deadline(deadline))
     if auto == (points is None) or (explain and not auto):
         raise InputError(
             "--mode auto and --points go together, and --explain needs both; `kvferry profile` makes points"
         )
+    if points is not None:
+        read_points(points)
     rules = [rule for rule, wanted in (("no-pixels", no_pixels), ("no-embeds", no_embeds)) if wanted]
+    chosen = None if auto else checked_mode(mode, recipe, rules, ship_first)
+    if not (fallback or auto or isinstance(chosen, LocalMode)):
+        check_reachable(cloud)
     vlm = None
-    if fallback or auto or parse_mode(mode, recipe).needs_model:
+    if fallback or chosen is None or chosen.needs_model:
         with waiting(f"loading {model}", json):
             from kvferry.models import load
 
@@ -169,16 +176,6 @@ def ask(
                 keep=keep,
             )
     show(answer)
-
-
-def _turn(text: str) -> tuple[list[str], str]:
-    """The pictures that join, and the question."""
-    joining = []
-    while text.startswith("@"):
-        picture, _, text = text.partition(" ")
-        joining.append(picture[1:])
-        text = text.lstrip()
-    return joining, text
 
 
 def _copy_to(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO | None]:

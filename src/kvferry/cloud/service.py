@@ -15,7 +15,7 @@ from kvferry.cloud.engine import Engine
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.sessions import Sessions, SessionShelf
 from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
-from kvferry.modes import RECEIVERS, ProtocolError, Receiver, receiver_of
+from kvferry.modes import RECEIVERS, ProtocolError, Receiver, receiver_kind, receiver_of
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from kvferry.wire.faults import to_wire
@@ -120,8 +120,7 @@ class _Conversation:
             raise ProtocolError("a question begins with a start; update the edge")
         start = request.start
         self.name = f"request {start.request_id[:64]!r}"
-        if start.mode not in RECEIVERS:
-            raise ProtocolError(f"this cloud does not know mode {start.mode}; update it")
+        receiver_kind(start.mode)
         if not 1 <= start.max_new_tokens <= self._limits.new_tokens:
             raise InputError(f"max_new_tokens is 1 to {self._limits.new_tokens} here, not {start.max_new_tokens}")
         if not 0 <= start.answer_by < math.inf:

@@ -15,10 +15,11 @@ from kvferry.codecs.mixed import Mixed
 from kvferry.codecs.svd import SVD
 from kvferry.codecs.transform import Transform
 from kvferry.codecs.turbo import Turbo
+from kvferry.plugins import Registry
 
 _ALL: tuple[AnyCodec, ...] = (*SIDED, Apart(), Mixed(), Delta(), SVD(), Transform(), KVTC())
 
-CODECS: dict[str, AnyCodec] = {codec.name: codec for codec in _ALL}
+CODECS: dict[str, AnyCodec] = Registry("codecs", {codec.name: codec for codec in _ALL})
 """What a recipe may name, with its default options."""
 
 

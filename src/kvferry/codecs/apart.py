@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import Shape, check_size
@@ -18,6 +17,7 @@ from kvferry.codecs.integer import Integer
 from kvferry.codecs.kivi import KIVI
 from kvferry.codecs.side import Side, What
 from kvferry.codecs.turbo import Turbo
+from kvferry.lazy import torch
 
 SIDED: tuple[BF16 | Integer | FP8 | KIVI | Turbo, ...] = (
     BF16(),

@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import torch
-
 from kvferry.cache import LayerCache, PromptLayout
 from kvferry.errors import CorruptError, InputError, KVFerryWarning
+from kvferry.lazy import torch
 
 Shape = tuple[int, int, int]
 LIMIT = 3.3e38

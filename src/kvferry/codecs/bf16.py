@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from kvferry.codecs.base import Shape, not_finite
 from kvferry.codecs.packing import Bytes, join_words, split_words
 from kvferry.codecs.side import Sided, What, bfloat16_of
+from kvferry.lazy import torch
 
 _INFINITY = 0x7F80
 

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import LIMIT, Shape, check_finite
@@ -16,6 +15,7 @@ from kvferry.codecs.entropy import SCALES, Decoder, Encoder, Symbols, fit, lapla
 from kvferry.codecs.levels import by_channel, quantize, restore
 from kvferry.codecs.packing import Bytes, Words
 from kvferry.errors import CorruptError, InputError
+from kvferry.lazy import torch
 
 Numbers = npt.NDArray[np.float64]
 _REACH = 15

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
 from kvferry.codecs.base import Shape
 from kvferry.codecs.packing import Bytes
 from kvferry.codecs.side import Sided, What, finite, from_words, round_up, to_words
+from kvferry.lazy import torch
 
-_FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+_FORMATS = {"e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+"""What PyTorch calls them."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,17 @@ class FP8(Sided):
     format: Literal["e4m3", "e5m2"] = "e4m3"
     name: ClassVar[str] = "fp8"
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        kind: torch.dtype = getattr(torch, _FORMATS[self.format])
+        return kind
+
     def encode_side(self, layer: int, what: What, tensor: torch.Tensor, positions: torch.Tensor) -> bytes:
         """See :class:`~kvferry.codecs.side.Side`."""
         numbers = finite(layer, what, tensor)
-        kind = _FORMATS[self.format]
-        scale = round_up(numbers.abs().amax(-1) / torch.finfo(kind).max)
+        scale = round_up(numbers.abs().amax(-1) / torch.finfo(self._dtype).max)
         ratio = numbers / torch.where(scale > 0, scale, 1.0)[..., None]
-        octets = ratio.to(kind).view(torch.uint8).cpu().numpy()
+        octets = ratio.to(self._dtype).view(torch.uint8).cpu().numpy()
         return to_words(scale) + np.ascontiguousarray(octets.transpose(0, 2, 1)).tobytes()
 
     def side_size(self, what: What, shape: Shape, positions: torch.Tensor) -> int:
@@ -55,4 +60,4 @@ class FP8(Sided):
         split = 2 * heads * kept
         scale = from_words(octets[:split]).reshape(heads, kept, 1)
         by_token = np.array(octets[split:].reshape(heads, dim, kept).transpose(0, 2, 1), order="C")
-        return torch.from_numpy(by_token).view(_FORMATS[self.format]).float().mul_(scale).to(torch.bfloat16)
+        return torch.from_numpy(by_token).view(self._dtype).float().mul_(scale).to(torch.bfloat16)

@@ -11,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from kvferry.errors import InputError, RecipeError
+from kvferry.plugins import Registry, known_names
 
 T = TypeVar("T")
 _PART = re.compile(r"([^:@]*)(?:([:@])(.*))?", re.DOTALL)
@@ -18,9 +19,10 @@ _PART = re.compile(r"([^:@]*)(?:([:@])(.*))?", re.DOTALL)
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
     """``table[name]``, or a :class:`RecipeError` that says what exists and suggests the nearest."""
-    if name in table:
-        return table[name]
-    raise RecipeError(f"there is no {what} {name!r}; {_suggest(name, table)}")
+    try:
+        return table.find(name) if isinstance(table, Registry) else table[name]
+    except KeyError:
+        raise RecipeError(f"there is no {what} {name!r}; {_suggest(name, known_names(table))}") from None
 
 
 def name_of(table: Mapping[str, type], value: object) -> str:

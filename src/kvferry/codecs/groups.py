@@ -7,9 +7,9 @@ from itertools import product
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from kvferry.codecs.packing import Bytes, pack, packed_size, unpack
+from kvferry.lazy import torch
 
 Width = Literal[2, 4, 8]
 SIZES = (1, 16, 64, 256, 1024)
@@ -18,7 +18,6 @@ ERROR: dict[Width, float] = {2: 0.119, 4: 0.0116, 8: 0.0006}
 BOUNDS = 32
 """Bits of a group's scale and shift."""
 UNITS = 8192
-_FP8 = torch.float8_e4m3fn
 _SHRINK = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 _QUARTERS = np.array([1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429])
 """``2 ** (i / 4)``, as numbers that no library computes in its own way."""
@@ -93,9 +92,9 @@ def quantize(numbers: torch.Tensor, width: Width) -> tuple[torch.Tensor, torch.T
     mean = numbers.mean()
     if width == 8:
         shift = mean.bfloat16().float()
-        scale = ((numbers - shift).abs().max() / torch.finfo(_FP8).max).bfloat16().float()
+        scale = ((numbers - shift).abs().max() / torch.finfo(torch.float8_e4m3fn).max).bfloat16().float()
         ratio = ((numbers - shift) / torch.where(scale > 0, scale, 1.0)).clamp(-448, 448)
-        return shift, scale, ratio.to(_FP8).view(torch.uint8).numpy().reshape(-1)
+        return shift, scale, ratio.to(torch.float8_e4m3fn).view(torch.uint8).numpy().reshape(-1)
     best = None
     for shrink in _SHRINK:
         low = (mean + (numbers.min() - mean) * shrink).bfloat16().float()
@@ -111,5 +110,5 @@ def quantize(numbers: torch.Tensor, width: Width) -> tuple[torch.Tensor, torch.T
 def dequantize(octets: Bytes, width: Width, count: int) -> torch.Tensor:
     """What a shift is added to, after it is scaled; float32 ``[count]``."""
     if width == 8:
-        return torch.from_numpy(octets.copy()).view(_FP8).float()
+        return torch.from_numpy(octets.copy()).view(torch.float8_e4m3fn).float()
     return torch.from_numpy(unpack(octets, width, count).astype(np.float32))

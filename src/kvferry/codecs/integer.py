@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import Shape, check_size
@@ -17,6 +16,7 @@ from kvferry.codecs.levels import by_channel, quantize, quantize_packed, restore
 from kvferry.codecs.packing import Bytes, Words, join_words, pack, packed_size, split_words, unpack
 from kvferry.codecs.side import What
 from kvferry.errors import InputError
+from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import torch
 
 from kvferry.codecs.base import Shape
 from kvferry.codecs.packing import Bytes, pack, packed_size, unpack
 from kvferry.codecs.side import Sided, What, finite, from_words, round_up, to_words
 from kvferry.errors import InputError
+from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)

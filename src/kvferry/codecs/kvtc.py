@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
 import numpy as np
-import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import check_size, check_tokens, warn_beyond
@@ -19,6 +18,7 @@ from kvferry.codecs.profile import DIGEST, Axes, PlainProfile, from_rows, to_row
 from kvferry.codecs.profile_store import for_decoding, for_encoding
 from kvferry.codecs.side import Side, What, from_words, to_words
 from kvferry.errors import CorruptError, InputError
+from kvferry.lazy import torch
 
 SINKS = 4
 _BOTH: tuple[What, What] = ("keys", "values")

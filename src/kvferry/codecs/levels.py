@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.codecs.base import LIMIT, Shape, not_finite
 from kvferry.codecs.packing import Bytes, Words, compiled, pack, unpack
 from kvferry.codecs.side import bfloat16_of, finite, round_up, words_of
+from kvferry.lazy import torch
 
 _BLOCK = 1024
 """Tokens at a time on the plain path: what lies between input and payload stays in the processor's cache."""

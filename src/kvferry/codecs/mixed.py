@@ -6,9 +6,7 @@ import json
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import ClassVar, NamedTuple
-
-import torch
+from typing import ClassVar, NamedTuple, TypeAlias
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import Codec, Shape, check_size
@@ -16,6 +14,7 @@ from kvferry.codecs.bf16 import BF16
 from kvferry.codecs.integer import Integer
 from kvferry.codecs.packing import packed_size
 from kvferry.errors import CorruptError, FingerprintError, InputError
+from kvferry.lazy import torch
 
 PARTS = ("visual_keys", "text_keys", "visual_values", "text_values")
 """What of a layer has a width of its own, in the order in which a payload holds it."""
@@ -25,7 +24,7 @@ WIDTHS = (*range(1, 9), 16)
 Widths = tuple[int, int, int, int]
 """Bits of one layer's :data:`PARTS`."""
 _HEAD = 2
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
 
 
 @dataclass(frozen=True)

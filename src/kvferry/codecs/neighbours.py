@@ -14,10 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.profile import OCTAVE, Prediction
+from kvferry.lazy import torch
 
 Index = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import LIMIT
 from kvferry.errors import InputError
+from kvferry.lazy import torch
 from kvferry.rope import Rotary
 
 DIGEST = 4
@@ -303,6 +302,8 @@ def _file(profile: AnyProfile, tensors: dict[str, torch.Tensor]) -> bytes:
         "rotary": rotary,
         "facts": profile.facts,
     }
+    from safetensors.torch import save
+
     about["kind"] = profile.kind
     if getattr(profile, "prediction", None) is not None:
         about["version"] = VERSION

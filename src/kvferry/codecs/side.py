@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import LIMIT, Shape, check_size, not_finite
 from kvferry.codecs.packing import Bytes, Words, join_words, split_words
+from kvferry.lazy import torch
 
 What = Literal["keys", "values"]
 

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import LIMIT, Shape, check_finite
@@ -18,6 +17,7 @@ from kvferry.codecs.packing import pack, packed_size, unpack
 from kvferry.codecs.profile import DIGEST, Profile
 from kvferry.codecs.profile_store import for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
+from kvferry.lazy import torch
 
 Numbers = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.bool_]

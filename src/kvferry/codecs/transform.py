@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs import densities
@@ -23,6 +22,7 @@ from kvferry.codecs.neighbours import Neighbours
 from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, from_rows, to_rows, words
 from kvferry.codecs.profile_store import for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
+from kvferry.lazy import torch
 
 Numbers = npt.NDArray[np.int64]
 Symbols = npt.NDArray[np.int32]

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.codecs.base import LIMIT, Shape
 from kvferry.codecs.packing import Bytes, pack, packed_size, unpack
 from kvferry.codecs.side import Sided, What, finite, from_words, to_words
 from kvferry.errors import InputError
+from kvferry.lazy import torch
 
 _SEED = 20250419
 _POINTS, _ROUNDS = 1 << 15, 3000

@@ -24,6 +24,7 @@ from kvferry.link import Rate
 from kvferry.modes import (
     DEFAULT_RECIPE,
     LocalMode,
+    Mode,
     OnToken,
     ProtocolError,
     Question,
@@ -292,11 +293,7 @@ class Edge:
             if in_parts and asked.tiers == 1 and point.anytime:
                 asked, answer_by = replace(asked, tiers=point.tiers), latest_start(decision, seconds)
             or_here = any(x.is_local for x in decision.points)
-        chosen = parse_mode(mode, recipe)
-        if asked.ship_first and chosen.NAME != "kv":
-            raise InputError(f"only a cache ships before its question; mode {chosen.NAME} takes no ship_first")
-        if broken := broken_rule(chosen.LEAVES, rules):
-            raise InputError(f"mode {chosen} is not allowed here ({broken}); use kv or local")
+        chosen = checked_mode(mode, recipe, rules, asked.ship_first)
         sender = None if isinstance(chosen, LocalMode) else chosen.sender(self._vlm, asked, self._line.holdings)
         return Opened(asked, chosen, sender, why, why_local, or_here, answer_by)
 
@@ -342,6 +339,24 @@ class Edge:
         total = time.perf_counter() - began
         seconds = Seconds(prefill=prefill, first_token=first, total=total)
         return Answer(done.text, "local", "", len(done.token_ids), seconds=seconds, why_local=why)
+
+
+def checked_mode(
+    mode: str, recipe: object, privacy: Collection[str] = (), ship_first: bool = False
+) -> Mode | LocalMode:
+    """The mode of a text, as :meth:`Edge.ask` takes it.
+
+    Raises
+    ------
+    InputError, RecipeError
+        There is none, it lets out what ``privacy`` keeps here, or it cannot ship before its question.
+    """
+    chosen = parse_mode(mode, recipe)
+    if ship_first and chosen.NAME != "kv":
+        raise InputError(f"only a cache ships before its question; mode {chosen.NAME} takes no ship_first")
+    if broken := broken_rule(chosen.LEAVES, _checked_rules(privacy)):
+        raise InputError(f"mode {chosen} is not allowed here ({broken}); use kv or local")
+    return chosen
 
 
 def _checked_rules(privacy: Collection[str]) -> frozenset[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+from kvferry.lazy import torch
 
 
 def divergence(full: torch.Tensor, other: torch.Tensor) -> float:

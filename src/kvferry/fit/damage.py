@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.cache import KVCache, LayerCache
 from kvferry.codecs.mixed import PARTS, ByPart, Widths
 from kvferry.errors import InputError
 from kvferry.evaluate.divergence import divergence
+from kvferry.lazy import torch
 from kvferry.recipe import compress, decompress
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from kvferry.analyze.source import Asked
 from kvferry.codecs import stack
@@ -14,6 +13,7 @@ from kvferry.codecs.profile import Axes, PlainProfile, to_rows
 from kvferry.errors import InputError
 from kvferry.fit.axes import captured, principal_axes
 from kvferry.fit.transform import Reservoir, check_rows
+from kvferry.lazy import torch
 from kvferry.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.neighbours import Lattice
 from kvferry.codecs.profile import OCTAVE, Basis, Prediction
+from kvferry.lazy import torch
 
 BOUND = 0.999
 """What the two weights' magnitudes add up to at most, so that no error grows from token to token."""

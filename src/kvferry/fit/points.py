@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kvferry.bitstream.records import START
 from kvferry.codecs.profile_store import has_profile
 from kvferry.errors import DeadlineError, InputError
-from kvferry.modes import RECEIVERS, Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode
+from kvferry.modes import Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode, receiver_kind
 from kvferry.modes.kv import KVMode
 from kvferry.policy import OperatingPoint
 from kvferry.wire import service_pb2 as pb
@@ -137,7 +137,7 @@ def _cross(mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holding
     times.append(time.perf_counter())
     chunks = list(sender.chunks())
     times.append(time.perf_counter())
-    receiver = RECEIVERS[start.mode](cloud, start, session, SIZE_LIMIT)
+    receiver = receiver_kind(start.mode)(cloud, start, session, SIZE_LIMIT)
     for chunk in chunks:
         receiver.feed(chunk)
     receiver.finish()
@@ -171,7 +171,7 @@ def _parts(
     """What the cloud says when only so many bytes are there."""
     total = sum(map(len, chunks))
     for cut in cuts:
-        receiver, left = RECEIVERS[start.mode](cloud, start, _Session(), SIZE_LIMIT), cut
+        receiver, left = receiver_kind(start.mode)(cloud, start, _Session(), SIZE_LIMIT), cut
         for chunk in chunks:
             if left > 0:
                 receiver.feed(chunk[:left])

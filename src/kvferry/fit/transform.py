@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from kvferry.analyze.source import Asked
 from kvferry.cache import KVCache
@@ -17,6 +16,7 @@ from kvferry.errors import InputError
 from kvferry.fit.axes import captured, principal_axes
 from kvferry.fit.neighbours import fit, neighbourhoods
 from kvferry.fit.word_means import WordMeans
+from kvferry.lazy import torch
 from kvferry.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
 from kvferry.evaluate.records import Protocol
 from kvferry.evaluate.sweep import NEEDS_QUESTION, provenance, with_room
 from kvferry.evidence import Prefilled
+from kvferry.lazy import torch
 from kvferry.models import load
 from kvferry.models.attention import attached
 from kvferry.models.resume import Decoder, stop_ids

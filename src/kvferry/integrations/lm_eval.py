@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
 from kvferry.integrations.carried import Carried, settings_of
+from kvferry.lazy import torch
 from kvferry.models.support import text_config
 
 

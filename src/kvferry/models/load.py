@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,14 @@ from transformers import (
     AutoTokenizer,
 )
 
-import kvferry
+from kvferry.checkpoint import find_checkpoint, hub_gguf
 from kvferry.errors import ModelError
 from kvferry.models.fingerprint import folder_fingerprint
-from kvferry.models.gguf import WHEELS, find_gguf, folder_of, wheel_folder
+from kvferry.models.gguf import folder_of
 from kvferry.models.grown import folder_of_grown, is_grown, language_of
 from kvferry.models.support import visual_token_ids
 from kvferry.models.vlm import VLM
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_GGUF = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
 _UNAVAILABLE = (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError)
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 
@@ -81,34 +78,16 @@ def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
 
 def find_folder(name: str) -> Path:
     """The folder that a name stands for; a Hub id is downloaded first, a GGUF file unpacked."""
-    here = Path(name).expanduser()
-    for folder in (here, *_shipped(name)):
-        if gguf := find_gguf(folder):
-            return folder_of(gguf)
-        if folder.is_dir():
-            if is_grown(folder):
-                return folder_of_grown(folder, find_folder(language_of(folder)))
-            if not (folder / "config.json").is_file():
-                raise ModelError(f"{name} is not a model folder: it has no config.json; pass the folder that has one")
-            return folder
-    if name in WHEELS:
-        return find_folder(str(wheel_folder(name)))
-    if in_repository := _HUB_GGUF.fullmatch(name):
-        return folder_of(_download(*in_repository.groups()))
-    if name.startswith("testbed/") or here.suffix == ".gguf" or not _HUB_ID.fullmatch(name):
-        raise ModelError(
-            f"there is no model at {name}; pass a model folder, testbed/edge, testbed/cloud, smollm2, a Hub id, or a "
-            "GGUF file, here or in a repository of the Hub (owner/name/FILE.gguf)"
-        )
+    if (here := find_checkpoint(name)) is not None:
+        if is_grown(here):
+            return folder_of_grown(here, find_folder(language_of(here)))
+        return here if here.is_dir() else folder_of(here)
+    if in_repository := hub_gguf(name):
+        return folder_of(_download(*in_repository))
     folder = _download(name)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name} on the Hub has no config.json; if it holds GGUF files, name one: {name}/FILE.gguf")
     return folder
-
-
-def _shipped(name: str) -> tuple[Path, ...]:
-    package = Path(kvferry.__file__).parent
-    return (package.parent.parent / name, package / "shipped" / name) if name.startswith("testbed/") else ()
 
 
 def _download(name: str, file: str | None = None) -> Path:

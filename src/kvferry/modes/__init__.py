@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kvferry.codecs.grammar import lookup
 from kvferry.errors import InputError, RecipeError
-from kvferry.modes.base import CHUNK_BYTES, Mode, OnToken, Question, Receiver, Sender, Shelf
+from kvferry.modes.base import CHUNK_BYTES, Mode, ModeReceiver, OnToken, Question, Receiver, Sender, Shelf
 from kvferry.modes.conversation import Told, Turn, TurnReceiver, TurnSender, brought_up
 from kvferry.modes.embeds import EmbedsMode, EmbedsReceiver
 from kvferry.modes.holdings import Holdings
@@ -15,6 +16,7 @@ from kvferry.modes.kv import KVMode, KVReceiver
 from kvferry.modes.local import LocalMode, answer_here
 from kvferry.modes.prompt import PromptMode, PromptReceiver
 from kvferry.modes.scout import ScoutMode, ScoutReceiver
+from kvferry.plugins import Registry
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import BusyError, NotHeldError, ProtocolError
 
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "balanced"
 
-MODES: dict[str, type[Mode] | type[LocalMode]] = {
-    mode.NAME: mode for mode in (KVMode, ImageMode, EmbedsMode, ScoutMode, PromptMode, LocalMode)
-}
+_OWN: tuple[type[Mode] | type[LocalMode], ...] = (KVMode, ImageMode, EmbedsMode, ScoutMode, PromptMode, LocalMode)
+
+MODES: Registry[type[Mode] | type[LocalMode]] = Registry("modes", {mode.NAME: mode for mode in _OWN})
 """What ``Edge.ask(mode=...)`` may name."""
 
 RECEIVERS: dict[
@@ -40,12 +42,28 @@ RECEIVERS: dict[
 }
 
 
+def receiver_kind(mode: int) -> Callable[[VLM, pb.AskRequest.Start, Shelf, int], ModeReceiver]:
+    """What makes the cloud's half of a mode of the wire: of this project, or of a plug-in (:attr:`Mode.WIRE`).
+
+    Raises
+    ------
+    ProtocolError
+        There is none.
+    """
+    if (kind := RECEIVERS.get(mode)) is not None:  # type: ignore[call-overload]
+        return kind  # type: ignore[no-any-return]
+    for name in MODES.names():
+        if getattr(MODES[name], "WIRE", None) == mode:
+            return MODES[name].receiver  # type: ignore[union-attr, no-any-return]
+    raise ProtocolError(f"this cloud does not know mode {mode}; update it, or install there what brings the mode")
+
+
 def receiver_of(vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> Receiver:
     """The cloud's half for one request: that of its mode, or that of a conversation around it."""
     talk = start.conversation if start.HasField("conversation") else None
     if talk is not None and talk.handle:
         return TurnReceiver(vlm, start, shelf, None)
-    first = RECEIVERS[start.mode](vlm, start, shelf, max_bytes)
+    first = receiver_kind(start.mode)(vlm, start, shelf, max_bytes)
     return first if talk is None else TurnReceiver(vlm, start, shelf, first)
 
 
@@ -99,5 +117,6 @@ __all__ = [
     "brought_up",
     "mode_name",
     "parse_mode",
+    "receiver_kind",
     "receiver_of",
 ]

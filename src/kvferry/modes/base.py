@@ -54,7 +54,11 @@ class Mode(Protocol):
 
     NAME: ClassVar[str]
     LEAVES: ClassVar[tuple[str, ...]]
-    """What leaves the device in the clear: ``pixels``, ``embeds``; see :data:`kvferry.policy.situation.PRIVACY`."""
+    """What leaves the device in the clear: ``pixels``, ``embeds``; see :data:`kvferry.policy.situation.PRIVACY`.
+
+    The mode of a plug-in also has ``WIRE``, its number on the wire (1000 or more, the same on both ends), and
+    ``receiver``, which makes the cloud's half from ``(vlm, start, shelf, max_bytes)``; see :class:`Receiver`.
+    """
 
     @classmethod
     def parse(cls, options: str) -> Mode:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from kvferry.bitstream.records import CHECKSUM, compress, crc32c, decompress, parse
 from kvferry.cache import Modality, PromptLayout, Role
 from kvferry.codecs import BF16, Codec, Integer, codec_text, parse_codec
 from kvferry.errors import CorruptError, FingerprintError, InputError, RecipeError, TruncatedError
+from kvferry.lazy import torch
 from kvferry.modes.base import NeedsAll, Question, Shelf, check_count, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
 from kvferry.modes.holdings import Holdings

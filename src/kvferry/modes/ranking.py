@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.errors import EvidenceError, RecipeError
+from kvferry.lazy import torch
 from kvferry.recipe import Recipe
 from kvferry.selection import Selection, kept_count
 from kvferry.selection.vlcache import VLCache

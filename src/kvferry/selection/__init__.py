@@ -1,5 +1,6 @@
 """Which tokens stay. One method, one file; a new one needs its file and a line in its dictionary."""
 
+from kvferry.plugins import Registry
 from kvferry.selection.base import SINKS, Scorer, Selection, evict, kept_count
 from kvferry.selection.budgets import BUDGETS, Budget
 from kvferry.selection.choose import SCORED, choose, least_count
@@ -20,21 +21,24 @@ from kvferry.selection.tiers import Importance, Order, in_tiers
 from kvferry.selection.value_norm import ValueNorm
 from kvferry.selection.vlcache import VLCache
 
-SCORERS: dict[str, type] = {
-    "full": Full,
-    "none": NoVisual,
-    "q2c": Q2C,
-    "snapkv": SnapKV,
-    "h2o": H2O,
-    "vlcache": VLCache,
-    "leaveout": LeaveOut,
-    "streaming": Streaming,
-    "random": Random,
-    "knorm": KNorm,
-    "keydiff": KeyDiff,
-    "value_norm": ValueNorm,
-    "expected_attention": ExpectedAttention,
-}
+SCORERS: dict[str, type] = Registry(
+    "scorers",
+    {
+        "full": Full,
+        "none": NoVisual,
+        "q2c": Q2C,
+        "snapkv": SnapKV,
+        "h2o": H2O,
+        "vlcache": VLCache,
+        "leaveout": LeaveOut,
+        "streaming": Streaming,
+        "random": Random,
+        "knorm": KNorm,
+        "keydiff": KeyDiff,
+        "value_norm": ValueNorm,
+        "expected_attention": ExpectedAttention,
+    },
+)
 
 __all__ = [
     "BUDGETS", "MERGES", "POLICIES", "SCORED", "SCORERS", "SINKS", "Budget", "Importance", "Merge", "Order", "Policy",

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-import torch
-
 from kvferry.cache import KVCache, LayerCache
 from kvferry.errors import InputError
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.lazy import torch
 from kvferry.summary import Summary, summarise
 
 SINKS = 4

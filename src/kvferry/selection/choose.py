@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.cache import KVCache
 from kvferry.errors import EvidenceError, InputError
 from kvferry.evidence import Evidence
+from kvferry.lazy import torch
 from kvferry.selection.base import SINKS, Scorer, Selection, rising
 from kvferry.selection.budgets import Budget
 from kvferry.selection.modality import Policy, Quota

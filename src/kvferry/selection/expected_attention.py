@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from kvferry.cache import KVCache, LayerCache
 from kvferry.errors import InputError
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.lazy import torch
 from kvferry.selection.base import SINKS
 
 

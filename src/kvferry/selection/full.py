@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from kvferry.cache import KVCache
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.lazy import torch
 from kvferry.selection.base import Selection
 
 

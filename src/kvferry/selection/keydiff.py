@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-
 from kvferry.cache import KVCache
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)
@@ -28,5 +26,5 @@ class KeyDiff:
 
     def score(self, cache: KVCache, evidence: Evidence) -> Sequence[torch.Tensor]:
         """``[kv_heads, length]`` per layer."""
-        directions = [F.normalize(layer.keys.float(), dim=-1) for layer in cache]
-        return [-F.cosine_similarity(x, x.mean(1, keepdim=True), dim=-1) for x in directions]
+        directions = [torch.nn.functional.normalize(layer.keys.float(), dim=-1) for layer in cache]
+        return [-torch.nn.functional.cosine_similarity(x, x.mean(1, keepdim=True), dim=-1) for x in directions]

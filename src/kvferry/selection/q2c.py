@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from kvferry.cache import KVCache
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from kvferry.cache import KVCache
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)

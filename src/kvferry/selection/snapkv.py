@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)
@@ -59,5 +57,6 @@ class SnapKV:
             return sums
         pad = self.kernel // 2
         if self.pool == "max":
-            return F.max_pool1d(sums[None], self.kernel, stride=1, padding=pad)[0]
-        return F.avg_pool1d(sums[None], self.kernel, stride=1, padding=pad, count_include_pad=False)[0]
+            return torch.nn.functional.max_pool1d(sums[None], self.kernel, stride=1, padding=pad)[0]
+        pool = torch.nn.functional.avg_pool1d
+        return pool(sums[None], self.kernel, stride=1, padding=pad, count_include_pad=False)[0]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kvferry.cache import KVCache, LayerCache
 from kvferry.errors import InputError
+from kvferry.lazy import torch
 from kvferry.selection.base import SINKS
 
 Order = Literal["importance", "layer", "token"]
-Importance = tuple[torch.Tensor, ...]
+Importance: TypeAlias = "tuple[torch.Tensor, ...]"
 """Per layer, for every token it keeps: float32 of the shape of its ``positions``."""
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from kvferry.errors import ModelError
 from kvferry.models.grown import ABOUT, WEIGHTS
 from kvferry.models.load import load
-from kvferry.testbed.smol import evaluate, train
+from kvferry.testbed.smol import train
 from kvferry.testbed.smol.build import sections, write_folder
 from kvferry.testbed.smol.data import Task
 from kvferry.testbed.smol.text import Texts
@@ -79,7 +79,6 @@ def test_the_projector_gives_word_vectors(pupil: Pupil, monkeypatch: pytest.Monk
 def test_a_stopped_run_goes_on_as_it_would_have(
     language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvferry.testbed.smol.train.SIDES", (128,))
     paragraphs = tmp_path / "text.jsonl"
     paragraph = {"context": "It is a long story. " * 8, "questions": [{"question": "What is it?", "answers": ["long"]}]}
     paragraphs.write_text(json.dumps(paragraph) + "\n")
@@ -103,7 +102,7 @@ def test_a_stopped_run_goes_on_as_it_would_have(
     parts = run(tmp_path / "parts")
     for name, weight in whole.update.state_dict().items():
         torch.testing.assert_close(parts.update.state_dict()[name], weight, atol=1e-6, rtol=1e-5)
-    assert any(weight.detach().any() for weight in whole.update.up.values())
+    assert any(float(weight.abs().max()) > 0 for weight in whole.update.up.values())
 
 
 def stopping(rate: object, at: int) -> object:
@@ -129,19 +128,3 @@ def test_the_command_trains_measures_and_exports(
     monkeypatch.setattr(sys, "argv", [*words, "--validate", "2"])
     train.main()
     assert set(json.loads(capsys.readouterr().out)) == {"kinds", "mean"}
-    asked = ["--split", "validation", "-n", "3", "--kinds", "colour", "pair", "text", "--json"]
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(tmp_path / "model"), *asked])
-    monkeypatch.setattr(evaluate, "LONGEST", 4)
-    evaluate.main()
-    report = json.loads(capsys.readouterr().out)
-    assert {kind: row["n"] for kind, row in report["kinds"].items()} == {"colour": 1, "pair": 1, "text": 1}
-
-
-def test_an_edge_keeps_the_first_layers(language: Path, tmp_path: Path) -> None:
-    edge = Pupil(str(language), "testbed/control", Plan(rank=4, layers=1), seed=0, device="cpu")
-    write_folder(edge.model, edge.tokenizer, edge.update, edge.language, tmp_path / "edge")
-    vlm = load(tmp_path / "edge", dtype="float32")
-    assert vlm.layers == 1
-    ids = torch.tensor([[1, 40, 41]])
-    with torch.no_grad():
-        torch.testing.assert_close(vlm.model(input_ids=ids).logits, edge.model(input_ids=ids).logits)

@@ -15,13 +15,13 @@ from kvferry.evaluate.tasks.textvqa import TextVQA
 from kvferry.evaluate.tasks.triviaqa import TriviaQA
 from kvferry.evaluate.tasks.vqav2 import VQAv2
 from kvferry.evaluate.tasks.wikitext import WikiText
+from kvferry.plugins import Registry
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (
-        Testbed, VQAv2, DocVQA, InfoVQA, ChartQA, TextVQA, MME, POPE, COCO, SQuAD2, TriviaQA, HotpotQA, WikiText,
-    )
-}  # fmt: skip
+_OWN = (
+    Testbed, VQAv2, DocVQA, InfoVQA, ChartQA, TextVQA, MME, POPE, COCO, SQuAD2, TriviaQA, HotpotQA, WikiText,
+)  # fmt: skip
+
+TASKS: Registry[type[Task]] = Registry("tasks", {task.name: task for task in _OWN})
 
 
 def task_of(name: str) -> Task:
@@ -32,9 +32,10 @@ def task_of(name: str) -> Task:
     InputError
         There is none.
     """
-    if name not in TASKS:
-        raise InputError(f"there is no task {name!r}; choose one of {', '.join(TASKS)}")
-    return TASKS[name]()
+    try:
+        return TASKS.find(name)()
+    except KeyError:
+        raise InputError(f"there is no task {name!r}; choose one of {', '.join(TASKS.names())}") from None
 
 
 __all__ = ["TASKS", "Example", "Hub", "Row", "Task", "task_of"]

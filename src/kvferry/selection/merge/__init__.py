@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from kvferry.cache import KVCache, LayerCache
+from kvferry.plugins import Registry
 from kvferry.selection.merge.lookm import LookM
 
 
@@ -16,6 +17,6 @@ class Merge(Protocol):
         ...
 
 
-MERGES: dict[str, type[Merge]] = {"lookm": LookM}
+MERGES: dict[str, type[Merge]] = Registry("merges", {"lookm": LookM})
 
 __all__ = ["MERGES", "LookM", "Merge"]

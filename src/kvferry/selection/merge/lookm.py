@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from kvferry.cache import KVCache, LayerCache
+from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from kvferry.cache import KVCache
 from kvferry.errors import FingerprintError, InputError
 from kvferry.evidence import Evidence, EvidenceRequest
+from kvferry.lazy import torch
 from kvferry.selection.modality.text_preserving import TextPreserving
 
 QUESTION = EvidenceRequest("question")

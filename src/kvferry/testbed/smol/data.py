@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -64,12 +64,6 @@ def sample(split: str, index: int, *, kinds: Sequence[str] = KINDS) -> Sample:
     boxes = [scene.things[i].box for i in question.decisive] + [scene.signs[i].box for i in question.signs]
     evidence = [(question.picture, *box) for box in boxes]
     return Sample(images, question.text, question.answer, kind, split, index, evidence, shown)
-
-
-def samples(split: str, n: int, *, kinds: Sequence[str] = KINDS) -> Iterator[Sample]:
-    """The first ``n`` samples of a split, lazily; kinds take turns."""
-    for index in range(n):
-        yield sample(split, index, kinds=kinds)
 
 
 @dataclass

@@ -57,8 +57,6 @@ class Plan:
     answer_rate: float = 4e-4
     vision: float = 2.0
     rank: int = 16
-    layers: int | None = None
-    """Of SmolLM2's, the first so many; all by default."""
     every_text: int = 10
     whole: bool = False
     """Whether the tower learns in the stage `answer` too: dear on a CPU, cheap beside a GPU's language model."""
@@ -71,7 +69,7 @@ class Pupil:
     def __init__(self, language: str, tower: str, plan: Plan, *, seed: int, device: str) -> None:
         torch.manual_seed(seed)
         self.language = language
-        self.model = grow(language, tower, plan.layers)
+        self.model = grow(language, tower)
         self.tokenizer = build_tokenizer(language)
         self.prompts = Prompts(self.tokenizer)
         self.device = torch.device(device)
@@ -263,8 +261,6 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="JSON lines, context and questions: what is said of them stays")
     parser.add_argument("--only", choices=STAGES, action="append", help="run this stage alone (may be repeated)")
     parser.add_argument("--validate", type=int, metavar="STEPS", help="only measure, on this many batches")
-    parser.add_argument("--layers", type=int, help="only the first layers of the language model, for an edge")
-    parser.add_argument("--rank", type=int, default=Plan.rank, help="of the update")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=Task.pictures, help="a step")
     parser.add_argument("--slots", type=int, default=Task.slots, help="questions behind each picture")
@@ -282,7 +278,7 @@ def main() -> None:
     task = Task(pictures=arguments.pictures, slots=arguments.slots)
     plan = Plan(
         tower_steps=arguments.tower_steps, align_scenes=arguments.align_scenes, answer_steps=arguments.steps,
-        whole=arguments.whole, rank=arguments.rank, layers=arguments.layers, task=task,
+        whole=arguments.whole, task=task,
     )  # fmt: skip
     pupil = Pupil(arguments.language, arguments.tower, plan, seed=arguments.seed, device=arguments.device)
     run, stages, seed = arguments.out, tuple(arguments.only or STAGES), arguments.seed
