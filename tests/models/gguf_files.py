@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 
 CONFIG = tf.LlamaConfig(
-    vocab_size=17 + 256 + 1, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    vocab_size=17 + 256 + 2, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True,
 )  # fmt: skip
 TEMPLATE = (
@@ -49,9 +49,9 @@ def write_gguf(path: Path, model: tf.LlamaForCausalLM, kind: gguf.GGMLQuantizati
     writer.add_layer_norm_rms_eps(CONFIG.rms_norm_eps)
     writer.add_vocab_size(CONFIG.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*SPECIAL, *bytes_to_unicode().values(), "ab"])
-    writer.add_token_types([gguf.TokenType.CONTROL] * 17 + [gguf.TokenType.NORMAL] * 257)
-    writer.add_token_merges(["a b"])
+    writer.add_token_list([*SPECIAL, *bytes_to_unicode().values(), "ab", "cd"])
+    writer.add_token_types([gguf.TokenType.CONTROL] * 17 + [gguf.TokenType.NORMAL] * 258)
+    writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template(TEMPLATE)

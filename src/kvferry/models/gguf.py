@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from kvferry.errors import ModelError
 from kvferry.models.unpacked import made_once
@@ -33,12 +31,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Read by Transformers, write what ``from_pretrained`` wants."""
     if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
         raise ModelError(f"reading {gguf.name} takes {' and '.join(missing)}; run: pip install 'kvferry[smol]'")
-    settings: dict[str, Any] = {"gguf_file": gguf.name}
-    if hasattr(transformers, "GgufConfig"):  # before it, dequantizing was the only way
-        settings["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **settings)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
     except Exception as error:  # a reader of a foreign format: whatever it stumbles over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
