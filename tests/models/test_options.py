@@ -123,6 +123,8 @@ def test_other_ways_that_are_refused(model: Any, ids: torch.Tensor) -> None:
         run(model, ids, assistant_model=build("llama")[0])
     with pytest.raises(UnsupportedModelError, match="generate_batch keeps a paged"), compressing(model, RECIPE):
         model.generate_batch([ids[0].tolist()])
+    with pytest.raises(UnsupportedModelError, match="a tuple cannot be compressed"), compressing(model, RECIPE):
+        model(ids, past_key_values=((torch.zeros(1), torch.zeros(1)),))
     with pytest.raises(UnsupportedModelError, match="filled elsewhere"), torch.no_grad():
         run(model, ids, past_key_values=model(ids[:, :7]).past_key_values)
     eager = build("llama")[0]
@@ -151,6 +153,12 @@ def test_a_prompt_read_in_parts_is_the_prompt_read_at_once(model: Any, ids: torc
         assert said.sequences.tolist() == expected.sequences.tolist()
         for ours, theirs in zip(said.past_key_values.layers, expected.past_key_values.layers, strict=True):
             assert ours.positions.tolist() == theirs.positions.tolist()
+
+
+def test_the_classs_own_generate_reads_in_parts_too(model: Any, ids: torch.Tensor, answer: list[int]) -> None:
+    with compressing(model, RECIPE) as report:
+        said = tf.LlamaForCausalLM.generate(model, ids, prefill_chunk_size=16, **GREEDY)
+    assert (said[0, TOKENS:].tolist(), report.prompt_tokens, report.kept) == (answer, TOKENS, KEPT)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "gpt_oss"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
 from kvferry.errors import InputError, UnsupportedModelError
@@ -206,6 +207,24 @@ def test_leaving_while_a_thread_still_reads(model: Any, ids: torch.Tensor) -> No
         go_on.set()
 
 
+def test_a_thread_that_was_there_before(model: Any, ids: torch.Tensor, answer: list[int]) -> None:
+    """A ``generate()`` that runs already when a block is opened elsewhere goes on with its full cache."""
+    halfway, go_on = threading.Event(), threading.Event()
+    full = model.generate(ids, **GREEDY).tolist()
+
+    def wait() -> None:
+        halfway.set()
+        assert go_on.wait(20)
+
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(model.generate, ids, streamer=Streamer(2, wait), **GREEDY)
+        assert halfway.wait(20)
+        with compressing(model, RECIPE):
+            go_on.set()
+            assert said.result().tolist() == full
+            assert model.generate(ids, **GREEDY)[0, TOKENS:].tolist() == answer
+
+
 def test_threads_share_a_block(model: Any, ids: torch.Tensor) -> None:
     prompts = [ids[:, :n] for n in (40, 31, 22, 35, 26, 17)]
     expected = [run(model, x)[0] for x in prompts]
@@ -360,6 +379,33 @@ def test_pipelines(model: Any, ids: torch.Tensor, answer: list[int]) -> None:
             (said,) = generate(prompt, return_full_text=False, max_new_tokens=5, do_sample=False)
         assert said["generated_text"].split() == [f"w{x}" for x in answer]
         assert report.kept == KEPT
+
+
+def test_a_pipeline_with_pictures() -> None:
+    model = build("llava")[0]
+    words = tf.PreTrainedTokenizerFast(
+        tokenizer_object=_tokenizer(), pad_token="w0", eos_token="w95", extra_special_tokens={"image_token": "w90"}
+    )
+    template = (
+        "{% for c in messages[0]['content'] %}{{ 'w90 ' if c['type'] == 'image' else c['text'] }}{% endfor %}"
+    )
+    pixels = tf.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor = tf.LlavaProcessor(
+        pixels, words, patch_size=4, vision_feature_select_strategy="default", chat_template=template,
+        image_token="w90", num_additional_image_tokens=1,
+    )  # fmt: skip
+    picture = {"type": "image", "image": Image.new("RGB", (20, 16), (255, 0, 9))}
+    content = [picture, {"type": "text", "text": " ".join(f"w{i}" for i in range(20, 44))}]
+    messages = [{"role": "user", "content": content}]
+    inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    with compressing(model, RECIPE) as expected:
+        ids = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :].tolist()
+    describe = tf.pipeline("image-text-to-text", model=model, processor=processor)
+    with compressing(describe, RECIPE) as report:
+        (said,) = describe(text=messages, max_new_tokens=5, do_sample=False, return_full_text=False)
+    assert report == expected
+    assert (report.prompt_tokens, report.kept) == (40, KEPT)
+    assert said["generated_text"].split() == [f"w{x}" for x in ids]
 
 
 def test_a_class_with_its_own_generate() -> None:

@@ -161,10 +161,10 @@ def _serving(model: PreTrainedModel) -> Block | None:
 
 def _forward(model: PreTrainedModel, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     block = None if current_session() is not None else _serving(model)
-    if block is None:
-        return original(*args, **kwargs)
     inputs = _by_name(original, args, kwargs)
     call = _call.get()
+    if block is None or (call is None and _began_before(block, inputs.get("past_key_values"))):
+        return original(**inputs)
     if call is not None and call.block is block:
         call.passes += 1
         if call.passes > 1 and inputs.get("past_key_values") is None and inputs.get("use_cache") is not False:
@@ -174,6 +174,12 @@ def _forward(model: PreTrainedModel, original: Callable[..., Any], *args: Any, *
             )
     with block.noting():
         return block.passes.run(original, inputs)
+
+
+def _began_before(block: Block, past: Any) -> bool:
+    """Whether a cache belongs to a ``generate()`` that another thread had called when the block was opened."""
+    elsewhere = block not in _entered.get()
+    return elsewhere and past is not None and not is_kept(past) and bool(past.get_seq_length())
 
 
 def _by_name(method: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -221,10 +227,10 @@ def _prefill(
     **kwargs: Any,
 ) -> Any:
     """Where ``prefill_chunk_size`` has a prompt read in several passes, only all of them are the prompt."""
-    call, past, step = _call.get(), model_kwargs.get("past_key_values"), generation_config.prefill_chunk_size
-    if call is None or step is None or is_kept(past):
+    block, past, step = _serving(model), model_kwargs.get("past_key_values"), generation_config.prefill_chunk_size
+    if block is None or step is None or is_kept(past) or _began_before(block, past):
         return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
-    with call.block.passes.reading(past, {**model_kwargs, "input_ids": input_ids}, step):
+    with block.passes.reading(past, {**model_kwargs, "input_ids": input_ids}, step):
         return original(input_ids, generation_config, model_kwargs, *args, **kwargs)
 
 

@@ -158,7 +158,8 @@ class Passes:
 
 def is_kept(past: Any) -> bool:
     """Whether a cache was compressed by :class:`Passes`."""
-    return past is not None and bool(past.layers) and all(isinstance(x, KeptLayer) for x in past.layers)
+    layers = getattr(past, "layers", [])
+    return bool(layers) and all(isinstance(x, KeptLayer) for x in layers)
 
 
 def _caches(past: Any, observers: Sequence[Observer]) -> list[KVCache]:
