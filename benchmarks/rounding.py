@@ -1,9 +1,11 @@
 """How often an answer changes by rounding alone: the same prompt and weights, read in one pass and otherwise.
 
 Every way answers greedily, whatever ends the answer; the answers are compared token by token with stock Transformers,
-which reads the prompt in one pass. ``last apart`` is stock Transformers too, with ``prefill_chunk_size``: the last
-prompt token is read by a pass of its own, as kvferry does when a cache is resumed. ``padded`` is stock with 8 padding
-tokens before the prompt. Below, what the last row of one matrix product and of attention has to do with it.
+which reads the prompt in one pass.
+
+* ``stock, last apart``: Transformers too, but the last prompt token has a pass of its own (``prefill_chunk_size``).
+* ``compressing()``: every token kept, the first answer token from the pass that read the prompt.
+* ``resume``: the cache of all prompt tokens but the last, cut from that pass, and the last one fed again.
 
 Texts are JSON lines with a ``context``, such as paragraphs of SQuAD; several make one prompt.
 """
@@ -14,17 +16,21 @@ import argparse
 import json
 import statistics
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import logging
+from transformers import DynamicCache, logging
 
 import kvferry
-from kvferry.models import VLM, compressing, prefill_inputs
+from kvferry.cache import KVCache
+from kvferry.models import VLM, layout_of
+from kvferry.models.attention import detach
+from kvferry.models.prefill import layers_from
 from kvferry.models.resume import continue_from
 
-WAYS = ("last apart", "padded", "compressing(), full cache", "prefill, then resume")
+WAYS = ("stock, last apart", "compressing()", "resume")
 
 
 def prompts(vlm: VLM, texts: Path, count: int, tokens: int) -> list[torch.Tensor]:
@@ -41,50 +47,42 @@ def prompts(vlm: VLM, texts: Path, count: int, tokens: int) -> list[torch.Tensor
 
 
 def answers(model: Any, ids: torch.Tensor, new: int) -> dict[str, list[int]]:
-    """What every way says to one prompt."""
-    n = ids.shape[1]
-    greedy = {"max_new_tokens": new, "do_sample": False, "eos_token_id": -1}
-
-    def stock(ids: torch.Tensor, padding: int = 0, **more: Any) -> list[int]:
-        mask = torch.ones_like(ids)
-        mask[:, :padding] = 0
-        said: list[int] = model.generate(ids, attention_mask=mask, **greedy, **more)[0, ids.shape[1] :].tolist()
-        return said
-
-    found = {"stock": stock(ids), "last apart": stock(ids, prefill_chunk_size=n - 1)}
-    found["padded"] = stock(torch.nn.functional.pad(ids, (8, 0)), padding=8)
-    with compressing(model, "full"):
-        found["compressing(), full cache"] = stock(ids)
-    cache = prefill_inputs(model, {"input_ids": ids}).cache
-    found["prefill, then resume"] = list(continue_from(model, cache, max_new_tokens=new, stop=()).token_ids)
+    """What every way says to one prompt; all but one share the pass that reads it."""
+    n, layout = ids.shape[1], layout_of(model, {"input_ids": ids})
+    past, apart = DynamicCache(), DynamicCache()
+    with torch.inference_mode():
+        logits = model(ids, past_key_values=past, logits_to_keep=1).logits
+        first = int(logits[0, -1].argmax())
+        full = KVCache(layers_from(deepcopy(past), n), layout, n, fingerprint="")
+        cut = KVCache(layers_from(deepcopy(past), n - 1), layout, n - 1, fingerprint="")
+        model(ids[:, :-1], past_key_values=apart, logits_to_keep=1)
+        found = {
+            "stock": [first, *stock(model, past, torch.tensor([[first]]), new - 1)],
+            "stock, last apart": stock(model, apart, ids[:, -1:], new),
+        }
+    went_on = continue_from(model, full, [first], new - 1, stop=()).token_ids
+    found["compressing()"] = [first, *went_on]
+    found["resume"] = list(continue_from(model, cut, None, new, stop=()).token_ids)
     return found
 
 
-def last_rows(model: Any, ids: torch.Tensor) -> tuple[float, float]:
-    """Shares of numbers in the last row that differ when that row is computed alone: a product, and attention."""
-    layer = model.get_decoder().layers[0]
-    with torch.inference_mode():
-        states = layer.input_layernorm(model.get_input_embeddings()(ids.to(model.device)))
-        whole, alone = layer.self_attn.q_proj(states)[:, -1], layer.self_attn.q_proj(states[:, -1:])[:, 0]
-        heads = states.view(1, ids.shape[1], -1, layer.self_attn.head_dim).transpose(1, 2)
-        attend = torch.nn.functional.scaled_dot_product_attention
-        seen = attend(heads, heads, heads, is_causal=True)[..., -1:, :]
-        one = attend(heads[..., -1:, :], heads, heads)
-    return float((whole != alone).float().mean()), float((seen != one).float().mean())
+def stock(model: Any, past: DynamicCache, feed: torch.Tensor, new: int) -> list[int]:
+    """Transformers' greedy decoding on a cache."""
+    said: list[int] = []
+    for _ in range(new):
+        feed = model(feed.to(model.device), past_key_values=past, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        said.append(int(feed))
+    return said
 
 
-def report(found: list[dict[str, list[int]]], rows: list[tuple[float, float]], dtype: str, tokens: float) -> None:
-    """Print the tables."""
+def report(found: list[dict[str, list[int]]], dtype: str, tokens: float) -> None:
+    """Print the table."""
     print(f"{len(found)} prompts of {tokens:.0f} tokens, {len(found[0]['stock'])} new tokens each, {dtype}\n")
     print("| way | other answers | other first tokens |\n|---|---|---|")
     for way in WAYS:
         other = sum(x[way] != x["stock"] for x in found)
         first = sum(x[way][0] != x["stock"][0] for x in found)
         print(f"| {way} | {other} of {len(found)} | {first} |")
-    same = sum(x["prefill, then resume"] == x["last apart"] for x in found)
-    print(f"\nresume answers as stock does with the last token apart: {same} of {len(found)}")
-    product, attention = (statistics.mean(x) for x in zip(*rows, strict=True))
-    print(f"numbers of a last row that differ when computed alone: product {product:.1%}, attention {attention:.1%}")
 
 
 def main() -> None:
@@ -101,13 +99,14 @@ def main() -> None:
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     vlm = kvferry.load(asked.model, device=asked.device, dtype=asked.dtype)
+    detach(vlm.model)  # Stock; what goes on from a cache attaches kvferry's attention by itself.
     ids = [x.to(vlm.model.device) for x in prompts(vlm, asked.texts, asked.prompts, asked.tokens)]
     found = []
     for index, one in enumerate(ids):
         found.append(answers(vlm.model, one, asked.new))
         print(f"\r{index + 1} of {len(ids)}", end="", file=sys.stderr)
     print(file=sys.stderr)
-    report(found, [last_rows(vlm.model, x) for x in ids], asked.dtype, statistics.mean(x.shape[1] for x in ids))
+    report(found, asked.dtype, statistics.mean(x.shape[1] for x in ids))
 
 
 if __name__ == "__main__":
