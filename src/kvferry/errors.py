@@ -76,3 +76,7 @@ class LinkError(KVFerryError):
 
 class DeadlineError(LinkError):
     """The deadline passed before the answer was complete."""
+
+
+class UnfamiliarPictureWarning(KVFerryWarning):
+    """A model is shown a picture unlike all that it was trained on; said once in a process."""

@@ -198,5 +198,6 @@ class _Conversation:
             session=shelf.session,
             holdings=shelf.holdings,
             share=share,
+            note=receiver.note,
         )
         await self._write(pb.AskReply(done=done))

@@ -12,6 +12,7 @@ from kvferry.edge.pacing import Meter, Pacer
 from kvferry.edge.transfer import Transfer
 from kvferry.errors import LinkError
 from kvferry.modes import Mode, OnToken, ProtocolError, Sender
+from kvferry.pictures.familiar import tell
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import from_wire
 
@@ -116,6 +117,7 @@ class Crossing:
         ended = time.perf_counter()
         outgoing, replies = self._calls[-1]
         sender, name_and_options = self.sender, str(mode).partition(":")
+        tell(done.note)
         began_sending = outgoing.first_byte_at or replies.received_at
         return Answer(
             text=done.text,

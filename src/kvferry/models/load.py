@@ -26,6 +26,7 @@ from kvferry.models.gguf import folder_of
 from kvferry.models.grown import folder_of_grown, is_grown, language_of
 from kvferry.models.support import visual_token_ids
 from kvferry.models.vlm import VLM
+from kvferry.pictures.familiar import TrainingPictures
 
 _UNAVAILABLE = (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError)
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
@@ -73,6 +74,7 @@ def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
         image_processor,
         name=str(name),
         fingerprint=folder_fingerprint(folder, config),
+        training=TrainingPictures.of(folder),
     )
 
 

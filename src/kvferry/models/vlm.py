@@ -25,6 +25,7 @@ from kvferry.models.rotary import rotary_of
 from kvferry.models.stream import TextStream
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
 from kvferry.pictures import open_picture
+from kvferry.pictures.familiar import TrainingPictures, note_on, tell
 from kvferry.rope import Rotary
 from kvferry.selection.base import Selection
 
@@ -46,6 +47,8 @@ class VLM:
         For people; by default the model's name or path.
     fingerprint : str
         By default computed from the weights.
+    training : TrainingPictures, optional
+        All that it has seen, if that is little; it warns of other pictures.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class VLM:
         *,
         name: str = "",
         fingerprint: str = "",
+        training: TrainingPictures | None = None,
     ) -> None:
         check_supported(model)
         self.model = model.eval()
@@ -76,6 +80,7 @@ class VLM:
             raise UnsupportedModelError("the tokenizer cannot tell where its tokens stand; pass a fast tokenizer")
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
         self.fingerprint = fingerprint or fingerprint_of(model)
+        self.training = training
         self._prompter = Prompter(model.config, self.tokenizer, processor, self.image_processor)
         attach(model)
 
@@ -176,8 +181,7 @@ class VLM:
         pictures = self._pictures(images)
         if not pictures and context is None and question is None:
             raise InputError("there is nothing to read; pass a picture, a context or a question")
-        asked = question if question is not None else proxy_question
-        prompt = self._prompter.build(pictures, context, asked)
+        prompt = self._prompter.build(pictures, context, proxy_question if question is None else question)
         layout = self._layout(prompt)
         self._check_length(layout)
         scene = question is None
@@ -334,19 +338,20 @@ class VLM:
         many = images if isinstance(images, (list, tuple)) else [images]
         if many and not self.has_vision:
             raise InputError(f"{self.name} reads text only; leave the pictures out")
-        return [x if isinstance(x, VisualEmbeds) else open_picture(x) for x in many]
+        pictures = [x if isinstance(x, VisualEmbeds) else open_picture(x) for x in many]
+        tell(note_on(self, pictures))
+        return pictures
 
     def _layout(self, prompt: Prompt) -> PromptLayout:
         """The layout; a scene without a question borrows one text token, so that it knows what position follows."""
         n = len(prompt.roles)
         if n > prompt.scene:
-            layout = layout_of(self.model, prompt.inputs, np.zeros(n, dtype=bool))
-            return _with_roles(layout, prompt.roles)
+            return replace(layout_of(self.model, prompt.inputs, np.zeros(n, dtype=bool)), role=prompt.roles)
         longer = {**prompt.inputs, "input_ids": torch.nn.functional.pad(prompt.inputs["input_ids"], (0, 1))}
         for name in ("mm_token_type_ids", "token_type_ids", "attention_mask"):
             if name in longer:
                 longer[name] = torch.nn.functional.pad(longer[name], (0, 1), value=int(name == "attention_mask"))
-        return _with_roles(layout_of(self.model, longer, np.zeros(n + 1, dtype=bool)).head(n), prompt.roles)
+        return replace(layout_of(self.model, longer, np.zeros(n + 1, dtype=bool)).head(n), role=prompt.roles)
 
     def _check_length(self, layout: PromptLayout, more: int = 0) -> None:
         """Refuse a prompt that is longer, with ``more`` tokens behind it, than the model reads."""
@@ -383,10 +388,6 @@ class VLM:
             ids, roles = self._prompter.question(question, images=bool(layout.visual.any()), context=has_context)
         self._check_length(layout, len(ids) + more)
         return ids, roles
-
-
-def _with_roles(layout: PromptLayout, roles: np.ndarray[Any, np.dtype[np.uint8]]) -> PromptLayout:
-    return PromptLayout(layout.token_ids, layout.modality, roles, layout.positions, layout.rope_delta, layout.grids)
 
 
 def _requests(recipe: Any) -> tuple[EvidenceRequest, ...]:

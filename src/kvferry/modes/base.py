@@ -111,6 +111,10 @@ class Receiver(Protocol):
     def prefill_seconds(self) -> float:
         """Spent on reading the prompt, once there is an answer."""
 
+    @property
+    def note(self) -> str:
+        """What an answer should be read with, once everything has arrived; empty where there is nothing."""
+
     def feed(self, data: bytes) -> None:
         """Take in the next bytes. Raises a KVFerryError as soon as they can be seen to be wrong."""
 
@@ -132,6 +136,7 @@ class ModeReceiver(ABC):
 
     _vlm: VLM
     prefill_seconds: float = 0.0
+    note: str = ""
 
     @abstractmethod
     def feed(self, data: bytes) -> None:

@@ -188,6 +188,11 @@ class TurnReceiver:
         self._seconds = 0.0
 
     @property
+    def note(self) -> str:
+        """See :class:`kvferry.modes.base.Receiver`."""
+        return "" if self._first is None else self._first.note
+
+    @property
     def prefill_seconds(self) -> float:
         """See :class:`kvferry.modes.base.Receiver`: with the reading of old answers."""
         return self._seconds

@@ -15,6 +15,7 @@ from kvferry.modes.holdings import Holdings
 from kvferry.modes.masked import flatten
 from kvferry.modes.ranking import DEFAULT_SCORER, kept_visual
 from kvferry.pictures import file_of, jpeg_of, open_picture
+from kvferry.pictures.familiar import note_on
 from kvferry.recipe import Recipe
 from kvferry.wire import service_pb2 as pb
 
@@ -168,6 +169,7 @@ class ImageReceiver(NeedsAll):
 
     def finish(self) -> None:
         self._pictures = self._files.open(bytes(self._data))
+        self.note = note_on(self._vlm, self._pictures)
 
     def ground(self) -> tuple[KVCache, str | None]:
         began = time.perf_counter()

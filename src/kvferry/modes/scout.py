@@ -23,6 +23,7 @@ from kvferry.modes.files import FilesIn, FilesOut
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.ranking import DEFAULT_SCORER, checked_ranking, kept_visual, selection_of
 from kvferry.pictures import file_of
+from kvferry.pictures.familiar import note_on
 from kvferry.recipe import Recipe
 from kvferry.selection import evict
 from kvferry.wire import modes_pb2
@@ -179,6 +180,7 @@ class ScoutReceiver(NeedsAll):
     def finish(self) -> None:
         end = self._files.announced
         self._pictures = self._files.open(bytes(self._data[:end]))
+        self.note = note_on(self._vlm, self._pictures)
         self._body, checksum = bytes(self._data[end : -CHECKSUM.size]), self._data[max(end, len(self._data) - 4) :]
         if len(checksum) < CHECKSUM.size:
             raise TruncatedError("the positions did not arrive; send them again")

@@ -9,6 +9,7 @@ once per visual token, mark the modality), needs neither, and takes any tokenize
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from kvferry.pictures.familiar import FILE as TRAINING_PICTURES
+
 from . import words
 from .words import TOKEN_ID
 
@@ -30,6 +33,8 @@ MERGE = 2
 CELL = PATCH * MERGE
 """Pixels per visual token, along each side."""
 MIN_SIDE, MAX_SIDE = 192, 256
+SHOWS = "drawn scenes of coloured shapes with digits, letters and words"
+"""What its models' training shows, for whoever gives them something else."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
@@ -177,6 +182,8 @@ def write_folder(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
     build_image_processor().save_pretrained(folder)
     build_generation_config().save_pretrained(folder)
     (folder / "processor_config.json").write_text('{"processor_class": "PaddleOCRVLProcessor"}\n')
+    seen = {"shows": SHOWS, "sides": list(range(MIN_SIDE, MAX_SIDE + 1, CELL))}
+    (folder / TRAINING_PICTURES).write_text(json.dumps(seen) + "\n")
 
 
 def main() -> None:

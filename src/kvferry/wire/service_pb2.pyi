@@ -163,7 +163,7 @@ class AskReply(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
     class Done(_message.Message):
-        __slots__ = ("text", "tokens", "bytes_received", "timings", "session", "holdings", "share")
+        __slots__ = ("text", "tokens", "bytes_received", "timings", "session", "holdings", "share", "note")
         TEXT_FIELD_NUMBER: _ClassVar[int]
         TOKENS_FIELD_NUMBER: _ClassVar[int]
         BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +171,7 @@ class AskReply(_message.Message):
         SESSION_FIELD_NUMBER: _ClassVar[int]
         HOLDINGS_FIELD_NUMBER: _ClassVar[int]
         SHARE_FIELD_NUMBER: _ClassVar[int]
+        NOTE_FIELD_NUMBER: _ClassVar[int]
         text: str
         tokens: int
         bytes_received: int
@@ -178,7 +179,8 @@ class AskReply(_message.Message):
         session: bytes
         holdings: _containers.RepeatedCompositeFieldContainer[AskReply.Holding]
         share: float
-        def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes_received: _Optional[int] = ..., timings: _Optional[_Union[AskReply.Timings, _Mapping]] = ..., session: _Optional[bytes] = ..., holdings: _Optional[_Iterable[_Union[AskReply.Holding, _Mapping]]] = ..., share: _Optional[float] = ...) -> None: ...
+        note: str
+        def __init__(self, text: _Optional[str] = ..., tokens: _Optional[int] = ..., bytes_received: _Optional[int] = ..., timings: _Optional[_Union[AskReply.Timings, _Mapping]] = ..., session: _Optional[bytes] = ..., holdings: _Optional[_Iterable[_Union[AskReply.Holding, _Mapping]]] = ..., share: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
     class Timings(_message.Message):
         __slots__ = ("decode", "queue", "prefill", "first_token", "total")
         DECODE_FIELD_NUMBER: _ClassVar[int]
