@@ -149,7 +149,7 @@ def lossless_note(measured: Measured) -> list[str]:
     return [f"Lossless stages: {said} {len(pairs) * measured.n:,} pairs of rows with and without.", ""]
 
 
-def _judged(line: Line, point: Point) -> tuple[int, float | None]:
+def _judged(line: Line, point: Point) -> tuple[float, float | None]:
     outcome = Outcome(*line.outcomes[point.name])
     return outcome.correct, outcome.kl
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from kvferry.evaluate.evaluation import read
 from kvferry.evaluate.evaluation_tables import PROTOCOLS, cells, heading, notes, origin, summarise
+from kvferry.evaluate.plan import planned_task
 from kvferry.evaluate.tables import markdown
-from kvferry.evaluate.tasks import task_of
 from study.page import Places
 
 
 def render(results: Path, places: Places, title: str) -> str:
     """One section of RESULTS.md from one raw file."""
     head, lines = read(results)
-    task = task_of(head["evaluation"]["task"])
+    task = planned_task(head["evaluation"])
     text = [f"## {title}", "", origin(head), ""]
     for protocol in PROTOCOLS:
         if not any(x.protocol == protocol for x in lines):

@@ -42,9 +42,29 @@ def _draws(n: int, resamples: int) -> npt.NDArray[np.float64]:
     return drawn.astype(np.float64)
 
 
-def means_with_draws(values: npt.NDArray[np.float64], resamples: int = RESAMPLES) -> npt.NDArray[np.float64]:
-    """The mean over the last axis and behind it the resampled ones: ``[..., n]`` to ``[..., 1 + resamples]``."""
-    return np.concatenate([values.mean(-1, keepdims=True), resampled_means(values, resamples)], axis=-1)
+def means_with_draws(
+    values: npt.NDArray[np.float64], resamples: int = RESAMPLES, groups: Sequence[str] = ()
+) -> npt.NDArray[np.float64]:
+    """The mean over the last axis and behind it the resampled ones: ``[..., n]`` to ``[..., 1 + resamples]``.
+
+    Where ``groups`` name what each question belongs to, groups are drawn, not questions, as in
+    :func:`ratio_in_groups`.
+    """
+    means = values.mean(-1, keepdims=True)
+    if not any(groups):
+        return np.concatenate([means, resampled_means(values, resamples)], axis=-1)
+    inside = _grouped(groups)
+    members = np.zeros((values.shape[-1], int(inside.max()) + 1))
+    members[np.arange(len(inside)), inside] = 1
+    over, under = resampled_means(values @ members, resamples), resampled_means(members.sum(0), resamples)
+    return np.concatenate([means, over / under], axis=-1)
+
+
+def _grouped(groups: Sequence[str]) -> npt.NDArray[np.int64]:
+    """A number for each group, ``[n]``; an empty name is a group of its own."""
+    keys = [group or f"\0{i}" for i, group in enumerate(groups)]
+    inside: npt.NDArray[np.int64] = np.unique(np.asarray(keys), return_inverse=True)[1]
+    return inside
 
 
 def estimate_of(found: npt.NDArray[np.float64], n: int) -> Estimate:
@@ -87,10 +107,9 @@ def ratio_in_groups(over: npt.ArrayLike, under: npt.ArrayLike, groups: Sequence[
 
     Questions on one picture are not independent of each other. An empty name is a group of its own.
     """
-    keys = [group or f"\0{i}" for i, group in enumerate(groups)]
-    inside = np.unique(np.asarray(keys), return_inverse=True)[1]
+    inside = _grouped(groups)
     above, below = (np.bincount(inside, weights=np.asarray(x, np.float64)) for x in (over, under))
-    return replace(ratio_interval(above, below), n=len(keys))
+    return replace(ratio_interval(above, below), n=len(groups))
 
 
 def mcnemar(values: npt.ArrayLike, reference: npt.ArrayLike) -> float:
@@ -103,6 +122,16 @@ def mcnemar(values: npt.ArrayLike, reference: npt.ArrayLike) -> float:
     only = (int((one & ~other).sum()), int((other & ~one).sum()))
     tail = sum(math.comb(sum(only), k) for k in range(min(only) + 1))
     return min(1.0, tail / (1 << sum(only)) * 2)
+
+
+def paired_p(values: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+    """Two-sided p of two rows' scores ``[n]`` on the same questions.
+
+    McNemar's test where all are 0 or 1, else the signed-rank test.
+    """
+    one, other = np.asarray(values, np.float64), np.asarray(reference, np.float64)
+    judged = np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all()
+    return mcnemar(one, other) if judged else wilcoxon(one, other)
 
 
 def wilcoxon(values: npt.ArrayLike, reference: npt.ArrayLike) -> float:

@@ -286,9 +286,30 @@ def test_the_verdict_is_that_of_the_interval(low: float, high: float, said: str)
     assert row.verdict.startswith(said)
 
 
-def test_the_command_prints_tables_and_results_reads_them(folder: Path, mme: Path, tmp_path: Path) -> None:
-    out = tmp_path / "raw" / "eval-mme.jsonl"
-    line = ["eval", str(folder), "--task", "mme", "--data", str(mme), "--recipe", "vlcache@0.5|int4", "--out", str(out)]
+def known_textvqa(vlm: VLM, folder: Path) -> Path:
+    """Two questions on each of two drawn pictures, which the model is right about."""
+    task, lines = task_of("textvqa"), []
+    for i, drawn in enumerate(samples("validation", 2)):
+        drawn.images[0].save(folder / f"{i}.png")
+        for asked in ("is it red ?", "what is left ?"):
+            row = {"image": str(folder / f"{i}.png"), "image_id": str(i), "question": asked, "answers": "x"}
+            question = task.read(row).question
+            pictures = task.read(row).images
+            said = [
+                vlm.answer(vlm.prefill(pictures, question).cache, max_new_tokens=16),
+                vlm.answer(vlm.prefill(pictures).cache, question, max_new_tokens=16),
+            ]
+            lines.append(json.dumps(row | {"image": f"{i}.png", "answers": said}))
+    path = folder / "textvqa.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_the_command_prints_tables_and_results_reads_them(folder: Path, vlm: VLM, tmp_path: Path) -> None:
+    out = tmp_path / "raw" / "eval-textvqa.jsonl"
+    data = known_textvqa(vlm, tmp_path)
+    line = ["eval", str(folder), "--task", "textvqa", "--data", str(data), "--recipe", "vlcache@0.5|int4"]
+    line += ["--out", str(out)]
     done = CliRunner().invoke(app, [*line, "--json"], catch_exceptions=False)
     assert done.exit_code == 0
     tables = json.loads(done.stdout.splitlines()[-1])
@@ -299,6 +320,6 @@ def test_the_command_prints_tables_and_results_reads_them(folder: Path, mme: Pat
     page = tmp_path / "RESULTS.md"
     words = ["results", "--raw", str(out.parent), "--out", str(page), "--figures", str(tmp_path / "figures")]
     assert CliRunner().invoke(study, words, catch_exceptions=False).exit_code == 0
-    assert "mme, protocol B" in page.read_text()
+    assert "textvqa, protocol B" in page.read_text()
     assert "vlcache@0.5\\|int4 proxy" in page.read_text()
-    assert "draw the 2 pictures" in render(out, Places(page, tmp_path, tmp_path), "MME")
+    assert "draw the 2 pictures" in render(out, Places(page, tmp_path, tmp_path), "TextVQA")

@@ -213,9 +213,9 @@ def test_what_must_stay_may_need_more_than_the_fraction(vlm: VLM, apply: Any) ->
         run_sample(vlm, sample, Sweep("x", ("knorm,bytes=10|bf16",), ("A",)), "A")
 
 
-def test_the_command_prints_a_table_and_json(folder: Path, tmp_path: Path) -> None:
+def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
-    words = ["sweep", "--model", str(folder), "--out", str(out), "--split", "validation", "--n=1", "--processes=1"]
+    words = ["sweep", "--model", "testbed/edge", "--out", str(out), "--split", "validation", "--n=1", "--processes=1"]
     for recipe in RECIPES:
         words += ["--recipe", recipe]
     done = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)

@@ -66,7 +66,7 @@ def test_points(points: dict[tuple[str, bool], OperatingPoint], vlm: VLM, cases:
 
 
 def test_known_answers_count(vlm: VLM, cases: list[Case]) -> None:
-    wrong = [Case(case.images, case.question, "never said") for case in cases]
+    wrong = [Case(case.images, case.question, ("never said",)) for case in cases]
     (point,) = measure(vlm, vlm, ["kv:full|bf16"], wrong)
     assert (point.quality, point.interval[0]) == (0, 0)
     assert point.interval[1] > 0.5, "two questions tell little"

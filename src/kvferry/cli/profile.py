@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvferry.cli.console import Device, Dtype, console, typed, waiting
-from kvferry.cli.questions import Data, Images, Instruction, questions_of
+from kvferry.cli.questions import Data, Images, Instruction, MaxNewTokens, Metric, questions_of
 from kvferry.errors import InputError
 
 
@@ -24,6 +25,8 @@ def profile(
     data: Data = None,
     images: Images = None,
     instruction: Instruction = "",
+    metric: Metric = "",
+    max_new_tokens: MaxNewTokens = 0,
     split: Annotated[str, typer.Option(help="Without --data: of the testbed's questions.")] = "validation",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 30,
     mode: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; repeatable.")] = None,
@@ -38,13 +41,19 @@ def profile(
     """Measure every mode on this machine: quality, bytes, seconds."""
     if split == "test":
         raise InputError("points that a policy chooses by are not measured on the test split; use validation")
+    from kvferry.evaluate.metrics import metric_of
     from kvferry.evaluate.sweep import provenance
     from kvferry.fit import points as engine
     from kvferry.models import load
     from kvferry.policy import PointTable, write_points
 
+    if data is None and metric:
+        raise InputError("--metric needs --data FILE, which says what to ask")
+    judge = metric_of(metric or "exact")
+    if judge.score("yes", ("yes",)) is None:
+        raise InputError(f"{metric} has no score for one answer, which a mode's quality is made of; choose another")
     questions = questions_of(data, images, split, n, n, instruction, json)
-    cases = [engine.Case(x.images, x.text, x.answer) for x in questions.each()]
+    cases = [engine.Case(x.images, x.text, x.answers) for x in questions.each()]
     with waiting(f"loading {edge}, {cloud}", json):
         there = load(cloud, device=device or None, dtype=dtype)
         here = there if edge == cloud else load(edge, device=device or None, dtype=dtype)
@@ -52,11 +61,18 @@ def profile(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(json), transient=True) as progress:
         task = progress.add_task("questions", total=1 + len(cases))
-        points = list(engine.measure(here, there, modes, cases, tiers, on_case=lambda: progress.advance(task)))
+        most = max_new_tokens or engine.MAX_NEW_TOKENS
+        on_case = partial(progress.advance, task)
+        points = list(engine.measure(here, there, modes, cases, tiers, on_case, judge, most))
     where = provenance(there)
     of = f"{data.name}" if data is not None else f"the testbed's {split} split"
-    known = all(case.answer is not None for case in cases)
-    counted = "right answers" if known else "right answers, or the cloud's own where none is known"
+    known = all(case.answers for case in cases)
+    if not any(x.quality for x in points):
+        raise InputError(
+            "no mode answers any question rightly, so that no policy could choose; `kvferry eval MODEL --data FILE` "
+            "shows what the model says: try --instruction 'Answer with one word.', --metric contains or another model"
+        )
+    counted = f"right answers ({judge.name})" if known else "right answers, or the cloud's own where none is known"
     source = (
         f"{typed()}: share of {counted} on {len(cases)} questions of {of}; message bytes; "
         f"median seconds on {where['machine']}, torch {where['torch']}, commit {where['commit'][:12] or 'unknown'}"

@@ -25,6 +25,31 @@ Images = Annotated[
 ]
 Instruction = Annotated[str, typer.Option(help="A line below every question of --data, such as 'Answer in one word.'")]
 
+Metric = Annotated[
+    str,
+    typer.Option(
+        help="How answers to --data are judged: exact (by default), contains, f1, anls, vqa, yes_no, ...; a wrong name "
+        "lists them all.",
+        show_default=False,
+    ),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer; 0: as the questions ask for.", min=0)]
+Jpeg = Annotated[str, typer.Option(help="Also send the pictures, at these JPEG qualities, such as 90,30,10.")]
+Embeds = Annotated[str, typer.Option(help="Also send the visual embeddings, in codecs such as int4,int2.")]
+
+
+def qualities_of(jpeg: str) -> tuple[int, ...]:
+    """The numbers of ``--jpeg``."""
+    try:
+        return tuple(int(x) for x in jpeg.split(",") if x.strip())
+    except ValueError:
+        raise InputError(f"--jpeg is a list of qualities such as 90,30,10, not {jpeg!r}") from None
+
+
+def codecs_of(embeds: str) -> tuple[str, ...]:
+    """The codecs of ``--embeds``."""
+    return tuple(x.strip() for x in embeds.split(",") if x.strip())
+
 
 def own_questions(
     data: Path, images: Path | None, n: int | None = None, start: int = 0, instruction: str = "", json: bool = False

@@ -16,6 +16,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, typed
+from kvferry.cli.evaluate import run
+from kvferry.cli.questions import (
+    Data,
+    Embeds,
+    Images,
+    Instruction,
+    Jpeg,
+    MaxNewTokens,
+    Metric,
+    codecs_of,
+    own_questions,
+    qualities_of,
+)
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,9 +45,12 @@ def _numbers(text: str) -> list[float]:
 def sweep(
     model: Model = "",
     named: NamedModel = "",
-    out: Annotated[Path, typer.Option(help="JSON lines; an existing file of the same sweep is continued.")] = Path(
-        "out/sweep.jsonl"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines; the same sweep is continued. By default out/sweep.jsonl, or out/sweep-DATA.jsonl."
+        ),
+    ] = None,
     recipe: Annotated[
         list[str] | None, typer.Option(help="Instead of the grid: one recipe, repeatable. The ceiling is always added.")
     ] = None,
@@ -49,17 +65,22 @@ def sweep(
     protocols: Annotated[
         str, typer.Option("--protocols", "--protocol", help="A (ask, then ship), B (ship, then ask) or AB.")
     ] = "AB",
-    split: Annotated[str, typer.Option(help="Of the testbed's questions.")] = "test",
+    data: Data = None,
+    images: Images = None,
+    metric: Metric = "",
+    instruction: Instruction = "",
+    max_new_tokens: MaxNewTokens = 0,
+    split: Annotated[str, typer.Option(help="Without --data: of the testbed's questions.")] = "test",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
     start: Annotated[int, typer.Option(help="First question.", min=0)] = 0,
     check: Annotated[str, typer.Option(help="'generate', or 'forced': the same for the testbed, faster.")] = "generate",
-    jpeg: Annotated[str, typer.Option(help="Also send the pictures, at these JPEG qualities, such as 90,30,10.")] = "",
-    embeds: Annotated[str, typer.Option(help="Also send the visual embeddings, in codecs such as int4,int2.")] = "",
+    jpeg: Jpeg = "",
+    embeds: Embeds = "",
     kinds: Annotated[str, typer.Option(help="Of question, such as colour,shape; all by default.")] = "",
     apply: Annotated[
         str, typer.Option(help="'post_hoc' evicts from the finished cache; 'construction' hides while it is built.")
     ] = "post_hoc",
-    processes: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
+    processes: Annotated[int, typer.Option(help="0: one per core; with --data, 1.", min=0)] = 0,
     ray: Annotated[
         str, typer.Option(help="Spread over a Ray cluster instead: auto, local, or its head's HOST:PORT.")
     ] = "",
@@ -67,10 +88,13 @@ def sweep(
     dtype: Dtype = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Run recipes over test questions, paired, under protocols A and B, and print the table."""
+    """Run recipes over the testbed's questions or your own, paired, under protocols A and B, and print the table."""
     from kvferry.evaluate import records
     from kvferry.evaluate import sweep as engine
+    from kvferry.evaluate.ceiling import check_drawn
+    from kvferry.evaluate.plan import Evaluation
     from kvferry.evaluate.tables import few_note, summarise
+    from kvferry.evaluate.tasks.own import OWN
 
     model = model_of(model, named, "testbed/cloud")
     unknown = set(protocols) - {"A", "B"}
@@ -90,6 +114,37 @@ def sweep(
     )
     if not any(x.startswith("full|bf16") for x in recipes):
         recipes = ("full|bf16", *recipes)  # no table without its ceiling
+    if data is not None:
+        drawn = (("split", split, "test"), ("check", check, "generate"), ("kinds", kinds, ""), ("ray", ray, ""))
+        for option, value, usual in (*drawn, ("apply", apply, "post_hoc")):
+            if value != usual:
+                raise InputError(f"--{option} is for the testbed's questions; leave it out with --data")
+        asked = own_questions(data, images, n, start, json=json)
+        if not recipe and "images" not in asked.having:
+            recipes = tuple(x for x in recipes if not x.startswith("none|"))  # nothing visual to leave out
+        plan_of_own = Evaluation(
+            model,
+            OWN,
+            recipes,
+            tuple(p for p in ("A", "B") if p in protocols),
+            str(data),
+            n=asked.total,
+            start=start,
+            device=device,
+            dtype=dtype,
+            images=str(images or ""),
+            metric=metric,
+            instruction=instruction,
+            max_new_tokens=max_new_tokens,
+            jpeg=qualities_of(jpeg),
+            embeds=codecs_of(embeds),
+        )
+        run(plan_of_own, out or Path(f"out/sweep-{data.stem}.jsonl"), processes or 1, json)
+        return
+    for option, given in (("images", images), ("metric", metric), ("instruction", instruction)):
+        if given:
+            raise InputError(f"--{option} needs --data FILE, which says what to ask")
+    out = out or Path("out/sweep.jsonl")
     if check not in ("generate", "forced"):
         raise InputError(f"--check is generate or forced, not {check!r}")
     if apply not in ("post_hoc", "construction"):
@@ -101,11 +156,12 @@ def sweep(
         split,
         n,
         start,
+        max_new_tokens=max_new_tokens or engine.Sweep.max_new_tokens,
         check=check,  # type: ignore[arg-type]
         kinds=tuple(k for k in kinds.split(",") if k),
         apply=apply,  # type: ignore[arg-type]
-        jpeg=tuple(int(q) for q in _numbers(jpeg)),
-        embeds=tuple(x for x in embeds.split(",") if x),
+        jpeg=qualities_of(jpeg),
+        embeds=codecs_of(embeds),
         device=device,
         dtype=dtype,
     )
@@ -123,6 +179,8 @@ def sweep(
         for _ in engine.run(plan, out, processes or os.cpu_count() or 1, typed(), ray):
             progress.advance(task)
     _, lines = records.read(out)
+    for p in plan.protocols:
+        check_drawn(plan, lines, p)
     tables = {p: summarise(lines, p) for p in plan.protocols}
     if json:
         print(

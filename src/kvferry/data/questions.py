@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,12 +88,16 @@ class Questions:
         What they are, for people.
     unused : tuple of str
         Fields of the file that mean nothing to us.
+    having, lacking : dict of str to str
+        Of the fields images, answers and context, the first question that has one, and the first that has none.
     """
 
     label: str
     total: int
     each: Callable[[], Iterator[Asked]]
     unused: tuple[str, ...] = ()
+    having: Mapping[str, str] = field(default_factory=dict)
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_questions(
@@ -135,21 +139,25 @@ def read_questions(
             asked = _asked(row, place, folder)
             yield replace(asked, question=f"{asked.question}\n{instruction}") if instruction else asked
 
-    total = _check(each())
+    having: dict[str, str] = {}
+    lacking: dict[str, str] = {}
+    total = _check(each(), having, lacking)
     if not total and start:
         raise InputError(f"{file} has no row {start}; choose a smaller --start")
     if not total:
         raise InputError(f"{file} holds no questions; write lines such as {EXAMPLE}")
-    return Questions(f"{total} questions of {file.name}", total, each, tuple(unused))
+    return Questions(f"{total} questions of {file.name}", total, each, tuple(unused), having, lacking)
 
 
-def _check(asked: Iterator[Asked]) -> int:
+def _check(asked: Iterator[Asked], having: dict[str, str], lacking: dict[str, str]) -> int:
     """How many there are; every picture's header is read once."""
     count = 0
     seen: set[str] = set()
     names: dict[str, str] = {}
     for one in asked:
         count += 1
+        for name, value in (("images", one.images), ("answers", one.answers), ("context", one.context)):
+            (having if value else lacking).setdefault(name, one.name)
         if one.id and names.setdefault(one.id, one.name) != one.name:
             raise InputError(f'{one.name} has the "id" {one.id!r} of {names[one.id]}; give each its own, or none')
         for image in one.images:
@@ -215,18 +223,18 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _images(row: Mapping[str, Any], place: str, folder: Path) -> tuple[Path | bytes, ...]:
-    field = "images" if "images" in row else "image"
+    name = "images" if "images" in row else "image"
     found: list[Path | bytes] = []
-    for value in _listed(row.get(field, [])):
+    for value in _listed(row.get(name, [])):
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, bytes) and value:
             found.append(value)
             continue
         if not isinstance(value, str) or not value.strip():
-            raise InputError(f'{place}: "{field}" is a file name or a list of them; in parquet also bytes of files')
+            raise InputError(f'{place}: "{name}" is a file name or a list of them; in parquet also bytes of files')
         if "://" in value or value.startswith("data:"):
-            raise InputError(f'{place}: "{field}" is an address, not a file; save the picture and name its file')
+            raise InputError(f'{place}: "{name}" is an address, not a file; save the picture and name its file')
         path = folder / value
         if not path.is_file():
             raise InputError(f"{place}: there is no picture at {path}; check the name or pass its folder (--images)")
@@ -237,13 +245,13 @@ def _images(row: Mapping[str, Any], place: str, folder: Path) -> tuple[Path | by
 def _answers(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
     """Those of ``answers``, and ``answer`` where it is not among them."""
     found: list[str] = []
-    for field in ("answers", "answer"):
-        if field not in row:
+    for name in ("answers", "answer"):
+        if name not in row:
             continue
-        values = [_text(value, field, place) for value in _listed(row[field])]
+        values = [_text(value, name, place) for value in _listed(row[name])]
         if not values:
-            raise InputError(f'{place}: "{field}" is an empty list; write what is right, or leave the field out')
-        found += [value for value in values if field == "answers" or value not in found]
+            raise InputError(f'{place}: "{name}" is an empty list; write what is right, or leave the field out')
+        found += [value for value in values if name == "answers" or value not in found]
     return tuple(found)
 
 

@@ -31,7 +31,8 @@ class Answers:
         self.bytes = {n: float(np.mean([x.outcomes[n][1] for x in self.lines])) for n in self.names}
         self.bf16 = float(np.mean([x.bf16_bytes for x in self.lines]))
         self._row = {name: i for i, name in enumerate(self.names)}
-        self._means = means_with_draws(self.correct)
+        self.groups = [x.group for x in self.lines]
+        self._means = means_with_draws(self.correct, groups=self.groups)
 
     def accuracy(self, row: str) -> Estimate:
         """Share of right answers."""
@@ -48,5 +49,6 @@ class Answers:
     def of_kind(self, kind: str) -> tuple[int, dict[str, Floats]]:
         """How many questions of a kind, and of each row the mean and its draws among them."""
         mine = np.array([x.kind == kind for x in self.lines])
-        means = means_with_draws(self.correct[:, mine])
+        groups = [x.group for x in self.lines if x.kind == kind]
+        means = means_with_draws(self.correct[:, mine], groups=groups)
         return int(mine.sum()), dict(zip(self.names, means, strict=True))

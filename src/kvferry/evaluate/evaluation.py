@@ -14,14 +14,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvferry.data import read_questions
 from kvferry.errors import BudgetError, InputError, RecipeError
 from kvferry.evaluate.data import source_of
 from kvferry.evaluate.divergence import divergence
 from kvferry.evaluate.forced import BATCH
+from kvferry.evaluate.plan import ABSENT, BARE, CEILING, FIXED, Evaluation, planned_task
 from kvferry.evaluate.pool import begin, in_processes, written
 from kvferry.evaluate.records import Protocol, read_records
-from kvferry.evaluate.sweep import carry, prefills, provenance, with_room
-from kvferry.evaluate.tasks import Example, Row, task_of
+from kvferry.evaluate.sweep import carry, pictures_sent, prefills, provenance, with_room
+from kvferry.evaluate.tasks import Example, Row
+from kvferry.evaluate.tasks.own import OWN, key_of
 from kvferry.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -32,60 +35,8 @@ if TYPE_CHECKING:
     from kvferry.evidence import Prefilled
     from kvferry.models import VLM
 
-CEILING, FLOOR = "full|bf16", "none|bf16"
-"""Always among the rows; without pictures the floor is :data:`BARE`."""
-BARE = "prompt"
-"""The row of the question by itself, without its context: its words alone cross. Bytes are theirs in UTF-8."""
 LOGITS = 1 << 28
 """Numbers that scoring in one pass may hold."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What to run.
-
-    Parameters
-    ----------
-    model : str
-        Anything ``kvferry.load`` takes.
-    task : str
-        One of :data:`kvferry.evaluate.tasks.TASKS`.
-    recipes : tuple of str
-        Ceiling and floor are added. Where a policy must keep more of a prompt than a recipe's fraction, the smallest
-        that works is taken there; the bytes are those.
-    protocols : tuple of {"A", "B"}
-        Empty for all that the task has.
-    data, split : str
-        Where the rows are; empty for the Hub, and for the task's own split.
-    n, start : int
-        Which rows, in the data set's order.
-    device, dtype : str
-        Of the model; see :func:`kvferry.load`. Empty for the CPU.
-    """
-
-    model: str
-    task: str
-    recipes: tuple[str, ...] = ()
-    protocols: tuple[Protocol, ...] = ()
-    data: str = ""
-    split: str = ""
-    n: int = 1000
-    start: int = 0
-    device: str = ""
-    dtype: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise InputError("an evaluation needs at least one question (--n)")
-        task = task_of(self.task)
-        wanted = self.protocols or task.protocols
-        missing = [p for p in wanted if p not in task.protocols]
-        if missing:
-            raise InputError(f"{self.task} has no protocol {missing[0]}, only {', '.join(task.protocols)}")
-        named = [str(Recipe.parse(r)) for r in self.recipes]
-        ends = [CEILING, FLOOR] if task.visual else [CEILING]
-        object.__setattr__(self, "protocols", tuple(wanted))
-        object.__setattr__(self, "recipes", tuple(dict.fromkeys([*ends, *named])))
 
 
 class Reply(NamedTuple):
@@ -108,7 +59,7 @@ class Reply(NamedTuple):
 class Asked:
     """One question under one protocol; ``outcomes`` maps a row (as in a sweep, or ``prompt``) to its :class:`Reply`.
 
-    ``refused`` says why it could not be asked, and then there are no outcomes.
+    ``refused`` says why it could not be asked, and then there are no outcomes. ``key`` is a digest of the question.
     """
 
     index: int
@@ -121,12 +72,18 @@ class Asked:
     outcomes: dict[str, Reply] = field(default_factory=dict)
     refused: str = ""
     length: int = 0
+    key: str = ""
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Asked]]:
     """Provenance and lines of an evaluation's results; a half-written last line is dropped."""
     head, records = read_records(path, "evaluation")
-    return head, [Asked(**x | {"outcomes": {row: Reply(*o) for row, o in x["outcomes"].items()}}) for x in records]
+    return head, [_asked(x) for x in records]
+
+
+def _asked(record: dict[str, Any]) -> Asked:
+    outcomes = {row: Reply(*reply) for row, reply in record["outcomes"].items()}
+    return Asked(**record | {"outcomes": outcomes, "references": tuple(record["references"])})
 
 
 def run(plan: Evaluation, out: Path, processes: int = 1, command: str = "") -> Iterator[Asked]:
@@ -139,26 +96,49 @@ def run(plan: Evaluation, out: Path, processes: int = 1, command: str = "") -> I
     DependencyError
         The task's metric or data needs a package that is not here.
     """
-    task = task_of(plan.task)
+    task = planned_task(vars(plan))
     metric, vlm = task.metric.name, _load(plan)
     if task.visual and not vlm.has_vision:
         raise InputError(f"{plan.model} reads text only and {plan.task} has pictures; choose a vision-language model")
-    source = source_of(task, Path(plan.data) if plan.data else None, plan.split)
-    rows = islice(task.rows(source, plan.split, vlm.tokenizer), plan.start, plan.start + plan.n)
+    rows = _rows(plan, task, vlm)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{plan.task} has no row {plan.start}; choose a smaller --start, or check --data")
     plans = {"evaluation": json.loads(json.dumps(asdict(plan)))}
     head = {**plans, "metric": metric, "hub": task.hub, "command": command, **provenance(vlm)}
-    done = begin(out, head, ("model", "task", "recipes", "data", "split", "dtype"))
+    done = begin(out, head, FIXED, ABSENT)
+    rows = chain([first], rows)
+    if plan.task == OWN and done:
+        rows = _unchanged(rows, plan, out)
     jobs = (
         (row, index, protocol)
-        for index, row in enumerate(chain([first], rows), plan.start)
+        for index, row in enumerate(rows, plan.start)
         for protocol in plan.protocols
         if (index, protocol) not in done
     )
     start = partial(_start, plan, vlm if processes <= 1 else None)
     yield from written(out, in_processes(start, _job, jobs, processes))
+
+
+def _rows(plan: Evaluation, task: Task, vlm: VLM) -> Iterator[Row]:
+    """Those that are asked for."""
+    if plan.task == OWN:
+        folder = Path(plan.images) if plan.images else None
+        found = read_questions(Path(plan.data), folder, plan.n, plan.start, plan.instruction)
+        return ({"asked": asked} for asked in found.each())
+    source = source_of(task, Path(plan.data) if plan.data else None, plan.split)
+    return islice(task.rows(source, plan.split, vlm.tokenizer), plan.start, plan.start + plan.n)
+
+
+def _unchanged(rows: Iterator[Row], plan: Evaluation, out: Path) -> Iterator[Row]:
+    """The same rows, as long as they ask what ``out`` says they did."""
+    keys = {line.index: line.key for line in read(out)[1]}
+    for index, row in enumerate(rows, plan.start):
+        if keys.get(index, key := key_of(row["asked"])) != key:
+            raise InputError(
+                f"{row['asked'].name} is no longer what {out} holds answers to; choose another --out or remove it"
+            )
+        yield row
 
 
 def _load(plan: Evaluation) -> VLM:
@@ -176,29 +156,47 @@ def _start(plan: Evaluation, vlm: VLM | None) -> None:
 
     if vlm is None:
         torch.set_num_threads(1)
-    _state.update(vlm=vlm or _load(plan), task=task_of(plan.task), recipes=plan.recipes)
+    _state.update(vlm=vlm or _load(plan), task=planned_task(vars(plan)), plan=plan)
 
 
 def _job(job: tuple[Row, int, Protocol]) -> Asked:
     row, index, protocol = job
     task: Task = _state["task"]
-    return ask(_state["vlm"], task, task.read(row), _state["recipes"], protocol, index)
+    plan: Evaluation = _state["plan"]
+    try:
+        example = task.read(row)
+    except InputError as error:
+        raise InputError(f"row {index}: {error}") from None
+    return ask(_state["vlm"], task, example, plan.recipes, protocol, index, plan.jpeg, plan.embeds)
 
 
-def ask(vlm: VLM, task: Task, example: Example, recipes: Sequence[str], protocol: Protocol, index: int = 0) -> Asked:
+def ask(
+    vlm: VLM,
+    task: Task,
+    example: Example,
+    recipes: Sequence[str],
+    protocol: Protocol,
+    index: int = 0,
+    jpeg: Sequence[int] = (),
+    embeds: Sequence[str] = (),
+) -> Asked:
     """Prefill one question, then compress, decompress and answer once per recipe.
 
-    ``recipes`` hold the ceiling. A question that the model cannot read (too long, template tokens in its text) is
-    noted as refused.
+    ``recipes`` hold the ceiling; ``jpeg`` and ``embeds`` are those of :class:`Evaluation`. A question that the model
+    cannot read (too long, template tokens in its text) is noted as refused.
 
     Raises
     ------
     RecipeError, BudgetError, EvidenceError
         A recipe does not fit this prompt.
     """
-    line = Asked(index, protocol, example.kind, example.group, references=example.references)
+    line = Asked(index, protocol, example.kind, example.group, references=example.references, key=example.key)
     try:
         caches, sizes, chosen, full = _crossed(vlm, task, example, recipes, protocol)
+        if protocol == "A" and example.images:
+            for row, size, pictures in pictures_sent(vlm, example.images, jpeg, embeds):
+                caches[row] = vlm.prefill(pictures, example.question, context=example.context).cache
+                sizes[row] = size
     except (RecipeError, BudgetError):
         raise
     except InputError as error:
@@ -208,7 +206,8 @@ def ask(vlm: VLM, task: Task, example: Example, recipes: Sequence[str], protocol
     outcomes = {row: reply._replace(bytes=sizes[row], scored=chosen.get(row)) for row, reply in replies.items()}
     cache = full.cache
     sized = replace(line, bf16_bytes=cache.full_bf16_bytes, tokens=len(cache.layout), length=cache.length)
-    return replace(sized, outcomes=outcomes)
+    references = (outcomes[CEILING].said,) if task.agreement else example.references
+    return replace(sized, outcomes=outcomes, references=references)
 
 
 def _crossed(
@@ -249,13 +248,14 @@ def _answered(
     full = vlm.resume(caches[CEILING], question, max_new_tokens=most)
     along, ends = list(full.token_ids), stop_ids(vlm.model)
     steps = len(along) + (len(along) < most)
+    accepted = (full.text,) if task.agreement else example.references
     replies = {}
     for row, logits, kl, agree in _held_against_full(vlm, caches, along, question, steps):
         first = logits.argmax(-1).tolist()
         same = first[: len(along)] == along and all(token in ends for token in first[len(along) :])
         asked = None if row == BARE else question
         said = full.text if same or row == CEILING else vlm.answer(caches[row], asked, max_new_tokens=most)
-        replies[row] = Reply(metric.score(said, example.references), 0, kl, agree, said)
+        replies[row] = Reply(metric.score(said, accepted), 0, kl, agree, said)
     return {row: replies[row] for row in caches}
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from kvferry.errors import InputError
-from kvferry.evaluate.evaluation import BARE, CEILING, FLOOR, Asked
+from kvferry.evaluate.evaluation import Asked
 from kvferry.evaluate.metrics import Answers, Metric
 from kvferry.evaluate.metrics.base import Floats
+from kvferry.evaluate.plan import BARE, CEILING, FLOOR, planned_task
 from kvferry.evaluate.records import Protocol
-from kvferry.evaluate.tables import FEW, chose_little, few_note, interval, mean_scored
-from kvferry.evaluate.tasks import Task, task_of
+from kvferry.evaluate.tables import FEW, PICTURES, chose_little, few_note, interval, mean_scored
+from kvferry.evaluate.tasks import Task
+from kvferry.evaluate.tasks.own import OWN
 from kvferry.statistics import Estimate, ratio_in_groups
 
 PROTOCOLS: dict[Protocol, str] = {
@@ -78,7 +80,7 @@ def summarise(task: Task, lines: Sequence[Asked], protocol: Protocol) -> list[Ro
         raise InputError(f"the results hold no answers under protocol {protocol}{why}")
     metric, groups = task.metric, [x.group for x in asked]
     names = list(asked[0].outcomes)
-    answers = {name: _answers(metric, asked, name) for name in names}
+    answers = {name: answers_of(metric, asked, name) for name in names}
     full = answers[CEILING].scores
     bf16 = float(np.mean([x.bf16_bytes for x in asked]))
     ones = np.ones(len(asked))
@@ -103,7 +105,8 @@ def summarise(task: Task, lines: Sequence[Asked], protocol: Protocol) -> list[Ro
     return sorted(rows, key=lambda row: {"ceiling": 0, "floor": 2}.get(row.end, 1))
 
 
-def _answers(metric: Metric, asked: Sequence[Asked], name: str) -> Answers:
+def answers_of(metric: Metric, asked: Sequence[Asked], name: str) -> Answers:
+    """What one row said, with the metric's scores."""
     replies = [x.outcomes[name] for x in asked]
     given = [np.nan if reply.score is None else reply.score for reply in replies]
     answers = Answers(
@@ -145,7 +148,7 @@ def cells(row: Row) -> list[str]:
 def notes(head: dict[str, Any], lines: Sequence[Asked], protocol: Protocol, rows: Sequence[Row]) -> list[str]:
     """What a reader must know about a table: the protocol, how many questions, what the columns mean."""
     plan = head["evaluation"]
-    task = task_of(plan["task"])
+    task = planned_task(plan)
     mine = [x for x in lines if x.protocol == protocol]
     refused = [x for x in mine if x.refused]
     groups = {x.group for x in mine if x.group}
@@ -156,6 +159,15 @@ def notes(head: dict[str, Any], lines: Sequence[Asked], protocol: Protocol, rows
         f"{'own answer' if task.metric.higher_is_better else 'text'}. "
         "Bytes are means of whole bitstreams; the ratio is to the full cache in BF16.",
     ]
+    if task.name == OWN:
+        told = f' told "{plan["instruction"]}",' if plan["instruction"] else ""
+        text.append(
+            f"Answers are judged by `{plan['metric'] or 'exact'}`,{told} of at most {task.max_new_tokens} tokens."
+        )
+    if task.agreement:
+        text.append("The file holds no answers: what counts is the full cache's own, so its score is 1 by itself.")
+    if any(row.name.startswith(PICTURES) for row in rows):
+        text.append("`image` and `embeds` rows send the pictures as JPEG, or their embeddings, by themselves.")
     if any(row.name == BARE for row in rows):
         text.append(f"`{BARE}` is the question without its context.")
     if any(row.name.endswith("oracle") for row in rows):
@@ -172,10 +184,11 @@ def notes(head: dict[str, Any], lines: Sequence[Asked], protocol: Protocol, rows
 def origin(head: dict[str, Any]) -> str:
     """Model, data, command, commit, versions and machine."""
     plan, hub = head["evaluation"], head["hub"]
+    split = "" if plan["task"] == OWN else f", split `{plan['split'] or (hub[2] if hub else 'validation')}`"
     data = f"`{plan['data']}`" if plan["data"] else f"`{hub[0]}` ({hub[1] or 'default'})" if hub else "drawn scenes"
     return (
-        f"Model `{plan['model']}` (fingerprint `{head['fingerprint'][:12]}`, {head['dtype']}), data {data}, split "
-        f"`{plan['split'] or (hub[2] if hub else 'validation')}`. Made by `{head['command']}` at commit "
+        f"Model `{plan['model']}` (fingerprint `{head['fingerprint'][:12]}`, {head['dtype']}), data {data}{split}. "
+        f"Made by `{head['command']}` at commit "
         f"`{head['commit'][:12]}{'+changes' if head['commit'].endswith('+changes') else ''}`, torch {head['torch']}, "
         f"transformers {head['transformers']}, {head['machine']}."
     )

@@ -14,7 +14,7 @@ from kvferry.evaluate.answers import Answers
 from kvferry.evaluate.records import Line, Outcome, Protocol
 from kvferry.evaluate.tables import mean_scored
 from kvferry.recipe import Recipe
-from kvferry.statistics import Estimate, estimate_of, holm, mcnemar, means_with_draws, wilcoxon
+from kvferry.statistics import Estimate, estimate_of, holm, means_with_draws, paired_p, wilcoxon
 
 KEPT = 0.98
 """The share of the full cache's accuracy that a row has to reach to count as good."""
@@ -126,7 +126,7 @@ class Comparison:
     difference : Estimate
         Of accuracy.
     p : float
-        McNemar's, exact, two-sided.
+        Two-sided, see :func:`kvferry.statistics.paired_p`.
     """
 
     difference: Estimate
@@ -156,13 +156,13 @@ class Measured(Answers):
         super().__init__(_with_pictures(lines, protocol), protocol)
         self.points = {name: Point(name) for name in self.names}
         sizes = np.array([[x.outcomes[n][1] for x in self.lines] for n in self.names], np.float64)
-        self._sizes = means_with_draws(sizes)
-        self._bf16 = means_with_draws(np.array([[x.bf16_bytes for x in self.lines]], np.float64))[0]
+        self._sizes = means_with_draws(sizes, groups=self.groups)
+        self._bf16 = means_with_draws(np.array([[x.bf16_bytes for x in self.lines]], np.float64), groups=self.groups)[0]
         outcomes = [[Outcome(*x.outcomes[n]) for x in self.lines] for n in self.names]
         self._each_kl, moved = (
             np.array([[x[column] for x in row] for row in outcomes], np.float64) for column in (2, 3)
         )
-        self._kl, self._moved = means_with_draws(self._each_kl), means_with_draws(moved)
+        self._kl, self._moved = (means_with_draws(x, groups=self.groups) for x in (self._each_kl, moved))
 
     def of_full(self, row: str) -> Estimate:
         """Right answers as a share of the full cache's."""
@@ -177,7 +177,7 @@ class Measured(Answers):
         """Paired, ``row`` minus ``other``."""
         one, two = self._row[row], self._row[other]
         difference = estimate_of(self._means[one] - self._means[two], self.n)
-        return Comparison(difference, mcnemar(self.correct[one], self.correct[two]))
+        return Comparison(difference, paired_p(self.correct[one], self.correct[two]))
 
     def size(self, row: str) -> Estimate:
         """Mean bytes of a question."""

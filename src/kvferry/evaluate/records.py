@@ -17,14 +17,14 @@ Protocol = Literal["A", "B"]
 
 
 class Outcome(NamedTuple):
-    """How one row did on one question.
+    """How one row did on one question: 1 or 0, right or wrong, or what a metric gives in between.
 
     How far it is from the full cache is only known of forced answers: ``kl`` in nats a token, ``attention`` as the
     error of the attention's outputs (:func:`kvferry.evaluate.divergence.output_error`). ``scored`` is the share of the
     kept tokens that the recipe's scorer chose (:attr:`kvferry.summary.Summary.scored_share`).
     """
 
-    correct: int
+    correct: float
     bytes: int
     kl: float | None = None
     attention: float | None = None
@@ -39,6 +39,7 @@ class Line:
     followed by ``proxy`` or ``oracle``), or ``image:Q`` for pictures that were sent as JPEG of quality ``Q``, or
     ``embeds:CODEC`` for their embeddings. ``bf16_bytes`` is the unpruned cache
     (:attr:`kvferry.cache.KVCache.full_bf16_bytes`), which holds ``length`` of the prompt's ``tokens``.
+    Questions of one ``group`` share a picture or a text.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Line:
     tokens: int
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     length: int = 0
+    group: str = ""
 
 
 class _Names:

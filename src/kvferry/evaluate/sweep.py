@@ -29,6 +29,7 @@ from kvferry.summary import summarise_cache
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
     from kvferry.cache import KVCache
     from kvferry.evidence import EvidenceRequest, Prefilled
@@ -182,7 +183,7 @@ def run_sample(vlm: VLM, sample: Sample, sweep: Sweep, protocol: Protocol) -> Li
     if full is None:
         raise InputError("a sweep needs at least one recipe")
     if protocol == "A":
-        for row, blob_size, pictures in _pictures(vlm, sample, sweep):
+        for row, blob_size, pictures in pictures_sent(vlm, sample.images, sweep.jpeg, sweep.embeds):
             caches[row], sizes[row] = vlm.prefill(pictures, sample.question).cache, blob_size
     judged = _judge(vlm, caches, None if protocol == "A" else sample.question, sample.answer, sweep)
     return Line(
@@ -216,17 +217,19 @@ def carry(source: Prefilled, recipe: Recipe) -> Carried:
     return Carried(decompress(blob), len(blob), None if scored is None else round(scored, 4))
 
 
-def _pictures(vlm: VLM, sample: Sample, sweep: Sweep) -> Iterator[tuple[str, int, list[Any]]]:
+def pictures_sent(
+    vlm: VLM, images: Sequence[Image], jpeg: Sequence[int], embeds: Sequence[str]
+) -> Iterator[tuple[str, int, list[Any]]]:
     """Of every way of sending the pictures themselves: its row, its bytes, and what the cloud then prefills."""
     from kvferry.modes.embeds import EmbedsMode, pack_embeds, unpack_embeds
     from kvferry.overlay import jpeg_bytes
     from kvferry.pictures import open_picture
 
-    for quality in sweep.jpeg:
-        files = [jpeg_bytes(image, quality) for image in sample.images]
+    for quality in jpeg:
+        files = [jpeg_bytes(image, quality) for image in images]
         yield f"image:{quality}", sum(map(len, files)), [open_picture(x) for x in files]
-    seen = vlm.look(list(sample.images)) if sweep.embeds else []
-    for name in sweep.embeds:
+    seen = vlm.look(list(images)) if embeds else []
+    for name in embeds:
         codec = EmbedsMode.parse(name).codec
         packed = [pack_embeds(picture, codec) for picture in seen]
         hidden = vlm.model.config.get_text_config(decoder=True).hidden_size

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kvferry.bitstream.records import START
 from kvferry.codecs.profile_store import has_profile
 from kvferry.errors import DeadlineError, InputError
+from kvferry.evaluate.metrics import ExactMatch, Metric
 from kvferry.modes import Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode, receiver_kind
 from kvferry.modes.kv import KVMode
 from kvferry.policy import OperatingPoint
+from kvferry.statistics import mean_interval
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -39,11 +41,11 @@ MAX_NEW_TOKENS = 16
 
 @dataclass(frozen=True)
 class Case:
-    """One question; without an answer, agreement with what the cloud's model says on the pictures counts."""
+    """One question; without accepted answers, agreement with what the cloud's model says on the pictures counts."""
 
     images: Sequence[Any]
     question: str
-    answer: str | None = None
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,56 +80,64 @@ def measure(
     cases: Sequence[Case],
     tiers: int = 1,
     on_case: Callable[[], object] = lambda: None,
+    metric: Metric | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Iterator[OperatingPoint]:
     """One point per mode, and a second one where a session saves bytes.
 
     Each question goes through every mode's own sender and receiver, in this process; the first one once before it
     counts. Modes take turns at each question, so that a machine that gets busier slows all of them; ``on_case`` is
-    called when one is done. Quality is the share of right answers with its 95 % (Wilson) interval, bytes are the mean
-    size of the messages up, seconds are medians, and the cloud's last until the end of the answer, since that is what
-    an edge's deadline is about. Caches travel in ``tiers``; with more than one, and of caches in steps, answers from
-    parts of their bytes are measured too, beginning with the smallest part from which every question had an answer.
+    called when one is done. Quality is the share of right answers with its 95 % (Wilson) interval, or the mean of what
+    ``metric`` gives (exact match by default) with a bootstrap interval; bytes are the mean size of the messages up,
+    seconds are medians, and the cloud's last until the end of the answer, since that is what an edge's deadline is
+    about. Caches travel in ``tiers``; with more than one, and of caches in steps, answers from parts of their bytes are
+    measured too, beginning with the smallest part from which every question had an answer.
     """
     if not cases:
         raise InputError("no questions to measure with; ask for at least one (--n)")
     parsed = [parse_mode(text) for text in modes]
-    wanted = [_wanted(cloud, case) for case in cases]
+    judge = metric or ExactMatch()
+    wanted = [_wanted(cloud, case, max_new_tokens) for case in cases]
     taken: list[list[tuple[Measured, Measured | None]]] = [[] for _ in parsed]
     for number, case in enumerate((cases[0], *cases)):
         for mode, runs in zip(parsed, taken, strict=True):
-            run = _twice(mode, edge, cloud, case, tiers)
+            run = _twice(mode, edge, cloud, case, tiers, max_new_tokens)
             if number:
                 runs.append(run)
         on_case()
     for mode, runs in zip(parsed, taken, strict=True):
-        point = _point(mode, [first for first, _ in runs], wanted, tiers)
+        point = _point(mode, [first for first, _ in runs], wanted, tiers, judge)
         yield point
         later = [again for _, again in runs if again is not None]
         if later:
-            held = _point(mode, later, wanted, tiers)
+            held = _point(mode, later, wanted, tiers, judge)
             yield replace(held, needs=(*held.needs, "held_picture"))
 
 
-def _wanted(cloud: VLM, case: Case) -> str:
-    if case.answer is not None:
-        return case.answer
-    return answer_here(cloud, Question(case.images, case.question), MAX_NEW_TOKENS, None)[0].text
+def _wanted(cloud: VLM, case: Case, most: int) -> tuple[str, ...]:
+    if case.answers:
+        return case.answers
+    return (answer_here(cloud, Question(case.images, case.question), most, None)[0].text,)
 
 
-def _twice(mode: Mode | LocalMode, edge: VLM, cloud: VLM, case: Case, tiers: int) -> tuple[Measured, Measured | None]:
+def _twice(
+    mode: Mode | LocalMode, edge: VLM, cloud: VLM, case: Case, tiers: int, most: int
+) -> tuple[Measured, Measured | None]:
     """The question, and where that makes a difference the same again in the same session."""
     asked = Question(case.images, case.question, tiers=tiers)
     if isinstance(mode, LocalMode):
         began = time.perf_counter()
-        done, _ = answer_here(edge, asked, MAX_NEW_TOKENS, None)
+        done, _ = answer_here(edge, asked, most, None)
         return Measured(done.text, 0, time.perf_counter() - began, 0.0, 0.0, 0.0), None
     repeats = mode.NAME in HELD and case.images and getattr(mode, "mask", 1) == 1
     session, holdings = _Session(), Holdings(hold=bool(repeats))
-    first = _cross(mode, edge, cloud, asked, holdings, session)
-    return first, _cross(mode, edge, cloud, asked, holdings, session) if repeats else None
+    first = _cross(mode, edge, cloud, asked, holdings, session, most)
+    return first, _cross(mode, edge, cloud, asked, holdings, session, most) if repeats else None
 
 
-def _cross(mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holdings, session: _Session) -> Measured:
+def _cross(
+    mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holdings, session: _Session, most: int
+) -> Measured:
     """Both halves of a mode, one after the other."""
     times = [time.perf_counter()]
     sender = mode.sender(edge, asked, holdings)
@@ -142,7 +152,7 @@ def _cross(mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holding
         receiver.feed(chunk)
     receiver.finish()
     times.append(time.perf_counter())
-    text = receiver.answer(MAX_NEW_TOKENS, lambda *_: None).text
+    text = receiver.answer(most, lambda *_: None).text
     times.append(time.perf_counter())
     holdings.learn(session.done())
     messages = [pb.AskRequest(start=start), *(pb.AskRequest(chunk=pb.AskRequest.Chunk(data=x)) for x in chunks)]
@@ -150,7 +160,7 @@ def _cross(mode: Mode, edge: VLM, cloud: VLM, asked: Question, holdings: Holding
     here, compress, decompress, there = (b - a for a, b in pairwise(times))
     nbytes = sum(message.ByteSize() for message in messages)
     seconds = here - encoded_before, compress + encoded_before, decompress, there, receiver.prefill_seconds
-    parts = tuple(_parts(cloud, start, chunks, _cuts(mode, asked.tiers, chunks)))
+    parts = tuple(_parts(cloud, start, chunks, _cuts(mode, asked.tiers, chunks), most))
     return Measured(text, nbytes, *seconds, parts)
 
 
@@ -166,7 +176,7 @@ def _cuts(mode: Mode, tiers: int, chunks: Sequence[bytes]) -> list[int]:
 
 
 def _parts(
-    cloud: VLM, start: pb.AskRequest.Start, chunks: Sequence[bytes], cuts: Sequence[int]
+    cloud: VLM, start: pb.AskRequest.Start, chunks: Sequence[bytes], cuts: Sequence[int], most: int
 ) -> Iterator[tuple[float, str | None]]:
     """What the cloud says when only so many bytes are there."""
     total = sum(map(len, chunks))
@@ -181,15 +191,21 @@ def _parts(
         except DeadlineError:
             yield cut / total, None
         else:
-            yield cut / total, receiver.answer(MAX_NEW_TOKENS, lambda *_: None).text
+            yield cut / total, receiver.answer(most, lambda *_: None).text
 
 
-def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[str], tiers: int) -> OperatingPoint:
-    from kvferry.testbed import exact_match
+def _point(
+    mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[tuple[str, ...]], tiers: int, metric: Metric
+) -> OperatingPoint:
     from kvferry.testbed.evaluate import interval
 
-    right = sum(exact_match(run.text, answer) for run, answer in zip(runs, wanted, strict=True))
-    quality, (low, high) = right / len(runs), interval(right, len(runs))
+    scores = [metric.score(run.text, answers) or 0.0 for run, answers in zip(runs, wanted, strict=True)]
+    quality = statistics.fmean(scores)
+    if set(scores) <= {0.0, 1.0}:
+        low, high = interval(int(sum(scores)), len(runs))
+    else:
+        found = mean_interval(scores)
+        low, high = found.low, found.high
 
     def median(name: str) -> float:
         seconds: float = statistics.median(getattr(run, name) for run in runs)
@@ -208,19 +224,19 @@ def _point(mode: Mode | LocalMode, runs: Sequence[Measured], wanted: Sequence[st
         interval=(min(low, quality), max(high, quality)),
         prefill_seconds=median("prefill_seconds"),
         tiers=tiers if isinstance(mode, KVMode) else 1,
-        anytime=tuple(_anytime(runs, wanted)),
+        anytime=tuple(_anytime(runs, wanted, metric)),
     )
 
 
-def _anytime(runs: Sequence[Measured], wanted: Sequence[str]) -> Iterator[tuple[float, float]]:
+def _anytime(
+    runs: Sequence[Measured], wanted: Sequence[tuple[str, ...]], metric: Metric
+) -> Iterator[tuple[float, float]]:
     """Shares from which every question had an answer, and how many of these were right."""
-    from kvferry.testbed import exact_match
-
     for parts in zip(*(run.parts for run in runs), strict=True):
         known = [text for _, text in parts if text is not None]
         if len(known) == len(parts):
-            right = sum(exact_match(text, answer) for text, answer in zip(known, wanted, strict=True))
-            yield max(round(share, 3) for share, _ in parts), right / len(known)
+            scores = [metric.score(text, answers) or 0.0 for text, answers in zip(known, wanted, strict=True)]
+            yield max(round(share, 3) for share, _ in parts), statistics.fmean(scores)
 
 
 class _Session:

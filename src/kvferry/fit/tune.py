@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -12,8 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.errors import InputError
+from kvferry.evaluate import evaluation
+from kvferry.evaluate.ceiling import check_answers, check_drawn
+from kvferry.evaluate.plan import BARE, FLOOR, Evaluation, planned_task
 from kvferry.evaluate.records import Line, Protocol, read
+from kvferry.evaluate.results import as_lines
 from kvferry.evaluate.sweep import Sweep, run
+from kvferry.evaluate.tasks.own import OWN
 
 ROUNDS = (60, 180, 540, 2000)
 """Questions per round: what falls behind early is not asked them all."""
@@ -115,6 +121,12 @@ def still_in(found: Sequence[Standing]) -> list[Standing]:
     return [x for x in found if not x.hopeless and x.bytes <= largest]
 
 
+def questions_needed(lines: Sequence[Line], target: float) -> int | None:
+    """How many show that a recipe keeps the target, if it answers as the full cache does; None if no number does."""
+    room = (1 - target) * float(_column(lines, FULL, 0).mean())
+    return math.ceil(2 / room) if room > 0 else None
+
+
 def goals(target: float) -> dict[str, float]:
     """Of the full cache's accuracy, what each preset that is searched for has to keep."""
     return {"tiny": target, "balanced": max(target, MILD)}
@@ -146,6 +158,8 @@ class Tuning:
         Raw results of each round, so that an interrupted search goes on where it stopped.
     device, dtype : str
         Of the model; see :func:`kvferry.load`. Empty for the CPU.
+    data, images, metric, instruction, max_new_tokens
+        Questions of one's own instead of the split's, as in :class:`kvferry.evaluate.plan.Evaluation`.
     """
 
     model: str
@@ -157,6 +171,11 @@ class Tuning:
     rounds: tuple[int, ...] = ROUNDS
     device: str = ""
     dtype: str = "auto"
+    data: str = ""
+    images: str = ""
+    metric: str = ""
+    instruction: str = ""
+    max_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.split == "test":
@@ -165,26 +184,71 @@ class Tuning:
             raise InputError(f"the target is a share in (0, 1], not {self.target:g}")
 
     def search(self, processes: int) -> Iterator[list[Line]]:
-        """The answers of every round; of the last one's, the smallest recipe that passes has won."""
+        """The answers of every round; of the last one's, the smallest recipe that passes has won.
+
+        Raises
+        ------
+        InputError
+            The full cache answers nothing rightly.
+        """
         alive = tuple(r for r in self.recipes if r != FULL)
         for number, n in enumerate(self.rounds, start=1):
-            plan = Sweep(
-                self.model,
-                (FULL, *alive),
-                (self.protocol,),
-                self.split,
-                n,
-                check="forced",
-                device=self.device,
-                dtype=self.dtype,
-            )
-            asked = crc32("\n".join(plan.recipes).encode())
-            out = self.folder / f"round-{number}-{asked:08x}.jsonl"
-            for _ in run(plan, out, processes):
-                pass
-            lines = read(out)[1]
+            lines, whole = (self._own if self.data else self._drawn)(number, n, alive, processes)
             yield lines
             hopeful = [x for goal in goals(self.target).values() for x in still_in(standings(lines, goal))]
             alive = tuple(dict.fromkeys(x.recipe.split(" ")[0] for x in hopeful))
-            if len(alive) < 2:
+            if len(alive) < 2 or whole:
                 return
+
+    def _drawn(self, number: int, n: int, alive: Sequence[str], processes: int) -> tuple[list[Line], bool]:
+        """The answers, and whether no more can be asked."""
+        plan = Sweep(
+            self.model,
+            (FULL, *alive),
+            (self.protocol,),
+            self.split,
+            n,
+            check="forced",
+            device=self.device,
+            dtype=self.dtype,
+        )
+        out = self._file(number, plan.recipes)
+        for _ in run(plan, out, processes):
+            pass
+        lines = read(out)[1]
+        check_drawn(plan, lines, self.protocol)
+        return lines, False
+
+    def _own(self, number: int, n: int, alive: Sequence[str], processes: int) -> tuple[list[Line], bool]:
+        """Ceiling and floor come with the recipes; the floor does not stand for election."""
+        plan = Evaluation(
+            self.model,
+            OWN,
+            tuple(alive),
+            (self.protocol,),
+            self.data,
+            n=n,
+            device=self.device,
+            dtype=self.dtype,
+            images=self.images,
+            metric=self.metric,
+            instruction=self.instruction,
+            max_new_tokens=self.max_new_tokens,
+        )
+        out = self._file(number, plan.recipes)
+        for _ in evaluation.run(plan, out, processes):
+            pass
+        task, asked = planned_task(vars(plan)), evaluation.read(out)[1]
+        check_answers(task, asked, self.protocol)
+        lines = as_lines(task, asked)
+        floors = {FLOOR, BARE} - set(alive)
+        elected = [replace(x, outcomes={k: v for k, v in x.outcomes.items() if k not in floors}) for x in lines]
+        return elected, plan.n < n
+
+    def _file(self, number: int, recipes: Sequence[str]) -> Path:
+        asked = crc32("\n".join([*recipes, *([repr(self._question)] if self.data else [])]).encode())
+        return self.folder / f"round-{number}-{asked:08x}.jsonl"
+
+    @property
+    def _question(self) -> tuple[object, ...]:
+        return self.data, self.images, self.metric, self.instruction, self.max_new_tokens

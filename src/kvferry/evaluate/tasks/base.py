@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Example:
         Questions of one group share a picture or a text; see :class:`kvferry.evaluate.metrics.Answers`.
     prefix, continuation : tuple of int
         Instead of all that: tokens to be read, and those whose likelihood is scored.
+    key : str
+        A digest of what is asked; by default of the words.
     """
 
     images: tuple[Image.Image, ...] = ()
@@ -59,6 +62,12 @@ class Example:
     group: str = ""
     prefix: tuple[int, ...] = ()
     continuation: tuple[int, ...] = ()
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            words = repr((self.question, self.context, self.references, self.prefix, self.continuation)).encode()
+            object.__setattr__(self, "key", hashlib.sha256(words).hexdigest()[:12])
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,14 @@ class Task(ABC):
     name: ClassVar[str]
     hub: ClassVar[Hub | None] = None
     columns: ClassVar[tuple[str, ...]] = ()
-    visual: ClassVar[bool] = True
+    visual: bool = True
     """Whether there are pictures: the floor of a table is then the cache without visual tokens, else no context."""
     protocols: ClassVar[tuple[Protocol, ...]] = ("A", "B")
-    proxy: ClassVar[str] = "What is shown in this picture?"
+    proxy: str = "What is shown in this picture?"
     """Stands in for the unknown question in protocol B. Fixed in advance, never chosen by its score."""
-    max_new_tokens: ClassVar[int] = 16
+    max_new_tokens: int = 16
+    agreement: bool = False
+    """Whether rows have no accepted answers, so that the full cache's own counts."""
 
     @property
     @abstractmethod

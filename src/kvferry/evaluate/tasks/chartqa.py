@@ -16,7 +16,7 @@ class ChartQA(Task):
     name: ClassVar[str] = "chartqa"
     hub: ClassVar[Hub] = Hub("HuggingFaceM4/ChartQA", None, "test")
     columns: ClassVar[tuple[str, ...]] = ("image", "query", "label", "human_or_machine")
-    proxy: ClassVar[str] = "What does this chart show?"
+    proxy: str = "What does this chart show?"
 
     @property
     def metric(self) -> Metric:

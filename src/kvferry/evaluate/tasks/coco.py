@@ -16,7 +16,7 @@ class COCO(Task):
     name: ClassVar[str] = "coco"
     hub: ClassVar[Hub] = Hub("lmms-lab/COCO-Caption", None, "val")
     columns: ClassVar[tuple[str, ...]] = ("image", "answer")
-    max_new_tokens: ClassVar[int] = 64
+    max_new_tokens: int = 64
 
     @property
     def metric(self) -> Metric:

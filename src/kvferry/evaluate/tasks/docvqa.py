@@ -16,8 +16,8 @@ class DocVQA(Task):
     name: ClassVar[str] = "docvqa"
     hub: ClassVar[Hub] = Hub("lmms-lab/DocVQA", "DocVQA", "validation")
     columns: ClassVar[tuple[str, ...]] = ("image", "docId", "question", "answers", "question_types")
-    proxy: ClassVar[str] = "What does this document say?"
-    max_new_tokens: ClassVar[int] = 32
+    proxy: str = "What does this document say?"
+    max_new_tokens: int = 32
 
     @property
     def metric(self) -> Metric:

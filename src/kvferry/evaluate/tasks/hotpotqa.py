@@ -16,9 +16,9 @@ class HotpotQA(Task):
     name: ClassVar[str] = "hotpotqa"
     hub: ClassVar[Hub] = Hub("hotpotqa/hotpot_qa", "distractor", "validation")
     columns: ClassVar[tuple[str, ...]] = ("question", "context", "answer", "type")
-    visual: ClassVar[bool] = False
-    proxy: ClassVar[str] = "What is this text about?"
-    max_new_tokens: ClassVar[int] = 32
+    visual: bool = False
+    proxy: str = "What is this text about?"
+    max_new_tokens: int = 32
 
     @property
     def metric(self) -> Metric:

@@ -16,8 +16,8 @@ class InfoVQA(Task):
     name: ClassVar[str] = "infovqa"
     hub: ClassVar[Hub] = Hub("lmms-lab/DocVQA", "InfographicVQA", "validation")
     columns: ClassVar[tuple[str, ...]] = ("image", "image_url", "question", "answers", "answer_type")
-    proxy: ClassVar[str] = "What does this infographic say?"
-    max_new_tokens: ClassVar[int] = 32
+    proxy: str = "What does this infographic say?"
+    max_new_tokens: int = 32
 
     @property
     def metric(self) -> Metric:

@@ -19,9 +19,9 @@ class SQuAD2(Task):
     name: ClassVar[str] = "squad_v2"
     hub: ClassVar[Hub] = Hub("rajpurkar/squad_v2", None, "validation")
     columns: ClassVar[tuple[str, ...]] = ("context", "question", "answers")
-    visual: ClassVar[bool] = False
-    proxy: ClassVar[str] = "What is this text about?"
-    max_new_tokens: ClassVar[int] = 32
+    visual: bool = False
+    proxy: str = "What is this text about?"
+    max_new_tokens: int = 32
 
     @property
     def metric(self) -> Metric:

@@ -18,8 +18,8 @@ class Testbed(Task):
 
     __test__ = False
     name: ClassVar[str] = "testbed"
-    proxy: ClassVar[str] = "how many shapes are there?"
-    max_new_tokens: ClassVar[int] = 12
+    proxy: str = "how many shapes are there?"
+    max_new_tokens: int = 12
 
     @property
     def metric(self) -> Metric:

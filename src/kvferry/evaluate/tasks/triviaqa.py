@@ -25,9 +25,9 @@ class TriviaQA(Task):
     name: ClassVar[str] = "triviaqa"
     hub: ClassVar[Hub] = Hub("mandarjoshi/trivia_qa", "rc", "validation")
     columns: ClassVar[tuple[str, ...]] = ("question", "entity_pages", "search_results", "answer")
-    visual: ClassVar[bool] = False
-    proxy: ClassVar[str] = "What is this text about?"
-    max_new_tokens: ClassVar[int] = 32
+    visual: bool = False
+    proxy: str = "What is this text about?"
+    max_new_tokens: int = 32
 
     @property
     def metric(self) -> Metric:

@@ -35,7 +35,7 @@ class WikiText(Task):
     name: ClassVar[str] = "wikitext"
     hub: ClassVar[Hub] = Hub("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
     columns: ClassVar[tuple[str, ...]] = ("text",)
-    visual: ClassVar[bool] = False
+    visual: bool = False
     protocols: ClassVar[tuple[Protocol, ...]] = ("B",)
 
     @property
