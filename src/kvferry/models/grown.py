@@ -8,6 +8,7 @@ tower under its own names, and for some matrices of the language model ``NAME.do
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from kvferry.models.unpacked import made_once
 ABOUT, WEIGHTS = "grown.json", "grown.safetensors"
 _LAYOUT = 1
 _TEXT = "model.language_model."
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 def is_grown(folder: Path) -> bool:
@@ -58,13 +60,20 @@ def language_of(folder: Path) -> str:
     return str(json.loads((folder / ABOUT).read_text())["language"])
 
 
+def without_layers(weights: dict[str, torch.Tensor], first: int) -> dict[str, torch.Tensor]:
+    """The weights of a language model, of its decoder layers only the first so many."""
+    layers = {name: _LAYER.search(name) for name in weights}
+    return {name: x for name, x in weights.items() if not (found := layers[name]) or int(found[1]) < first}
+
+
 def _join(folder: Path, language: Path, out: Path) -> None:
     learned = load_file(folder / WEIGHTS)
     base: dict[str, torch.Tensor] = {}
     for part in sorted(language.glob("*.safetensors")):
         base |= load_file(part)
     whole = {name: x for name, x in learned.items() if not name.endswith((".down", ".up"))}
-    for name, weight in base.items():
+    layers = json.loads((folder / "config.json").read_text())["text_config"]["num_hidden_layers"]
+    for name, weight in without_layers(base, layers).items():
         whole[_TEXT + name.removeprefix("model.") if name.startswith("model.") else name] = weight
     for name in [name.removesuffix(".down") for name in learned if name.endswith(".down")]:
         up, down = learned[f"{name}.up"].float(), learned[f"{name}.down"].float()

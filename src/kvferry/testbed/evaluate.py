@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -57,8 +57,10 @@ class Testbed:
 
     def inputs(self, batch: list[Sample]) -> dict[str, torch.Tensor]:
         """Left-padded tensors of several prompts."""
-        pictures = self.images([image for sample in batch for image in sample.images], return_tensors="pt")
-        grids = pictures["image_grid_thw"].split([len(sample.images) for sample in batch])
+        images = [image for sample in batch for image in sample.images]
+        pictures = self.images(images, return_tensors="pt") if images else {}
+        every = pictures["image_grid_thw"] if images else torch.zeros(0, 3)
+        grids = every.split([len(sample.images) for sample in batch])
         prompts = [self.prompt(sample, grid) for sample, grid in zip(batch, grids, strict=True)]
         text = self.tokenizer(prompts, return_tensors="pt", padding=True)
         is_picture = (text["input_ids"] == self.model.config.image_token_id).int()
@@ -112,14 +114,17 @@ def _summary(results: list[tuple[str, str, bool]]) -> dict[str, Any]:
 
 def evaluate(
     folder: str | Path, split: str = "test", n: int = 1000, *, batch: int = 20, kinds: tuple[str, ...] = KINDS,
-    progress: bool = True,
+    progress: bool = True, draw: Callable[..., Iterable[Sample]] = samples, max_new_tokens: int = 8,
 ) -> dict[str, Any]:  # fmt: skip
-    """Accuracy of a model folder, overall and by kind, with intervals and the blind baseline."""
+    """Accuracy of a model folder, overall and by kind, with intervals and the blind baseline.
+
+    ``draw(split, n, kinds=kinds)`` gives the samples, by default the testbed's.
+    """
     testbed = Testbed.load(folder)
     results: list[tuple[str, str, bool]] = []
-    groups = _batches(samples(split, n, kinds=kinds), batch)
+    groups = _batches(draw(split, n, kinds=kinds), batch)
     for group in track(groups, "asking", total=-(-n // batch), disable=not progress):
-        for sample, said in zip(group, testbed.answers(group), strict=True):
+        for sample, said in zip(group, testbed.answers(group, max_new_tokens), strict=True):
             results.append((sample.kind, sample.answer, exact_match(said, sample.answer)))
     by_kind = {kind: _summary([result for result in results if result[0] == kind]) for kind in kinds}
     blind = sum(row["blind"] * row["n"] for row in by_kind.values()) / max(n, 1)

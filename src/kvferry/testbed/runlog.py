@@ -32,6 +32,8 @@ class Stage:
         Number of steps and the peak learning rate of a warm-up and cosine schedule.
     faster
         Modules that learn at a multiple of that rate.
+    limit
+        Seconds after which the stage ends in any case; the schedule ends with it.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class Stage:
         rate: float,
         resume: bool,
         faster: Mapping[str, float] | None = None,
+        limit: float = math.inf,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.name, self.modules, self.steps, self.rate = folder, name, modules, steps, rate
+        self.limit = limit
         groups: list[dict[str, Any]] = [
             {"params": [p for p in module.parameters() if p.requires_grad], "faster": (faster or {}).get(key, 1.0)}
             for key, module in modules.items()
@@ -80,7 +84,8 @@ class Stage:
 
     def _learning_rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / 60)
-        return self.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+        done = min(1.0, max(step / self.steps, self.seconds / self.limit))
+        return self.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
     def step(self, loss: torch.Tensor) -> None:
         """One optimisation step."""
@@ -100,17 +105,18 @@ class Stage:
 
     def __iter__(self) -> Iterator[int]:
         """The steps still to do; saves every 100, every five minutes and at the end."""
-        if self.done >= self.steps:
+        if self.done >= self.steps or self.seconds >= self.limit:
             return
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         with Progress(*columns, TimeRemainingColumn()) as progress:
             bar = progress.add_task(self.name, total=self.steps, completed=self.done)
-            while self.done < self.steps:
+            while self.done < self.steps and self.seconds < self.limit:
                 began, before = time.monotonic(), self.done
                 yield self.done
                 if self.done == before:
                     raise RuntimeError("a training step did not call Stage.step")
                 self.seconds += time.monotonic() - began
                 progress.update(bar, completed=self.done)
-                if self.done % 100 == 0 or self.done == self.steps or time.monotonic() - self._saved > _SAVE:
+                ended = self.done == self.steps or self.seconds >= self.limit
+                if ended or self.done % 100 == 0 or time.monotonic() - self._saved > _SAVE:
                     self.save()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from kvferry.errors import ModelError
 from kvferry.models.grown import ABOUT, WEIGHTS
 from kvferry.models.load import load
-from kvferry.testbed.smol import train
+from kvferry.testbed.smol import evaluate, train
 from kvferry.testbed.smol.build import sections, write_folder
 from kvferry.testbed.smol.data import Task
 from kvferry.testbed.smol.text import Texts
@@ -70,15 +70,16 @@ def test_what_is_learned_is_joined_with_the_language_model(pupil: Pupil, tmp_pat
 
 
 def test_the_projector_gives_word_vectors(pupil: Pupil, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvferry.testbed.smol.train.SIDES", (128,))
+    monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
     before = pupil.tower.merger.mlp[2].weight.clone()
-    assert align(pupil, Plan(align_scenes=96), seed=0) > 0.3
+    assert align(pupil, Plan(align_scenes=48), seed=0) > 0.3
     assert not torch.equal(pupil.tower.merger.mlp[2].weight, before)
 
 
 def test_a_stopped_run_goes_on_as_it_would_have(
     language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
     paragraphs = tmp_path / "text.jsonl"
     paragraph = {"context": "It is a long story. " * 8, "questions": [{"question": "What is it?", "answers": ["long"]}]}
     paragraphs.write_text(json.dumps(paragraph) + "\n")
@@ -102,7 +103,7 @@ def test_a_stopped_run_goes_on_as_it_would_have(
     parts = run(tmp_path / "parts")
     for name, weight in whole.update.state_dict().items():
         torch.testing.assert_close(parts.update.state_dict()[name], weight, atol=1e-6, rtol=1e-5)
-    assert any(float(weight.abs().max()) > 0 for weight in whole.update.up.values())
+    assert any(weight.detach().any() for weight in whole.update.up.values())
 
 
 def stopping(rate: object, at: int) -> object:
@@ -117,10 +118,10 @@ def stopping(rate: object, at: int) -> object:
 def test_the_command_trains_measures_and_exports(
     language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("kvferry.testbed.smol.train.SIDES", (128,))
     monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
     words = ["train", "--out", str(tmp_path), "--language", str(language), "--pictures", "1", "--slots", "3"]
-    monkeypatch.setattr(sys, "argv", [*words, "--steps", "1", "--tower-steps", "1", "--align-scenes", "24", "--whole"])
+    short = ["--steps", "1", "--tower-steps", "1", "--align-scenes", "24", "--whole", "--minutes", "9"]
+    monkeypatch.setattr(sys, "argv", [*words, *short])
     train.main()
     assert {"tower.pt", "answer.pt", "log.jsonl", "model"} <= {path.name for path in tmp_path.iterdir()}
     assert load(tmp_path / "model").has_vision
@@ -128,3 +129,34 @@ def test_the_command_trains_measures_and_exports(
     monkeypatch.setattr(sys, "argv", [*words, "--validate", "2"])
     train.main()
     assert set(json.loads(capsys.readouterr().out)) == {"kinds", "mean"}
+    asked = ["--split", "validation", "-n", "3", "--kinds", "colour", "pair", "text", "--json"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(tmp_path / "model"), *asked])
+    monkeypatch.setattr(evaluate, "LONGEST", 4)
+    evaluate.main()
+    report = json.loads(capsys.readouterr().out)
+    assert {kind: row["n"] for kind, row in report["kinds"].items()} == {"colour": 1, "pair": 1, "text": 1}
+
+
+def test_an_edge_keeps_the_first_layers(language: Path, tmp_path: Path) -> None:
+    edge = Pupil(str(language), "testbed/control", Plan(rank=4, layers=1), seed=0, device="cpu")
+    write_folder(edge.model, edge.tokenizer, edge.update, edge.language, tmp_path / "edge")
+    vlm = load(tmp_path / "edge", dtype="float32")
+    assert vlm.layers == 1
+    ids = torch.tensor([[1, 40, 41]])
+    with torch.no_grad():
+        torch.testing.assert_close(vlm.model(input_ids=ids).logits, edge.model(input_ids=ids).logits)
+
+
+def test_what_was_exported_can_be_gone_on_with(language: Path, tmp_path: Path) -> None:
+    first = Pupil(str(language), "testbed/control", PLAN, seed=0, device="cpu")
+    with torch.no_grad():
+        for weight in first.update.up.values():
+            weight.copy_(weight.normal_(std=0.1).bfloat16())
+        for weight in (*first.update.down.values(), *first.tower.parameters()):
+            weight.copy_(weight.bfloat16())
+    write_folder(first.model, first.tokenizer, first.update, first.language, tmp_path / "model")
+    second = Pupil(str(language), "testbed/control", PLAN, seed=1, device="cpu")
+    load_run(second, tmp_path)
+    for mine, theirs in ((second.update, first.update), (second.tower, first.tower)):
+        for name, weight in theirs.state_dict().items():
+            assert torch.equal(mine.state_dict()[name], weight)

@@ -24,7 +24,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from kvferry.models.grown import write_grown
+from kvferry.models.grown import without_layers, write_grown
 from kvferry.models.load import find_folder
 from kvferry.testbed.build import MERGE, PATCH
 from kvferry.testbed.words import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
@@ -62,18 +62,22 @@ def sections(head_dim: int) -> list[int]:
     return [1, rows, half - 1 - rows]
 
 
-def build_config(language: Any, tower: Any) -> Qwen2VLConfig:
-    """From the configuration of a Llama and of a vision-language model whose tower to take."""
+def build_config(language: Any, tower: Any, layers: int | None = None) -> Qwen2VLConfig:
+    """From the configuration of a Llama (its first layers) and of a vision-language model whose tower to take."""
     vision = {**tower.vision_config.to_dict(), "hidden_size": language.hidden_size}
     rope = {**language.rope_parameters, "mrope_section": sections(language.head_dim)}
     shared = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id",
+        "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+        "hidden_act", "max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id",
         "pad_token_id", "tie_word_embeddings",
     )  # fmt: skip
     ids = {name: token for token, name in RENAMED.items()}
     config = Qwen2VLConfig(
-        text_config={**{name: getattr(language, name) for name in shared}, "rope_parameters": rope},
+        text_config={
+            **{name: getattr(language, name) for name in shared},
+            "rope_parameters": rope,
+            "num_hidden_layers": min(layers or language.num_hidden_layers, language.num_hidden_layers),
+        },
         vision_config=vision,
         image_token_id=ids[IMAGE_PAD],
         video_token_id=ids[VIDEO_PAD],
@@ -86,12 +90,20 @@ def build_config(language: Any, tower: Any) -> Qwen2VLConfig:
 
 
 @torch.no_grad()
-def grow(language: str | Path = LANGUAGE, tower: str | Path = TOWER) -> Qwen2VLForConditionalGeneration:
-    """The untrained model in float32: SmolLM2 and the control model's tower, with nothing learned between them."""
+def grow(
+    language: str | Path = LANGUAGE, tower: str | Path = TOWER, layers: int | None = None
+) -> Qwen2VLForConditionalGeneration:
+    """The untrained model in float32: SmolLM2 and the control model's tower, with nothing learned between them.
+
+    Parameters
+    ----------
+    layers : int, optional
+        Only the first of SmolLM2's layers, for an edge; they no longer write by themselves.
+    """
     words = AutoModelForCausalLM.from_pretrained(find_folder(str(language)), dtype=torch.float32)
     seeing = Qwen2VLForConditionalGeneration.from_pretrained(find_folder(str(tower)), dtype=torch.float32)
-    model = Qwen2VLForConditionalGeneration(build_config(words.config, seeing.config)).float()
-    state = words.model.state_dict()
+    model = Qwen2VLForConditionalGeneration(build_config(words.config, seeing.config, layers)).float()
+    state = without_layers(words.model.state_dict(), model.config.text_config.num_hidden_layers)
     left = model.model.language_model.load_state_dict(state, strict=False)
     if left.unexpected_keys or not all(name.endswith("_proj.bias") for name in left.missing_keys):
         raise ValueError(f"{language} is not a Llama: {[*left.unexpected_keys, *left.missing_keys][:3]} do not fit")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from kvferry.testbed.questions import Question, ask, ask_pair
 from kvferry.testbed.render import render
 from kvferry.testbed.scenes import Scene, draw_scene
 from kvferry.testbed.slots import Batch, Packed, collate
+from kvferry.testbed.tower import batch_labels, scene_grids
 
 from .english import KINDS, MAKERS, in_english
 from .photographs import backdrop
@@ -66,6 +67,12 @@ def sample(split: str, index: int, *, kinds: Sequence[str] = KINDS) -> Sample:
     return Sample(images, question.text, question.answer, kind, split, index, evidence, shown)
 
 
+def samples(split: str, n: int, *, kinds: Sequence[str] = KINDS) -> Iterator[Sample]:
+    """The first ``n`` samples of a split, lazily; kinds take turns."""
+    for index in range(n):
+        yield sample(split, index, kinds=kinds)
+
+
 @dataclass
 class Lesson:
     """One step's pictures and questions."""
@@ -74,6 +81,16 @@ class Lesson:
     pixels: torch.Tensor
     grids: torch.Tensor
     batch: Batch
+
+
+@dataclass
+class Look:
+    """Pictures without questions; ``labels`` are those of all tokens, ``[tokens, groups]``."""
+
+    scenes: list[Scene]
+    pixels: torch.Tensor
+    grids: torch.Tensor
+    labels: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -89,6 +106,23 @@ class Task:
     sides: tuple[int, ...] = SIDES
     pairs: float = 0.12
     text: float = 0.04
+
+
+class Looks(Dataset[Look]):
+    """Steps of the tower alone, by number: scenes of one size, their patches and what each token shows."""
+
+    def __init__(self, *, pixels: int, seed: int, steps: int, split: str = "train") -> None:
+        self.pixels, self.seed, self.steps, self.split = pixels, seed, steps, split
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> Look:
+        rng = np.random.default_rng((_SEED, SPLITS[self.split], 1, self.seed, step))
+        width, height = (int(side) for side in rng.choice(SIDES, 2))
+        scenes = [draw(rng, width, height) for _ in range(max(4, self.pixels // (width * height)))]
+        pictures = [render(scene, partial(backdrop, self.split)) for scene in scenes]
+        return Look(scenes, patches(pictures), scene_grids(scenes), batch_labels(scenes))
 
 
 class Lessons(Dataset[Lesson]):
@@ -129,8 +163,8 @@ class Lessons(Dataset[Lesson]):
                 shown += seen
         pictures = [render(scene, partial(backdrop, self.split)) for scene in shown]
         pixels = patches(pictures) if pictures else torch.zeros(0)
-        grid = torch.tensor([[1, 2 * scene.height // CELL, 2 * scene.width // CELL] for scene in shown])
-        return Lesson(shown, pixels, grid, collate(packed, kinds))
+        batch = collate(packed, kinds)
+        return Lesson(shown, pixels, scene_grids(shown), replace(batch, mask=batch.mask == 0))
 
     def _questions(self, rng: np.random.Generator, scenes: list[Scene], pair: bool, text: bool) -> list[Question]:
         """As many different questions as there are slots."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,3 +62,10 @@ class LowRankUpdate(nn.Module):
         for key, path in self._paths.items():
             found[f"{path}.down"], found[f"{path}.up"] = self.down[key].detach(), self.scale * self.up[key].detach()
         return found
+
+    @torch.no_grad()
+    def take(self, learned: Mapping[str, torch.Tensor]) -> None:
+        """The opposite of :meth:`learned`."""
+        for key, path in self._paths.items():
+            self.down[key].copy_(learned[f"{path}.down"])
+            self.up[key].copy_(learned[f"{path}.up"] / self.scale)

@@ -10,40 +10,40 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from kvferry.models.grown import WEIGHTS
 from kvferry.testbed.attention import use_training_attention
 from kvferry.testbed.joint import token_weights
 from kvferry.testbed.language import accuracy_by_kind
-from kvferry.testbed.pixels import patches
-from kvferry.testbed.render import render
 from kvferry.testbed.runlog import Stage
-from kvferry.testbed.scenes import Scene
 from kvferry.testbed.slots import Batch
-from kvferry.testbed.targets import dense_labels, multi_hot
-from kvferry.testbed.tower import DenseHeads, batch_labels, dense_loss, middle, scene_grids, speed_up
+from kvferry.testbed.targets import multi_hot
+from kvferry.testbed.tower import DenseHeads, dense_loss, middle, speed_up
 from kvferry.testbed.words import IMAGE_PAD
 
 from .build import LANGUAGE, RENAMED, TOWER, build_tokenizer, grow, write_folder
-from .data import SIDES, Lesson, Lessons, Task, draw
+from .data import Lesson, Lessons, Look, Looks, Task
 from .lowrank import LowRankUpdate
-from .photographs import backdrop
 from .prompts import Prompts
 from .text import Texts
 from .vectors import label_vectors
 
 STAGES = ("tower", "answer", "export")
 _PAD = {name: token for token, name in RENAMED.items()}[IMAGE_PAD]
-_SEED = 14
+_ALIGN = 10_000
+"""Added to the seed of the scenes that the projector is set on."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,16 @@ class Plan:
 
     tower_steps: int = 3000
     tower_rate: float = 8e-4
+    tower_seconds: float = math.inf
+    tower_pixels: int = 16 * 128 * 128
     align_scenes: int = 600
     answer_steps: int = 6000
     answer_rate: float = 4e-4
+    answer_seconds: float = math.inf
     vision: float = 2.0
     rank: int = 16
+    layers: int | None = None
+    """Of SmolLM2's, the first so many; all by default."""
     every_text: int = 10
     whole: bool = False
     """Whether the tower learns in the stage `answer` too: dear on a CPU, cheap beside a GPU's language model."""
@@ -69,7 +74,7 @@ class Pupil:
     def __init__(self, language: str, tower: str, plan: Plan, *, seed: int, device: str) -> None:
         torch.manual_seed(seed)
         self.language = language
-        self.model = grow(language, tower)
+        self.model = grow(language, tower, plan.layers)
         self.tokenizer = build_tokenizer(language)
         self.prompts = Prompts(self.tokenizer)
         self.device = torch.device(device)
@@ -114,26 +119,26 @@ class Pupil:
         return logits.float()
 
 
-def draw_scenes(rng: np.random.Generator, count: int, width: int, height: int) -> tuple[list[Scene], torch.Tensor]:
-    """Some scenes of one size on training photographs, and their patches."""
-    scenes = [draw(rng, width, height) for _ in range(count)]
-    return scenes, patches([render(scene, partial(backdrop, "train")) for scene in scenes])
+def load_steps(steps: Lessons | Looks, start: int, workers: int) -> Iterator[Any]:
+    """Lessons from a step on, drawn ahead by other processes where there are some."""
+    order = range(start, len(steps))
+    return iter(DataLoader(steps, batch_size=None, sampler=order, num_workers=workers))
 
 
-def train_tower(pupil: Pupil, folder: Path, plan: Plan, *, seed: int, resume: bool) -> None:
+def train_tower(pupil: Pupil, folder: Path, plan: Plan, *, seed: int, resume: bool, workers: int) -> None:
     """The whole tower but its last matrix learns what is at each token, and beside it, from labels alone."""
     pupil.tower.requires_grad_(True)
     modules: dict[str, nn.Module] = {"tower": pupil.tower, "heads": pupil.heads}
     stage = Stage(
-        folder, "tower", modules, steps=plan.tower_steps, rate=plan.tower_rate, resume=resume, faster={"heads": 3.0}
-    )
+        folder, "tower", modules, steps=plan.tower_steps, rate=plan.tower_rate, resume=resume, faster={"heads": 3.0},
+        limit=plan.tower_seconds,
+    )  # fmt: skip
+    looks = load_steps(Looks(pixels=plan.tower_pixels, seed=seed, steps=plan.tower_steps), stage.done, workers)
     for step in stage:
-        rng = np.random.default_rng((_SEED, 1, seed, step))
-        width, height = (int(side) for side in rng.choice(SIDES, 2))
-        scenes, pixels = draw_scenes(rng, max(4, 16 * 128 * 128 // (width * height)), width, height)
+        look: Look = next(looks)
         with pupil.autocast():
-            logits = pupil.heads(pupil.middle(pixels, scene_grids(scenes)))
-        loss, accuracy = dense_loss(logits, batch_labels(scenes).to(pupil.device), 1.0)
+            logits = pupil.heads(pupil.middle(look.pixels, look.grids))
+        loss, accuracy = dense_loss(logits, look.labels.to(pupil.device), 1.0)
         stage.step(loss)
         if step % 20 == 0:
             stage.log(loss=loss.item(), **{key: round(value, 3) for key, value in accuracy.items()})
@@ -146,21 +151,18 @@ def align(pupil: Pupil, plan: Plan, *, seed: int) -> float:
 
     Returns the share of the vectors' (weighted) power that is explained on scenes that had no part in it.
     """
-    rng = np.random.default_rng((_SEED, 2, seed))
     width = pupil.tower.merger.hidden_size + 1
     gram = torch.zeros(width, width, dtype=torch.float64)
     cross = torch.zeros(width, pupil.vectors.shape[1], dtype=torch.float64)
     checks = []
-    rounds = max(2, plan.align_scenes // 12)
-    for number in range(rounds):
-        w, h = (int(side) for side in rng.choice(SIDES, 2))
-        scenes, pixels = draw_scenes(rng, 12, w, h)
-        hidden = pupil.middle(pixels, scene_grids(scenes)).cpu().double()
-        labels = torch.from_numpy(np.concatenate([multi_hot(dense_labels(scene)) for scene in scenes]))
-        weight = token_weights(scenes).double().sqrt()[:, None]
+    looks = Looks(pixels=12 * 192 * 192, seed=_ALIGN + seed, steps=max(2, plan.align_scenes // 12))
+    for step in range(len(looks)):
+        look = looks[step]
+        hidden = pupil.middle(look.pixels, look.grids).cpu().double()
+        weight = token_weights(look.scenes).double().sqrt()[:, None]
         x = torch.cat([hidden, torch.ones(len(hidden), 1, dtype=torch.float64)], dim=1) * weight
-        y = (labels @ pupil.vectors.cpu()).double() * weight
-        if number < rounds * 5 // 6:
+        y = (torch.from_numpy(multi_hot(look.labels.numpy())) @ pupil.vectors.cpu()).double() * weight
+        if step < len(looks) * 5 // 6:
             gram += x.T @ x
             cross += x.T @ y
         else:
@@ -192,13 +194,12 @@ def train_answer(
     modules: dict[str, nn.Module] = {"update": pupil.update, "vision": taught}
     stage = Stage(
         folder, "answer", modules, steps=plan.answer_steps, rate=plan.answer_rate, resume=resume,
-        faster={"vision": plan.vision},
+        faster={"vision": plan.vision}, limit=plan.answer_seconds,
     )  # fmt: skip
-    if fresh or stage.done == 0:
+    if fresh or (stage.done == 0 and not (folder / "model" / WEIGHTS).is_file()):
         print(f"aligned: {align(pupil, plan, seed=seed):.3f} of the power explained", flush=True)
     lessons = Lessons(pupil.prompts, plan.task, seed=seed, steps=plan.answer_steps)
-    left = range(stage.done, plan.answer_steps)
-    loader = iter(DataLoader(lessons, batch_size=None, sampler=left, num_workers=workers))
+    loader = load_steps(lessons, stage.done, workers)
     recent: dict[str, list[float]] = {}
     for step in stage:
         lesson: Lesson = next(loader)
@@ -236,7 +237,14 @@ def validate(pupil: Pupil, task: Task, *, steps: int, seed: int = 0, split: str 
 
 
 def load_run(pupil: Pupil, run: Path) -> None:
-    """The newest tower, update and projector of a run, where there are such."""
+    """The newest tower, update and projector of a run, where there are such: its states, else what it exported."""
+    exported = run / "model" / WEIGHTS
+    if exported.is_file() and not (run / "answer.pt").is_file():
+        weights = load_file(exported)
+        vision, words = "model.visual.", "model.language_model."
+        tower = {name.removeprefix(vision): x for name, x in weights.items() if name.startswith(vision)}
+        pupil.tower.load_state_dict(tower)
+        pupil.update.take({name.removeprefix(words): x for name, x in weights.items() if name.startswith(words)})
     for name in ("tower", "answer"):
         path = run / f"{name}.pt"
         if not path.is_file():
@@ -261,11 +269,17 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="JSON lines, context and questions: what is said of them stays")
     parser.add_argument("--only", choices=STAGES, action="append", help="run this stage alone (may be repeated)")
     parser.add_argument("--validate", type=int, metavar="STEPS", help="only measure, on this many batches")
+    parser.add_argument("--layers", type=int, help="only the first layers of the language model, for an edge")
+    parser.add_argument("--rank", type=int, default=Plan.rank, help="of the update")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=int, default=Task.pictures, help="a step")
     parser.add_argument("--slots", type=int, default=Task.slots, help="questions behind each picture")
     parser.add_argument("--steps", type=int, default=Plan.answer_steps, help="of the stage answer")
     parser.add_argument("--tower-steps", type=int, default=Plan.tower_steps)
+    parser.add_argument("--rate", type=float, default=Plan.answer_rate, help="of learning, of the stage answer")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for the stage answer; its schedule fits in")
+    parser.add_argument("--tower-minutes", type=float, default=math.inf)
+    parser.add_argument("--tower-pictures", type=int, default=16, help="a step, if they were small")
     parser.add_argument("--align-scenes", type=int, default=Plan.align_scenes)
     parser.add_argument("--whole", action="store_true", help="the tower learns from answers too (for a GPU)")
     parser.add_argument("--device", default="cpu")
@@ -277,9 +291,18 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     task = Task(pictures=arguments.pictures, slots=arguments.slots)
     plan = Plan(
-        tower_steps=arguments.tower_steps, align_scenes=arguments.align_scenes, answer_steps=arguments.steps,
-        whole=arguments.whole, task=task,
-    )  # fmt: skip
+        tower_steps=arguments.tower_steps,
+        tower_seconds=60 * arguments.tower_minutes,
+        tower_pixels=arguments.tower_pictures * 128 * 128,
+        align_scenes=arguments.align_scenes,
+        answer_steps=arguments.steps,
+        answer_rate=arguments.rate,
+        answer_seconds=60 * arguments.minutes,
+        rank=arguments.rank,
+        layers=arguments.layers,
+        whole=arguments.whole,
+        task=task,
+    )
     pupil = Pupil(arguments.language, arguments.tower, plan, seed=arguments.seed, device=arguments.device)
     run, stages, seed = arguments.out, tuple(arguments.only or STAGES), arguments.seed
     load_run(pupil, run)
@@ -288,7 +311,7 @@ def main() -> None:
         return
     texts = Texts(arguments.text, pupil.tokenizer, seed=seed) if arguments.text else None
     if "tower" in stages:
-        train_tower(pupil, run, plan, seed=seed, resume=arguments.resume)
+        train_tower(pupil, run, plan, seed=seed, resume=arguments.resume, workers=arguments.workers)
     if "answer" in stages:
         train_answer(
             pupil, run, plan, texts, seed=seed, resume=arguments.resume, workers=arguments.workers,
