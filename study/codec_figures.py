@@ -1,4 +1,4 @@
-"""Bytes against accuracy, KL and attention error: a few families in colours all eyes tell apart, the others grey."""
+"""Bytes against accuracy, KL and attention error: at most seven families, each codec in its own colour."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvferry.evaluate.measured import KEPT, MODES, Measured, Point
 from kvferry.evaluate.records import Protocol
+from kvferry.palette import INK, QUIET, Look, codec_look
 from kvferry.statistics import Estimate
-from study.page import FAINT, MARKERS, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 UNIFORM = "full|intB"
 """Drawn strongly whether or not it is strong: what every other family is held against."""
-INK = "#000000"
-"""Of what is sent instead of a cache."""
+LINES = 7
+"""The most that one panel holds."""
 NAMES = {MODES["image"]: "pictures as JPEG", MODES["embeds"]: "visual embeddings"}
 
 Value = Callable[[str], Estimate | None]
@@ -39,14 +39,32 @@ PANELS = (
 )
 
 
-def looks(tables: Mapping[Protocol, Measured]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of every family that is drawn strongly, the same in all panels; none is used twice."""
-    sent = {MODES["image"]: (INK, "X"), MODES["embeds"]: (INK, "+")}
-    strong = dict.fromkeys(
-        f for measured in tables.values() for f in (UNIFORM, *measured.leaders()) if f in measured.families()
-    )
-    others = [(c, m) for c, m in zip(PALETTE, MARKERS, strict=True) if c != INK]
-    return sent | dict(zip(strong, others, strict=False))
+def drawn(measured: Measured) -> list[str]:
+    """Families of a panel: what is sent instead of a cache, uniform integers, and those that need least.
+
+    Of families that would look alike (a codec with and without a lossless stage) only the first.
+    """
+    families = measured.families()
+    sent = [f for f in MODES.values() if f in families]
+    caches = {look(f): f for f in reversed([UNIFORM, *measured.leaders(len(families))]) if f in families}
+    return [*list(reversed(caches.values()))[: LINES - len(sent)], *sent]
+
+
+def look(family: str) -> tuple[Look, str]:
+    """Colour and marker of a codec, and the style of its line: dashed where only some tokens are sent."""
+    selection, bar, codec = family.partition("|")
+    return codec_look(codec if bar else family), "-" if selection == "full" or not bar else "--"
+
+
+def finding(measured: Measured, kind: Panel) -> str:
+    """The title: what the smallest good cache takes, and what uniform integers take."""
+    caches = [p for p in measured.points.values() if p.recipe and p.deployable and p.name != measured.full]
+    best = measured.smallest_good(caches)
+    plain = measured.smallest_good(measured.families().get(UNIFORM, []))
+    if kind is not PANELS[0] or best is None:
+        return kind.title
+    text = f"{best.name.partition('|')[2]} holds {KEPT:.0%} of full in {measured.bytes[best.name]:,.0f} bytes"
+    return text if plain is None else f"{text},\nplain integers in {measured.bytes[plain.name]:,.0f}"
 
 
 def edge(points: list[Point], measured: Measured, value: Value, better: int) -> list[Point]:
@@ -70,57 +88,51 @@ def draw_codecs(out: Path, tables: Mapping[Protocol, Measured]) -> None:
     """
     from matplotlib.figure import Figure
 
-    given = looks(tables)
     everything = tables.values()
     shown = [x for x in PANELS if any(x.of(m)(row) is not None for m in everything for row in m.names)]
     figure = Figure(figsize=(6.4 * len(shown), 5.6 * len(tables) + 0.9), layout="constrained")
     axes = figure.subplots(len(tables), len(shown), squeeze=False)
     for line, (protocol, measured) in zip(axes, tables.items(), strict=True):
         for panel, kind in zip(line, shown, strict=True):
-            _draw(panel, measured, given, kind.of(measured), kind.better)
+            _draw(panel, measured, kind.of(measured), kind.better)
             _guides(panel, measured, kind.of(measured))
             if kind.better < 0:
                 panel.set_yscale("log")
             panel.set_ylabel(kind.label)
-            panel.set_title(f"Protocol {protocol}, n = {measured.n}: {kind.title}", loc="left", fontsize=10)
+            panel.set_title(f"Protocol {protocol}: {finding(measured, kind)}", loc="left", fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, frameon=False, ncols=4, loc="outside lower center")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120, metadata={"Software": None})
 
 
-def _draw(panel: Axes, measured: Measured, given: Mapping[str, tuple[str, str]], value: Value, better: int) -> None:
-    """All families, those without a look of their own in grey behind the others."""
+def _draw(panel: Axes, measured: Measured, value: Value, better: int) -> None:
     families = measured.families()
-    grey = [family for family in families if family not in given]
-    for index, family in enumerate(grey):
-        _family(panel, measured, families[family], value, better, FAINT, ".", "other families" if index == 0 else None)
-    for family, (colour, marker) in given.items():
-        if family in families:
-            _family(panel, measured, families[family], value, better, colour, marker, NAMES.get(family, family))
+    for family in drawn(measured):
+        _family(panel, measured, families[family], value, better, family)
     panel.set_xscale("log")
-    panel.set_xlabel("bytes on the wire, mean (log)")
+    panel.set_xlabel(f"bytes on the wire, mean of {measured.n} questions (log)")
     panel.grid(which="major", color="#eeeeee", linewidth=0.6)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
 
 
 def _family(
-    panel: Axes, measured: Measured, points: list[Point], value: Value, better: int, colour: str, marker: str,
-    label: str | None,
+    panel: Axes, measured: Measured, points: list[Point], value: Value, better: int, family: str
 ) -> None:  # fmt: skip
     """Marks, line and intervals; a logarithmic axis has no place for a KL of nothing."""
-    strong = colour != FAINT
+    (colour, marker), style = look(family)
     found = {p: e for p in points if (e := value(p.name)) is not None and (better > 0 or e.mean > 0)}
     line = [p for p in edge(points, measured, value, better) if p in found]
     sizes = {p: measured.bytes[p.name] for p in points}
-    panel.plot([sizes[p] for p in line], [found[p].mean for p in line], color=colour, linewidth=1.6 if strong else 0.8,
-               zorder=3 if strong else 1)  # fmt: skip
-    panel.plot([sizes[p] for p in found], [e.mean for e in found.values()], marker, color=colour, label=label,
-               zorder=4 if strong else 2, markersize=5.5 if strong else 4)  # fmt: skip
-    for point, e in found.items() if strong else ():
+    panel.plot([sizes[p] for p in line], [found[p].mean for p in line], style, color=colour, linewidth=1.6, zorder=3,
+               marker=marker, markersize=5, label=NAMES.get(family, family))  # fmt: skip
+    rest = [p for p in found if p not in line]
+    panel.plot([sizes[p] for p in rest], [found[p].mean for p in rest], marker, color=colour, markersize=3.5, alpha=0.5,
+               linestyle="", zorder=2)  # fmt: skip
+    for point, e in found.items():
         low = e.low if better > 0 else max(e.low, e.mean / 100)
-        panel.plot([sizes[point]] * 2, [low, e.high], color=colour, alpha=0.4, linewidth=1.2, zorder=2)
+        panel.plot([sizes[point]] * 2, [low, e.high], color=colour, alpha=0.35, linewidth=1.2, zorder=2)
 
 
 def _guides(panel: Axes, measured: Measured, value: Value) -> None:
@@ -133,5 +145,5 @@ def _guides(panel: Axes, measured: Measured, value: Value) -> None:
         levels.append((KEPT * measured.accuracy(measured.full).mean, f"{KEPT:.0%}\nof full"))
         panel.set_ylim(0, 1.02)
     for y, text in levels:
-        panel.axhline(y, color="#444444", linewidth=0.7, linestyle=":", zorder=1)
-        panel.text(1.005, y, text, fontsize=7, va="center", transform=panel.get_yaxis_transform())
+        panel.axhline(y, color=QUIET, linewidth=0.8, linestyle=":", zorder=1)
+        panel.text(1.005, y, text, fontsize=7.5, color=INK, va="center", transform=panel.get_yaxis_transform())

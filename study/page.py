@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6A2F")
-"""Okabe and Ito's colours, which all eyes tell apart, but for yellow, which is too faint on white, and a brown."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-FAINT = "#bdbdbd"
-"""For what is drawn beside those."""
 SHOWN = 0.25
 """The fraction whose rows stand on the page of results itself."""
 
@@ -34,3 +30,15 @@ class Places:
     def link(self, target: Path) -> str:
         """How the page links to ``target``."""
         return Path(os.path.relpath(target, self.page.parent)).as_posix()
+
+
+def write_detail(results: Path, places: Places, render: Callable[[Path, Places, str], str], title: str) -> None:
+    """The page of one raw file: what its renderer says in short, then every row, if it writes a page of those."""
+    page = places.detail(results)
+    page.unlink(missing_ok=True)
+    brief = render(results, Places(page, places.figures, places.details), title)
+    everything = page.read_text().partition("\n## ")[2] if page.is_file() else ""
+    lines = [line for line in brief.splitlines() if f"]({page.name})" not in line]
+    text = "\n".join(lines).replace("\n### ", "\n## In short: ").replace("## ", "# ", 1)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text.rstrip() + "\n" + (f"\n## {everything.rstrip()}\n" if everything else ""))

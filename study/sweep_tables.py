@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kvferry.evaluate.records import Protocol, read
 from kvferry.evaluate.tables import (
+    PICTURES,
     PROTOCOLS,
     Row,
     few_note,
@@ -20,61 +21,46 @@ from kvferry.evaluate.tables import (
     proxy_note,
     summarise,
 )
-from study.page import FAINT, MARKERS, PALETTE, SHOWN, Places
+from kvferry.palette import INK, QUIET, scorer_look
+from study.page import SHOWN, Places
+
+LINES = 7
+"""The most that one panel holds."""
 
 
 def draw_curves(out: Path, tables: dict[Protocol, list[Row]], image_bytes: float) -> None:
-    """Accuracy against mean bytes: one panel per protocol, a line per selection and codec, the JPEG as a mark."""
+    """Accuracy against mean bytes: a panel per protocol, a line per selection in the last codec, the JPEG as a mark."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.6 * len(tables), 5.6), layout="constrained")
+    figure = Figure(figsize=(6.6 * len(tables), 5.0), layout="constrained")
     axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    names = sorted({_method(row) for rows in tables.values() for row in rows} - {"full", "none"})
-    given = dict(zip(names, zip(PALETTE, MARKERS, strict=True), strict=False))
     for panel, (protocol, rows) in zip(axes, tables.items(), strict=True):
-        methods = sorted({_method(row) for row in rows} - {"full", "none"})
-        looks = [given.get(method, (FAINT, ".")) for method in methods]
-        codecs = list(dict.fromkeys(row.codec for row in rows))
-        styles = dict(zip(codecs, ("-", "--", ":", "-."), strict=False))
-        for method, (colour, marker) in zip(methods, looks, strict=True):
-            for codec, style in styles.items():
-                line = sorted(
-                    (r for r in rows if r.codec == codec and _method(r) in (method, "full")), key=lambda r: r.bytes
-                )
-                x = [r.bytes / 1e3 for r in line]
-                y = [r.accuracy.mean for r in line]
-                panel.plot(x, y, style, color=colour, marker=marker, markersize=3.5, linewidth=1.2)
-            panel.plot([], [], color=colour, marker=marker, label=method)
-        for codec, style in styles.items():
-            panel.plot([], [], style, color="grey", label=codec)
-        for row in rows:
+        recipes = [r for r in rows if not r.name.startswith(PICTURES)]
+        codec = recipes[-1].codec
+        methods = sorted({_method(row) for row in recipes} - {"full", "none"})[:LINES]
+        for method in methods:
+            line = sorted(
+                (r for r in recipes if r.codec == codec and _method(r) in (method, "full")), key=lambda r: r.bytes
+            )
+            colour, marker = scorer_look(method.partition(" ")[0])
+            panel.plot(
+                [r.bytes / 1e3 for r in line], [r.accuracy.mean for r in line], color=colour, marker=marker,
+                linestyle=":" if " " in method else "-", markersize=4, linewidth=1.4, label=method,
+            )  # fmt: skip
+        for row in recipes:
             if row.name.startswith("none|bf16"):
-                panel.axhline(row.accuracy.mean, color="black", linewidth=0.8, linestyle=":")
-                panel.annotate(
-                    "floor: no visual token",
-                    (0.01, row.accuracy.mean),
-                    xycoords=("axes fraction", "data"),
-                    ha="left",
-                    va="bottom",
-                    fontsize=7,
-                )
-        panel.axvline(image_bytes / 1e3, color="grey", linewidth=0.8)
-        panel.annotate(
-            "JPEG (quality 90)",
-            (image_bytes / 1e3, 0.99),
-            xycoords=("data", "axes fraction"),
-            rotation=90,
-            ha="right",
-            va="top",
-            fontsize=7,
-            color="dimgrey",
-        )
+                panel.axhline(row.accuracy.mean, color=QUIET, linewidth=0.8, linestyle=":")
+                panel.text(0.01, row.accuracy.mean, "floor: no visual token", fontsize=7.5, va="bottom", color=INK,
+                           transform=panel.get_yaxis_transform())  # fmt: skip
+        panel.axvline(image_bytes / 1e3, color=QUIET, linewidth=0.8)
+        panel.text(image_bytes / 1e3, 0.02, "JPEG 90", rotation=90, ha="right", va="bottom", fontsize=7.5, color=INK,
+                   transform=panel.get_xaxis_transform())  # fmt: skip
         panel.set_xscale("log")
         panel.set_ylim(0, 1.02)
-        panel.set_title(f"Protocol {protocol}", loc="left", fontsize=10)
+        panel.set_title(f"Protocol {protocol}, all in {codec}", loc="left", fontsize=10)
         panel.set_xlabel("kB on the wire, mean (log)")
         panel.set_ylabel("accuracy")
-        panel.legend(fontsize=7.5, ncols=4, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        panel.legend(fontsize=8, frameon=False, loc="lower right")
         panel.spines[["top", "right"]].set_visible(False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120, metadata={"Software": None})

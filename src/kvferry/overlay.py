@@ -13,6 +13,7 @@ import numpy.typing as npt
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
 from kvferry.pictures import open_picture
+from kvferry.palette import ACCENT, INK, PALE, QUIET
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,25 +57,40 @@ def kept_share(cache: KVCache, picture: int = 0) -> npt.NDArray[np.float32]:
 
 
 def lit_pixels(image: Image, share: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Darken what was dropped: the brighter a cell, the more layers and heads keep it.
+    """The picture with what was dropped washed out: kept cells in full colour, the paler the fewer heads keep them.
 
-    ``share`` is ``[rows, columns]`` in 0..1; the result float32 ``[height, width, 3]`` in 0..1.
+    The cell that most (layer, head) pairs keep is in full colour, so that few kept tokens can be seen as well as many.
+
+    Parameters
+    ----------
+    share : ``[rows, columns]`` in 0..1
+
+    Returns
+    -------
+    float32 ``[height, width, 3]`` in 0..1
     """
-    light = np.asarray(open_picture(image), np.float32) / 255
-    rows, columns = share.shape
-    height, width = light.shape[:2]
-    lit = share[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
-    grey = light.mean(-1, keepdims=True) * 0.30
-    pixels: npt.NDArray[np.float32] = np.clip(grey + (light - grey) * lit[..., None], 0, 1)
+    colour = np.asarray(open_picture(image), np.float32) / 255
+    lit = _per_pixel(np.sqrt(share / max(float(share.max()), 1e-9)), colour.shape[:2])[..., None]
+    washed = 1 - 0.22 * (1 - colour.mean(-1, keepdims=True))
+    pixels: npt.NDArray[np.float32] = np.clip(washed + (colour - washed) * lit, 0, 1)
     return pixels
 
 
+def _per_pixel(cells: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    (rows, columns), (height, width) = cells.shape, size
+    return cells[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
+
+
 def draw_kept(axes: Axes, image: Image, share: npt.NDArray[np.float32], title: str) -> None:
-    """:func:`lit_pixels` as a titled panel."""
+    """:func:`lit_pixels` as a titled panel, with a line around the cells that at least half of the most keep."""
     axes.imshow(lit_pixels(image, share), interpolation="nearest")
-    axes.set_title(title, fontsize=9, loc="left")
+    if share.min() < share.max():
+        strong = _per_pixel((share >= share.max() / 2).astype(np.float32), (image.height, image.width))
+        axes.contour(strong, levels=[0.5], colors=ACCENT, linewidths=1.4)
+    axes.set_title(title, fontsize=10, loc="left")
     axes.set_xticks([])
     axes.set_yticks([])
+    axes.spines[:].set_color(QUIET)
 
 
 def draw_crossing(
@@ -85,7 +101,7 @@ def draw_crossing(
     rows: Sequence[tuple[str, float, float]],
     n: int,
 ) -> None:
-    """The demo's picture: the scene, what each recipe kept of it, and the bytes/accuracy bars.
+    """The demo's picture: the scene, what each recipe kept of it, and below what every way cost and was worth.
 
     Parameters
     ----------
@@ -96,32 +112,42 @@ def draw_crossing(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.0 * (len(shares) + 1), 6.4), layout="constrained")
-    grid = figure.add_gridspec(2, len(shares) + 1, height_ratios=[1.15, 1])
-    original = figure.add_subplot(grid[0, 0])
-    draw_kept(original, image, np.ones((1, 1), np.float32), "what the edge sees")
-    original.set_xlabel(question, fontsize=9, wrap=True)
-    for column, (name, share) in enumerate(shares, start=1):
-        draw_kept(figure.add_subplot(grid[0, column]), image, share, f"{name}\n{share.mean():.0%} of it kept")
-    half = (len(shares) + 1) // 2
-    names = [r[0] for r in rows]
-    colours = ["#7f7f7f" if r[0].startswith("image") else "#1f77b4" for r in rows]
-    size = figure.add_subplot(grid[1, :half])
-    bars = size.barh(names, [r[1] / 1e3 for r in rows], color=colours)
-    size.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
-    size.set_xlabel("kB on the wire (log)")
-    size.set_xscale("log")
-    size.margins(x=0.15)
-    accuracy = figure.add_subplot(grid[1, half:], sharey=size)
-    bars = accuracy.barh(names, [100 * r[2] for r in rows], color=colours)
-    accuracy.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-    accuracy.set_xlabel(f"right answers in % of {n} questions")
-    accuracy.set_xlim(0, 112)
-    accuracy.tick_params(labelleft=False)
-    size.invert_yaxis()
-    for axes in (size, accuracy):
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("kvferry: a picture's cache, carried", fontsize=12, x=0.01, ha="left")
+    figure = Figure(figsize=(3.3 * (len(shares) + 1), 7.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1.0])
+    panels = top.subplots(1, len(shares) + 1)
+    draw_kept(panels[0], image, np.ones((1, 1), np.float32), "what the edge sees")
+    for panel, (name, share) in zip(panels[1:], shares, strict=True):
+        draw_kept(panel, image, share, name)
+        panel.set_xlabel(f"in colour: the {share.mean():.0%} that are kept", fontsize=10, loc="left")
+    top.suptitle(question, fontsize=11, x=0.01, ha="left", color=INK)
+    _draw_ways(bottom.subplots(), rows, n)
+    figure.suptitle(_finding(rows, n), fontsize=13, x=0.01, ha="left", fontweight="bold")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=110, metadata={"Software": None})
+
+
+def _finding(rows: Sequence[tuple[str, float, float]], n: int) -> str:
+    """The smallest cache that answers as well as the picture, beside the picture."""
+    picture = next(r for r in rows if r[0].startswith("image"))
+    good = [r for r in rows if r is not picture and r[2] >= picture[2]]
+    if not good:
+        return f"No cache here answers as many of {n} questions as the JPEG"
+    least = min(good, key=lambda r: r[1])
+    answers = f"A cache of {least[1]:,.0f} bytes answers {least[2] * n:.0f} of {n} questions"
+    return f"{answers}, the JPEG takes {picture[1]:,.0f}"
+
+
+def _draw_ways(axes: Axes, rows: Sequence[tuple[str, float, float]], n: int) -> None:
+    """A bar a way, its bytes, and how many answers were right; pale where that is fewer than the picture's."""
+    picture = next(r for r in rows if r[0].startswith("image"))
+    colours = [INK if r is picture else ACCENT if r[2] >= picture[2] else PALE for r in rows]
+    bars = axes.barh([r[0] for r in rows], [r[1] for r in rows], color=colours, height=0.72)
+    axes.bar_label(
+        bars, labels=[f"{r[1]:,.0f} B, {r[2] * n:.0f} of {n} right" for r in rows], padding=4, fontsize=9.5, color=INK
+    )
+    axes.set_xscale("log")
+    axes.set_xlim(right=max(r[1] for r in rows) * 12)
+    axes.set_xlabel("bytes on the wire (log); pale: fewer right answers than from the JPEG", fontsize=10)
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=9.5)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -19,8 +19,8 @@ def table(verdicts: Sequence[Verdict], places: Places) -> str:
     link = places.link(places.details / DETAIL)
     rows = [
         [
-            f"[{x.claim.number}]({link}#{_anchor(x)})", x.claim.text, x.claim.figure, x.finding.measured,
-            _bold(x.finding.verdict), x.finding.why,
+            f"[{x.claim.number}]({link}#{_anchor(x)})", x.claim.text, x.claim.figure, _bold(x.finding.verdict),
+            x.finding.why,
         ]
         for x in verdicts
     ]  # fmt: skip
@@ -29,19 +29,22 @@ def table(verdicts: Sequence[Verdict], places: Places) -> str:
     return "\n".join([
         f"## {TITLE}",
         "",
-        f"{len(verdicts)} claims: {said}. Brackets hold 95 % intervals over questions, ± their wider side; of speeds "
-        "brackets hold the least and the largest ratio of a round. Protocol A: the edge knows the question before it "
-        'compresses. "Full" is the uncompressed cache. Behind each number: when the claim counts as holding (the same '
-        f"for every model), all figures, and the commands that make them ([{DETAIL}]({link})).",
+        f"{len(verdicts)} claims: {said}. Behind each number: what was measured, with intervals and n; when the claim "
+        f"counts as holding (the same for every model); and the commands that make it ([{DETAIL}]({link})).",
         "",
-        markdown(["#", "claim", "published", "measured here", "verdict", "why"], rows, left=(1, 2, 3, 4, 5)),
+        markdown(["#", "claim", "published", "verdict", "why"], rows, left=(1, 2, 3, 4)),
         "",
     ])  # fmt: skip
 
 
 def page(verdicts: Sequence[Verdict]) -> str:
     """Everything behind the table."""
-    text = [f"# {TITLE}", "", "Made by `make results`; the table is in RESULTS.md.", ""]
+    text = [
+        f"# {TITLE}", "",
+        "Made by `make results`; the table is in RESULTS.md. Brackets hold 95 % intervals over questions, ± their "
+        "wider side; of speeds brackets hold the least and the largest ratio of a round. Protocol A: the edge knows "
+        'the question before it compresses. "Full" is the uncompressed cache.', "",
+    ]  # fmt: skip
     for x in verdicts:
         text += [
             f"## Claim {x.claim.number}", "", f"**{x.claim.text}** ({x.claim.source}: {x.claim.figure})", "",

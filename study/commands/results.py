@@ -18,10 +18,12 @@ from study import (
     long_tables,
     method_tables,
     mode_tables,
+    overview,
     scout_tables,
     sweep_tables,
 )
-from study.page import Places
+from study.claims.base import Raw
+from study.page import Places, write_detail
 
 SECTIONS = {
     "headline": "The headline: fewest bytes at 98 % of the full cache's accuracy",
@@ -64,15 +66,20 @@ def results(
     renders = dict.fromkeys(METHODS, method_tables.render) | dict.fromkeys(LONG_RUNS, long_tables.render)
     renders |= {"headline": headline.render, "codecs": codec_tables.render}
     renders |= {"scout": scout_tables.render, "points": mode_tables.render}
-    sections = [f"# Results\n\nMade by `make results` from the raw files in `study/results/`.\n\n{CAVEAT}\n"]
-    sections.append(claims.render(raw, places))
+    titles = []
     for file in files:
         kind, _, model = file.stem.partition("-")
         render = evaluation_tables.render if kind_of(file) == "evaluation" else renders.get(kind, sweep_tables.render)
         where = WHERE.get(kind, "on the {} model").format(model)
-        title = f"{SECTIONS[kind]}, {where}" if kind in SECTIONS else file.stem
-        sections.append(render(file, places, title))
-    out.write_text("\n".join(sections))
+        titles.append(f"{SECTIONS[kind]}, {where}" if kind in SECTIONS else file.stem)
+        write_detail(file, places, render, titles[-1])
+    found = Raw(raw)
+    text = ["# Results", "", f"Made by `make results` from the raw files in `{raw}/`. {CAVEAT}", ""]
+    text += [*overview.facts(found), ""]
+    text += overview.headline_table(found, places) + overview.codec_table(found, places)
+    text += [*overview.scorer_table(found, places), claims.render(raw, places)]
+    text += overview.pages(files, titles, places)
+    out.write_text("\n".join(text))
     print(f"wrote {out} from {len(files)} file(s)")
 
 

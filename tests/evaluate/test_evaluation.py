@@ -320,6 +320,8 @@ def test_the_command_prints_tables_and_results_reads_them(folder: Path, vlm: VLM
     page = tmp_path / "RESULTS.md"
     words = ["results", "--raw", str(out.parent), "--out", str(page), "--figures", str(tmp_path / "figures")]
     assert CliRunner().invoke(study, words, catch_exceptions=False).exit_code == 0
-    assert "textvqa, protocol B" in page.read_text()
-    assert "vlcache@0.5\\|int4 proxy" in page.read_text()
+    detail = (tmp_path / "results" / f"{out.stem}.md").read_text()
+    assert f"(results/{out.stem}.md)" in page.read_text()
+    assert "textvqa, protocol B" in detail
+    assert "vlcache@0.5\|int4 proxy" in detail
     assert "draw the 2 pictures" in render(out, Places(page, tmp_path, tmp_path), "TextVQA")

@@ -229,7 +229,8 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     words = ["results", "--raw", str(tmp_path), "--out", str(page), "--figures", str(tmp_path / "figures")]
     words += ["--details", str(tmp_path / "details")]
     assert CliRunner().invoke(study, words, catch_exceptions=False).exit_code == 0
-    assert "Protocol B" in page.read_text()
+    assert "(details/x.md)" in page.read_text()
+    assert "Protocol B" in (tmp_path / "details" / "x.md").read_text()
 
 
 def test_names_of_rows_are_written_once(plan: Sweep, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from kvferry.codecs.profile import read as read_profile
 from kvferry.evaluate.measured import SAME, Measured, Point, corrected
 from kvferry.evaluate.records import Line, Outcome, Protocol
 from kvferry.evaluate.tables import provenance_note
-from study.codec_figures import edge, looks
+from study.codec_figures import LINES, PANELS, drawn, edge, finding, look
 from study.codec_tables import (
     cliff_note,
     command_note,
@@ -238,10 +238,21 @@ def test_the_edge_of_a_family_only_gets_better(measured: Measured) -> None:
     assert len(edge(points, measured, measured.accuracy, 1)) == 3
 
 
-def test_looks_are_used_once(measured: Measured) -> None:
-    given = looks({"A": measured})
-    assert set(given) == {"JPEG", "embeds", "full|intB", *measured.leaders()}
-    assert len(set(given.values())) == len(given)
+def test_a_panel_holds_at_most_seven_families_that_can_be_told_apart(measured: Measured) -> None:
+    families = drawn(measured)
+    assert {"JPEG", "embeds", "full|intB"} <= set(families)
+    assert "full|intB|zstd" not in families
+    assert len({look(f) for f in families}) == len(families) <= LINES
+    assert look("full|transform:R")[0] == look("leaveout,budget=shared|transform:R")[0] != look("full|intB")[0]
+    assert look("full|intB|zstd")[0] == look("full|intB")[0]
+
+
+def test_the_title_is_the_finding(measured: Measured) -> None:
+    best = measured.smallest_good([p for p in measured.points.values() if p.recipe and p.name != measured.full])
+    assert best is not None
+    assert finding(measured, PANELS[0]).startswith(
+        f"{best.name.partition('|')[2]} holds 98% of full in {measured.bytes[best.name]:,.0f} bytes"
+    )
 
 
 def test_a_long_command_is_shortened_only_where_it_can_be_looked_up() -> None:

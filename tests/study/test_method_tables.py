@@ -18,7 +18,7 @@ from kvferry.selection import SCORERS
 from kvferry.statistics import Estimate
 from study.__main__ import app
 from study.bytes_needed import bytes_needed
-from study.method_figures import looks
+from study.method_figures import LINES, by_need, drawn, finding, scorer
 from study.method_tables import (
     additions,
     additions_note,
@@ -29,7 +29,7 @@ from study.method_tables import (
     verdict,
 )
 from study.methods import Methods, methods_of
-from study.page import PALETTE, Places
+from study.page import Places
 from tests.evaluate.test_tables import write
 from tests.study.test_codec_tables import lines as codec_lines
 from tests.study.test_codec_tables import report
@@ -178,11 +178,19 @@ def test_tables_are_whole(answers: Methods) -> None:
     assert needed_table(answers).splitlines()[2].startswith("| `leaveout` | agnostic |")
 
 
-def test_colours_are_used_once(answers: Methods) -> None:
-    given = looks({"A": Methods(lines("A"), "A"), "B": answers})
-    assert set(given) == {m.base for m in answers.strongest()}
-    assert len(set(given.values())) == len(given) <= len(PALETTE)
-    assert len({colour for colour, _ in given.values()}) == len(given)
+def test_a_panel_holds_at_most_seven_lines_each_scorers_best(answers: Methods) -> None:
+    shown = drawn(answers)
+    assert len(shown) == len({m.name for m in shown}) <= LINES
+    need = {m.name: float(answers.needed(m, 0.98)[0]) for m in answers.methods}
+    best = {scorer(m): min(need[x.name] for x in answers.methods if scorer(x) == scorer(m) and x.deployable)
+            for m in shown if m.deployable and scorer(m) != "random"}  # fmt: skip
+    assert all(any(need[m.name] == least for m in shown if scorer(m) == name) for name, least in best.items())
+    assert [m.deployable for m in shown].count(False) == any(not m.deployable for m in answers.methods)
+
+
+def test_the_title_is_the_finding(answers: Methods) -> None:
+    least, *_ = by_need(answers)
+    assert finding("B", answers).startswith(f"Protocol B: {least.name} holds 98% of full in ")
 
 
 def test_questions_that_some_row_lacks_do_not_count() -> None:
@@ -224,12 +232,15 @@ def test_the_page_comes_out_the_same_twice(tmp_path: Path) -> None:
         "codecs-x.md", "headline-x.md", "claims.md",
     }  # fmt: skip
     page = out.read_text()
-    assert page.index("What the sources claim") < page.index("The headline")
+    order = ["protocol A (ask, then ship)", "Fewest bytes", "How few bits", "Which tokens", "What the sources claim"]
+    assert [page.index(x) for x in order] == sorted(page.index(x) for x in order)
     assert page.index("The headline") < page.index("every codec") < page.index("every scorer")
-    assert page.index("every scorer") < page.index("hidden while the cache is built")
-    assert page.count("Dropped tokens were hidden while the cache was built") == 1
-    for link in re.findall(r"\]\(([^)]+)\)", page):
-        assert (tmp_path / link.partition("#")[0]).is_file()
+    built = tmp_path / "docs" / "results" / "construction-x.md"
+    assert built.read_text().count("Dropped tokens were hidden while the cache was built") == 1
+    for page in (p for p in tmp_path.rglob("*.md")):
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if not link.startswith("docs/policy"):
+                assert (page.parent / link.partition("#")[0]).is_file(), (page, link)
 
 
 def test_grid_crosses_budgets_and_policies() -> None:

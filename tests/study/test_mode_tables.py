@@ -72,4 +72,6 @@ def test_results_finds_points(tmp_path: Path) -> None:
     words = ["--raw", tmp_path / "raw", "--out", tmp_path / "R.md", "--figures", tmp_path, "--details", tmp_path]
     done = CliRunner().invoke(app, ["results", *map(str, words)])
     assert done.exit_code == 0, done.output
-    assert "## Every mode: bytes, quality, time, with the edge model on the edge\n" in (tmp_path / "R.md").read_text()
+    title = "Every mode: bytes, quality, time, with the edge model on the edge"
+    assert f"* [{title}](points-edge.md)" in (tmp_path / "R.md").read_text()
+    assert (tmp_path / "points-edge.md").read_text().startswith(f"# {title}\n")
