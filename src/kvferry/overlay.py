@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
-from kvferry.pictures import open_picture
 from kvferry.palette import ACCENT, INK, PALE, QUIET
+from kvferry.pictures import open_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
