@@ -78,7 +78,8 @@ def lit_pixels(image: Image, share: npt.NDArray[np.float32]) -> npt.NDArray[np.f
 
 def _per_pixel(cells: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArray[np.float32]:
     (rows, columns), (height, width) = cells.shape, size
-    return cells[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
+    found: npt.NDArray[np.float32] = cells[np.arange(height) * rows // height][:, np.arange(width) * columns // width]
+    return found
 
 
 def draw_kept(axes: Axes, image: Image, share: npt.NDArray[np.float32], title: str) -> None:
@@ -113,7 +114,7 @@ def draw_crossing(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.3 * (len(shares) + 1), 7.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1.0])
+    top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[1.1, 1.0]))
     panels = top.subplots(1, len(shares) + 1)
     draw_kept(panels[0], image, np.ones((1, 1), np.float32), "what the edge sees")
     for panel, (name, share) in zip(panels[1:], shares, strict=True):
