@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from kvferry.evaluate.records import Protocol, read
-from kvferry.evaluate.tables import PROTOCOLS, interval, markdown, provenance_note, proxy_note
+from kvferry.evaluate.tables import (
+    FEW,
+    PROTOCOLS,
+    chose_little,
+    few_note,
+    interval,
+    markdown,
+    provenance_note,
+    proxy_note,
+)
 from kvferry.selection.modality import Uniform
 from kvferry.statistics import Estimate
 from study.method_figures import draw_methods
@@ -110,12 +119,18 @@ def fraction_table(answers: Methods, methods: Sequence[Method]) -> str:
     rows = [["**full** (ceiling)", "", interval(answers.accuracy(answers.full)), *[""] * (len(fractions) - 1)]]
     for method in methods:
         points = dict(zip(method.fractions, method.rows, strict=True))
-        cells = [interval(answers.accuracy(points[f])) if f in points else "" for f in fractions]
+        cells = [_accuracy(answers, points[f]) if f in points else "" for f in fractions]
         rows.append([f"`{method.name}`", "aware" if method.aware else "agnostic", *cells])
     if answers.floor is not None:
         floor = interval(answers.accuracy(answers.floor))
         rows.append(["**none** (floor: no visual token)", "", floor, *[""] * (len(fractions) - 1)])
     return markdown(["method", "modality", *(f"{f:.0%}" for f in fractions)], rows, left=(1,))
+
+
+def _accuracy(answers: Methods, row: str) -> str:
+    """With its interval, and marked where the scorer chose little."""
+    mark = f" {FEW}" if chose_little(answers.scored(row)) else ""
+    return interval(answers.accuracy(row)) + mark
 
 
 def kinds_table(answers: Methods, methods: Sequence[Method], cell: Callable[[Method, _Kind], str]) -> str:
@@ -192,6 +207,7 @@ def _section(answers: Methods, protocol: Protocol) -> Iterable[str]:
         "Accuracy by kept share of tokens:",
         "",
         fraction_table(answers, shown),
+        *few_note([answers.scored(row) for method in shown for row in method.rows]),
         "",
         "Where each breaks: the smallest kept share down to which no loss to the full cache is shown, by kind of "
         "question (and how many were asked); - where there is loss at every share measured.",
@@ -227,6 +243,7 @@ def _everything(answers: Methods) -> Iterable[str]:
         "### Accuracy by kept share of tokens",
         "",
         fraction_table(answers, answers.methods),
+        *few_note([answers.scored(row) for method in answers.methods for row in method.rows]),
         "",
         "### Smallest kept share without a loss that is shown, by kind of question",
         "",

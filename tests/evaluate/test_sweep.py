@@ -82,13 +82,17 @@ def test_a_row_says_what_its_scorer_chose(vlm: VLM, folder: Path) -> None:
 def test_older_files_are_corrected_by_the_last_token(tmp_path: Path) -> None:
     """They took the whole prompt, 257 tokens of 1536 bytes, where the cache of protocol A holds one less."""
     old = {"index": 0, "kind": "colour", "bf16_bytes": 394752, "image_bytes": 1, "tokens": 257}
-    outcomes = {"outcomes": {"full|bf16": [1, 393405]}}
+    rows = ["full|bf16", "snapkv@0.03|bf16", "snapkv@0.1,budget=shared|int4", "knorm@0.01|bf16", "knorm@0.05|bf16"]
+    rows += ["q2c@0.01|bf16", "q2c@0.05|bf16", "h2o@0.1,modality=adaptive|bf16", "image:90"]
+    outcomes = {"outcomes": {row: [1, 393405] for row in rows}}
     path = tmp_path / "old.jsonl"
     head = json.dumps({"sweep": {}})
     path.write_text("".join(f"{x}\n" for x in [head, *(json.dumps(old | outcomes | {"protocol": p}) for p in "AB")]))
     a, b = records.read(path)[1]
     assert (a.bf16_bytes, a.length) == (256 * 1536, 256)
     assert (b.bf16_bytes, b.length) == (394752, 257)
+    scored = [x.scored for x in a.outcomes.values()]
+    assert scored == [None, 0.0, round(9 / 26, 4), 0.0, round(9 / 13, 4), 0.0, None, None, None]
     with records.Scribe(path) as file:
         file.write(replace(a, index=1))
     assert records.read(path)[1][-1] == replace(a, index=1), "what is written today is read as it is"

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.errors import InputError
-from kvferry.evaluate.records import Line, Protocol
+from kvferry.evaluate.records import Line, Outcome, Protocol
+from kvferry.evaluate.tables import mean_scored
 from kvferry.statistics import Estimate, estimate_of, means_with_draws
 
 Floats = npt.NDArray[np.float64]
@@ -37,6 +38,10 @@ class Answers:
     def accuracy(self, row: str) -> Estimate:
         """Share of right answers."""
         return estimate_of(self._means[self._row[row]], self.n)
+
+    def scored(self, row: str) -> float | None:
+        """Share of the kept tokens that the scorer chose; None where it is not known or there was no choice."""
+        return mean_scored([Outcome(*x.outcomes[row]).scored for x in self.lines])
 
     def estimate(self, draws: Floats) -> Estimate:
         """Of draws, the first of which is what was measured, and of ratios of such."""

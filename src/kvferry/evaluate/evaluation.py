@@ -82,6 +82,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[Asked]]:
 
 
 def _asked(record: dict[str, Any]) -> Asked:
+    record.pop("old", None)
     outcomes = {row: Reply(*reply) for row, reply in record["outcomes"].items()}
     return Asked(**record | {"outcomes": outcomes, "references": tuple(record["references"])})
 

@@ -12,7 +12,6 @@ import numpy as np
 from kvferry.codecs import BF16, SVD, AnyCodec, Delta, Integer, Transform, codec_text
 from kvferry.evaluate.answers import Answers
 from kvferry.evaluate.records import Line, Outcome, Protocol
-from kvferry.evaluate.tables import mean_scored
 from kvferry.recipe import Recipe
 from kvferry.statistics import Estimate, estimate_of, holm, means_with_draws, paired_p, wilcoxon
 
@@ -200,10 +199,6 @@ class Measured(Answers):
         """Relative error of the attention's outputs; None where it was not measured."""
         draws = self._moved[self._row[row]]
         return None if np.isnan(draws).any() else self.estimate(draws)
-
-    def scored(self, row: str) -> float | None:
-        """Share of the kept tokens that the scorer chose; None where it is not known or there was no choice."""
-        return mean_scored([Outcome(*x.outcomes[row]).scored for x in self.lines])
 
     def kl_ratio(self, row: str, other: str) -> Estimate | None:
         """KL of ``row`` by that of ``other``; None where there is nothing to divide by."""

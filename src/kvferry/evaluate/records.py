@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -100,7 +101,39 @@ class Scribe:
 def read(path: Path) -> tuple[dict[str, Any], list[Line]]:
     """Provenance and lines of a sweep's results; a half-written last line is dropped."""
     head, records = read_records(path, "sweep")
-    return head, [Line(**x | {"outcomes": {row: Outcome(*o) for row, o in x["outcomes"].items()}}) for x in records]
+    return head, [_line(record) for record in records]
+
+
+def _line(record: dict[str, Any]) -> Line:
+    outcomes = {row: Outcome(*numbers) for row, numbers in record["outcomes"].items()}
+    if record.pop("old", False):
+        outcomes = {row: x._replace(scored=_scored_before(row, record["length"])) for row, x in outcomes.items()}
+    return Line(**record | {"outcomes": outcomes})
+
+
+@lru_cache(maxsize=1 << 16)
+def _scored_before(row: str, length: int) -> float | None:
+    """:attr:`Outcome.scored` in files of before it was written, when recent tokens yielded to nothing but the sinks.
+
+    None where that does not follow from the recipe and the number of tokens in the cache.
+    """
+    from kvferry.recipe import Recipe
+    from kvferry.selection import SINKS, kept_count
+    from kvferry.selection.budgets import Uniform as EvenBudget
+    from kvferry.selection.modality import Uniform as NoPolicy
+
+    if row.startswith(("image:", "embeds:")):
+        return None
+    recipe = Recipe.parse(row.split(" ")[0])
+    scorer, even = recipe.selection, isinstance(recipe.budget, EvenBudget) and isinstance(recipe.modality, NoPolicy)
+    if not even or recipe.bytes is not None or hasattr(scorer, "select"):
+        return None
+    keep = kept_count(recipe.fraction, length)
+    free = keep - min(SINKS, keep)
+    if free and hasattr(scorer, "unseen"):
+        return None
+    recent = int(scorer.recent(keep)) if hasattr(scorer, "recent") else 0
+    return round((free - min(recent, free)) / keep, 4)
 
 
 def read_records(path: Path, what: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -131,7 +164,7 @@ def with_length(record: dict[str, Any]) -> dict[str, Any]:
     if "length" in record or not tokens:
         return record
     length = tokens - 1 if protocol == "A" else tokens
-    return record | {"length": length, "bf16_bytes": record["bf16_bytes"] // tokens * length}
+    return record | {"length": length, "bf16_bytes": record["bf16_bytes"] // tokens * length, "old": True}
 
 
 def kind_of(path: Path) -> str:
