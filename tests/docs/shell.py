@@ -49,7 +49,7 @@ FOREIGN = {
     "grpc_health_probe": "a tool of its own, not among the dependencies",
 }
 """Programs that are not run, and why."""
-LISTENING = ("serve", "coordinate")
+LISTENING = ("serve", "coordinate", "studio")
 """Commands that run as processes of their own until the tests end."""
 CLOUD = "127.0.0.1:7421"
 """Where ``kvferry ask`` looks for a cloud unless it is told."""

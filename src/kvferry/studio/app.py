@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import logging
+import signal
 import socket
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,8 @@ ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect width="8" height="8" rx="1.6" fill="#14171b"/>'
     '<path d="M1 1h2v2H1zM5 3h2v2H5zM3 5h2v2H3z" fill="#56b4e9"/></svg>'
 )
+
+GRACE_SECONDS = 2
 
 
 def studio_app(shelf: Shelf) -> FastAPI:
@@ -60,11 +63,32 @@ def listening(listen: str) -> Iterator[socket.socket]:
         yield sock
 
 
+class _Server(uvicorn.Server):
+    """Ends at SIGINT and SIGTERM by itself: uvicorn would raise them anew, and the clouds would outlive the page."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # not on this system, or not in this thread
+                asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
 def serve_studio(shelf: Shelf, listen: str, on_ready: Callable[[str], None]) -> None:
     """Serve until interrupted; ``on_ready`` gets the page's address."""
     with contextlib.closing(shelf), listening(listen) as sock:
         sock.listen()
-        on_ready("http://{}:{}/".format(*sock.getsockname()[:2]))
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        server = uvicorn.Server(uvicorn.Config(studio_app(shelf), log_level="warning", access_log=False))
-        server.run(sockets=[sock])
+        address = "http://{}:{}/".format(*sock.getsockname()[:2])
+        config = uvicorn.Config(
+            studio_app(shelf), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
+        )
+        _Server(config, lambda: on_ready(address)).run(sockets=[sock])

@@ -67,11 +67,11 @@ class Page:
         self._complaint = ui.label().classes("complaint").props('role="alert"')
         self._complaint.set_visibility(False)
         with ui.element("main").classes("studio") as self._main:
-            with ui.element("div").classes("column"):
+            with ui.element("div").classes("side"):
                 self._draw_question()
                 self._draw_recipe()
             self._draw_picture()
-            with ui.element("div").classes("column"):
+            with ui.element("div").classes("side"):
                 self._draw_results()
         with ui.element("div").classes("below"):
             self._live = CrossingPanel(self._shelf, self._asked, self._guarded)
@@ -298,7 +298,7 @@ class Page:
         if self._layer is not None and self._layer >= view.layers:
             self._layers.value = 0
         mean = sum(view.report.kept.layers) / view.layers
-        self._tokens.content = f"{mean:.0f} of {view.report.length} tokens in a layer"
+        self._tokens.content = f"{mean:.0f} of {view.report.length} a layer"
         self._headline.content = fragments.headline(view)
         self._sizes.content = fragments.sizes(view)
         self._answers.content = fragments.answers(view, self._truth)
