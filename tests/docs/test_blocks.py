@@ -34,17 +34,15 @@ app(["profile", "--n", "1", *modes], standalone_mode=False)
 """
 PREAMBLES = {
     "README.md": """
-import kvferry
-from PIL import Image
-from tests.docs.stock import stock_inputs
+from pathlib import Path
+from tests.docs.stock import save_llava
 
-_vlm = kvferry.load("testbed/cloud")
-model, inputs = _vlm.model, stock_inputs(_vlm, Image.open("scene.png"), "how many shapes are there?")
+save_llava(Path("llava-hf/llava-1.5-7b-hf"))
 """,
     "docs/agents.md": POINTS,
     "docs/policy.md": POINTS,
 }
-"""What a page takes for granted: ``model`` and ``inputs`` of a user of Transformers; points somebody has measured."""
+"""What a page takes for granted: a checkpoint, here small and random, where its name says; measured points."""
 
 
 def run_of(page: Path) -> list[Block]:
