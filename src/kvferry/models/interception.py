@@ -161,10 +161,11 @@ def _serving(model: PreTrainedModel) -> Block | None:
 
 def _forward(model: PreTrainedModel, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     block = None if current_session() is not None else _serving(model)
-    inputs = _by_name(original, args, kwargs)
-    call = _call.get()
-    if block is None or (call is None and _began_before(block, inputs.get("past_key_values"))):
-        return original(**inputs)
+    if block is None:
+        return original(*args, **kwargs)
+    inputs, call = _by_name(original, args, kwargs), _call.get()
+    if call is None and _began_before(block, inputs.get("past_key_values")):
+        return original(*args, **kwargs)
     if call is not None and call.block is block:
         call.passes += 1
         if call.passes > 1 and inputs.get("past_key_values") is None and inputs.get("use_cache") is not False:
