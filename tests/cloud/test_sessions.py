@@ -127,14 +127,14 @@ def test_what_does_not_fit_is_not_held() -> None:
     assert len(sessions) == 0
 
 
-def test_a_shelf_keeps_only_what_it_is_told_to() -> None:
+def test_a_store_keeps_only_what_it_is_told_to() -> None:
     sessions = Sessions(room(10))
-    shelf = sessions.shelf(b"", hold=False)
-    shelf.put(b"digest", "a", KB)
-    assert (shelf.holdings, shelf.session, sessions.nbytes) == ([], b"", 0)
-    shelf = sessions.shelf(b"", hold=True)
-    shelf.put(b"digest", "a", KB)
-    assert shelf.take(shelf.holdings[0].handle, str) == "a"
+    store = sessions.store(b"", hold=False)
+    store.put(b"digest", "a", KB)
+    assert (store.holdings, store.session, sessions.nbytes) == ([], b"", 0)
+    store = sessions.store(b"", hold=True)
+    store.put(b"digest", "a", KB)
+    assert store.take(store.holdings[0].handle, str) == "a"
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 4 * KB)), max_size=60))

@@ -31,7 +31,7 @@ def sent(vlm: VLM, picture: Path, mode: str) -> tuple[pb.AskRequest.Start, bytes
 
 
 def receiver(vlm: VLM, start: pb.AskRequest.Start) -> Receiver:
-    return RECEIVERS[start.mode](vlm, start, Sessions(Limits()).shelf(b"", True), 1 << 20)
+    return RECEIVERS[start.mode](vlm, start, Sessions(Limits()).store(b"", True), 1 << 20)
 
 
 def take(vlm: VLM, start: pb.AskRequest.Start, data: bytes) -> Receiver:

@@ -72,7 +72,7 @@ def ground(vlm: VLM, mode: str, images: Sequence[Path], question: str) -> KVCach
     sender = parse_mode(mode).sender(vlm, Question(images, question), Holdings(hold=False))  # type: ignore[union-attr]
     start = sender.start()
     sender.prepare()
-    receiver = RECEIVERS[start.mode](vlm, start, Sessions(Limits()).shelf(b"", hold=False), 1 << 20)
+    receiver = RECEIVERS[start.mode](vlm, start, Sessions(Limits()).store(b"", hold=False), 1 << 20)
     for chunk in sender.chunks():
         receiver.feed(chunk)
     receiver.finish()

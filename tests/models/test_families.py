@@ -18,7 +18,8 @@ from kvferry.models import Decoder, compressing, continue_from, layout_of, prefi
 from kvferry.models.attention import attached, rows_of
 from kvferry.models.rotary import rotary_of
 from kvferry.models.support import text_config, text_config_key
-from kvferry.selection.base import Selection, evict
+from kvferry.selection.base import Selection
+from kvferry.selection.eviction import evict
 from tests.models.families import FAMILIES, VISION, build
 
 REQUESTS = (

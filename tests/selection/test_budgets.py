@@ -16,7 +16,7 @@ from kvferry.evidence import Evidence, Prefilled
 from kvferry.recipe import Recipe
 from kvferry.selection import SINKS, Selection, evict, kept_count
 from kvferry.selection.budgets import Head, Pyramid, Sparsity, Uniform
-from kvferry.selection.budgets.base import share_out
+from kvferry.selection.budgets.shares import share_out
 from tests.helpers import cache as random_cache
 from tests.helpers import layout
 

@@ -102,17 +102,17 @@ class _Conversation:
 
     async def hold(self) -> None:
         start = await self._start()
-        shelf = self._sessions.shelf(start.session, start.hold)
-        receiver = await self._engine.decode(self._receiver, start, shelf)
+        store = self._sessions.store(start.session, start.hold)
+        receiver = await self._engine.decode(self._receiver, start, store)
         turns = len(start.conversation.turns)
         accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)
         await self._write(pb.AskReply(accepted=accepted))
         share = await self._receive(receiver)
-        await self._answer(receiver, shelf, start.max_new_tokens, share)
+        await self._answer(receiver, store, start.max_new_tokens, share)
 
-    def _receiver(self, start: pb.AskRequest.Start, shelf: SessionShelf) -> Receiver:
+    def _receiver(self, start: pb.AskRequest.Start, store: SessionShelf) -> Receiver:
         """The first use of a mode may read weights for their fingerprint, so this runs in a thread."""
-        return receiver_of(self._vlm, start, shelf, self._limits.request_bytes)
+        return receiver_of(self._vlm, start, store, self._limits.request_bytes)
 
     async def _start(self) -> pb.AskRequest.Start:
         request = await anext(self._requests, None)
@@ -178,7 +178,7 @@ class _Conversation:
     async def _acknowledge(self) -> None:
         await self._write(pb.AskReply(received=pb.AskReply.Received(bytes=self._received)))
 
-    async def _answer(self, receiver: Receiver, shelf: SessionShelf, max_new_tokens: int, share: float) -> None:
+    async def _answer(self, receiver: Receiver, store: SessionShelf, max_new_tokens: int, share: float) -> None:
         async with self._engine.answering(receiver, max_new_tokens) as answering:
             async for token_id, text in answering:
                 await self._write(pb.AskReply(token=pb.AskReply.Token(id=token_id, text=text)))
@@ -195,8 +195,8 @@ class _Conversation:
             tokens=len(result.token_ids),
             bytes_received=self._received,
             timings=timings,
-            session=shelf.session,
-            holdings=shelf.holdings,
+            session=store.session,
+            holdings=store.holdings,
             share=share,
             note=receiver.note,
         )

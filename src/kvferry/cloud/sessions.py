@@ -69,7 +69,7 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def shelf(self, session: bytes, hold: bool) -> SessionShelf:
+    def store(self, session: bytes, hold: bool) -> SessionShelf:
         """What one request sees of the session it names; an unknown name is that of a session that holds nothing."""
         return SessionShelf(self, session, hold)
 
@@ -79,7 +79,7 @@ class Sessions:
             self._expire()
 
     def take(self, session: bytes, handle: int, kind: type[T]) -> T:
-        """See :meth:`kvferry.modes.base.Shelf.take`."""
+        """See :meth:`kvferry.modes.base.SessionStore.take`."""
         with self._lock:
             self._expire()
             found = self._touched(session)
@@ -112,7 +112,7 @@ class Sessions:
             return session, self._add(session, found, _Held(item, digest, nbytes))
 
     def drop(self, session: bytes, handle: int) -> None:
-        """See :meth:`kvferry.modes.base.Shelf.drop`."""
+        """See :meth:`kvferry.modes.base.SessionStore.drop`."""
         with self._lock:
             found = self._sessions.get(session)
             if found is not None and handle in found.items:
@@ -173,15 +173,15 @@ class SessionShelf:
         self.holdings: list[pb.AskReply.Holding] = []
 
     def take(self, handle: int, kind: type[T]) -> T:
-        """See :meth:`kvferry.modes.base.Shelf.take`."""
+        """See :meth:`kvferry.modes.base.SessionStore.take`."""
         return self._sessions.take(self.session, handle, kind)
 
     def drop(self, handle: int) -> None:
-        """See :meth:`kvferry.modes.base.Shelf.drop`."""
+        """See :meth:`kvferry.modes.base.SessionStore.drop`."""
         self._sessions.drop(self.session, handle)
 
     def put(self, digest: bytes, item: object, nbytes: int) -> None:
-        """See :meth:`kvferry.modes.base.Shelf.put`."""
+        """See :meth:`kvferry.modes.base.SessionStore.put`."""
         if not self._hold or not digest:
             return
         self.session, handle = self._sessions.put(self.session, digest, item, nbytes)

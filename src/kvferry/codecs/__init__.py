@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kvferry.codecs.apart import SIDED, Apart
-from kvferry.codecs.base import AnyCodec, Codec, JointCoder, decoder_of, encoder_of, for_stage, stack
+from kvferry.codecs.base import AnyCodec, Codec, JointCoder
 from kvferry.codecs.bf16 import BF16
+from kvferry.codecs.coding import decoder_of, encoder_of, for_stage, stack
 from kvferry.codecs.delta import Delta
 from kvferry.codecs.fp8 import FP8
 from kvferry.codecs.grammar import named_text, parse_named

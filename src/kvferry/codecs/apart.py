@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import Shape, check_size
+from kvferry.codecs.base import Shape
 from kvferry.codecs.bf16 import BF16
+from kvferry.codecs.checks import check_size
 from kvferry.codecs.fp8 import FP8
 from kvferry.codecs.grammar import named_text, parse_named
 from kvferry.codecs.integer import Integer

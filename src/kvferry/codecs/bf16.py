@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from kvferry.codecs.base import Shape, not_finite
+from kvferry.codecs.base import Shape
+from kvferry.codecs.checks import not_finite
 from kvferry.codecs.packing import Bytes, join_words, split_words
 from kvferry.codecs.side import Sided, What, bfloat16_of
 from kvferry.lazy import torch

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import LIMIT, Shape, check_finite
+from kvferry.codecs.base import LIMIT, Shape
+from kvferry.codecs.checks import check_finite
 from kvferry.codecs.entropy import SCALES, Decoder, Encoder, Symbols, fit, laplace
 from kvferry.codecs.levels import by_channel, quantize, restore
 from kvferry.codecs.packing import Bytes, Words

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import Shape, check_size
+from kvferry.codecs.base import Shape
+from kvferry.codecs.checks import check_size
 from kvferry.codecs.entropy import Decoder, Encoder
 from kvferry.codecs.levels import by_channel, quantize, quantize_packed, restore, restore_packed
 from kvferry.codecs.packing import Bytes, Words, join_words, pack, packed_size, split_words, unpack

@@ -9,8 +9,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import check_size, check_tokens, warn_beyond
 from kvferry.codecs.bf16 import BF16
+from kvferry.codecs.checks import check_size, check_tokens, warn_beyond
 from kvferry.codecs.fp8 import FP8
 from kvferry.codecs.groups import ERROR, Group, dequantize, plan, quantize
 from kvferry.codecs.packing import Bytes

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kvferry.codecs.base import LIMIT, Shape, not_finite
+from kvferry.codecs.base import LIMIT, Shape
+from kvferry.codecs.checks import not_finite
 from kvferry.codecs.packing import Bytes, Words, compiled, pack, unpack
 from kvferry.codecs.side import bfloat16_of, finite, round_up, words_of
 from kvferry.lazy import torch

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeAlias
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import Codec, Shape, check_size
+from kvferry.codecs.base import Codec, Shape
 from kvferry.codecs.bf16 import BF16
+from kvferry.codecs.checks import check_size
 from kvferry.codecs.integer import Integer
 from kvferry.codecs.packing import packed_size
 from kvferry.errors import CorruptError, FingerprintError, InputError

@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import LIMIT, Shape, check_size, not_finite
+from kvferry.codecs.base import LIMIT, Shape
+from kvferry.codecs.checks import check_size, not_finite
 from kvferry.codecs.packing import Bytes, Words, join_words, split_words
 from kvferry.lazy import torch
 

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs.base import LIMIT, Shape, check_finite
+from kvferry.codecs.base import LIMIT, Shape
+from kvferry.codecs.checks import check_finite
 from kvferry.codecs.levels import by_channel, quantize, restore
 from kvferry.codecs.packing import pack, packed_size, unpack
 from kvferry.codecs.profile import DIGEST, Profile

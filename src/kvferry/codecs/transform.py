@@ -15,7 +15,7 @@ import numpy.typing as npt
 from kvferry.cache import PromptLayout
 from kvferry.codecs import densities
 from kvferry.codecs.activity import Activity
-from kvferry.codecs.base import check_tokens, warn_beyond
+from kvferry.codecs.checks import check_tokens, warn_beyond
 from kvferry.codecs.entropy import Decoder, Encoder
 from kvferry.codecs.frequencies import TOTAL
 from kvferry.codecs.neighbours import Neighbours

@@ -24,7 +24,7 @@ from kvferry.modes import (
     answer_here,
     brought_up,
 )
-from kvferry.modes.base import check_question
+from kvferry.modes.checks import check_question
 
 if TYPE_CHECKING:
     from kvferry.cache import KVCache

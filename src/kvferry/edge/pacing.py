@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 from kvferry.link import Rate
 from kvferry.link.estimate import LEAST
-from kvferry.modes.base import CHUNK_BYTES, cut
+from kvferry.modes.base import CHUNK_BYTES
+from kvferry.modes.checks import cut
 
 PIECE_SECONDS = 0.1
 PIECE_BYTES = 1500

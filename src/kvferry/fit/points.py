@@ -246,19 +246,19 @@ class _Session:
         self._held: list[tuple[bytes, object]] = []
 
     def take(self, handle: int, kind: type[T]) -> T:
-        """See :meth:`kvferry.modes.base.Shelf.take`."""
+        """See :meth:`kvferry.modes.base.SessionStore.take`."""
         item = self._held[handle - 1][1] if 0 < handle <= len(self._held) else None
         if not isinstance(item, kind):
             raise NotHeldError("this session does not hold that; send it again")
         return item
 
     def put(self, digest: bytes, item: object, nbytes: int) -> None:
-        """See :meth:`kvferry.modes.base.Shelf.put`."""
+        """See :meth:`kvferry.modes.base.SessionStore.put`."""
         del nbytes
         self._held.append((digest, item))
 
     def drop(self, handle: int) -> None:
-        """See :meth:`kvferry.modes.base.Shelf.drop`."""
+        """See :meth:`kvferry.modes.base.SessionStore.drop`."""
         if 0 < handle <= len(self._held):
             self._held[handle - 1] = (b"", None)
 

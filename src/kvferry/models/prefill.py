@@ -21,7 +21,8 @@ from kvferry.models.layout import Inputs, layout_of
 from kvferry.models.rotary import frequencies_at, rotary_of
 from kvferry.models.support import check_supported, kv_shape
 from kvferry.rope import Rotary
-from kvferry.selection.base import Selection, evict
+from kvferry.selection.base import Selection
+from kvferry.selection.eviction import evict
 
 
 class Watch(Protocol):

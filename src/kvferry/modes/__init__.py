@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvferry.codecs.grammar import lookup
 from kvferry.errors import InputError, RecipeError
-from kvferry.modes.base import CHUNK_BYTES, Mode, ModeReceiver, OnToken, Question, Receiver, Sender, Shelf
+from kvferry.modes.base import CHUNK_BYTES, Mode, OnToken, Question, Receiver, Sender, SessionStore
 from kvferry.modes.conversation import Told, Turn, TurnReceiver, TurnSender, brought_up
 from kvferry.modes.embeds import EmbedsMode, EmbedsReceiver
 from kvferry.modes.holdings import Holdings
@@ -15,6 +15,7 @@ from kvferry.modes.image import ImageMode, ImageReceiver
 from kvferry.modes.kv import KVMode, KVReceiver
 from kvferry.modes.local import LocalMode, answer_here
 from kvferry.modes.prompt import PromptMode, PromptReceiver
+from kvferry.modes.receiver import ModeReceiver
 from kvferry.modes.scout import ScoutMode, ScoutReceiver
 from kvferry.plugins import Registry
 from kvferry.wire import service_pb2 as pb
@@ -42,7 +43,7 @@ RECEIVERS: dict[
 }
 
 
-def receiver_kind(mode: int) -> Callable[[VLM, pb.AskRequest.Start, Shelf, int], ModeReceiver]:
+def receiver_kind(mode: int) -> Callable[[VLM, pb.AskRequest.Start, SessionStore, int], ModeReceiver]:
     """What makes the cloud's half of a mode of the wire: of this project, or of a plug-in (:attr:`Mode.WIRE`).
 
     Raises
@@ -58,13 +59,13 @@ def receiver_kind(mode: int) -> Callable[[VLM, pb.AskRequest.Start, Shelf, int],
     raise ProtocolError(f"this cloud does not know mode {mode}; update it, or install there what brings the mode")
 
 
-def receiver_of(vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> Receiver:
+def receiver_of(vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> Receiver:
     """The cloud's half for one request: that of its mode, or that of a conversation around it."""
     talk = start.conversation if start.HasField("conversation") else None
     if talk is not None and talk.handle:
-        return TurnReceiver(vlm, start, shelf, None)
-    first = receiver_kind(start.mode)(vlm, start, shelf, max_bytes)
-    return first if talk is None else TurnReceiver(vlm, start, shelf, first)
+        return TurnReceiver(vlm, start, store, None)
+    first = receiver_kind(start.mode)(vlm, start, store, max_bytes)
+    return first if talk is None else TurnReceiver(vlm, start, store, first)
 
 
 def parse_mode(text: str, recipe: object = DEFAULT_RECIPE) -> Mode | LocalMode:
@@ -109,7 +110,7 @@ __all__ = [
     "Question",
     "Receiver",
     "Sender",
-    "Shelf",
+    "SessionStore",
     "Told",
     "Turn",
     "TurnSender",

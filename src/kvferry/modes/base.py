@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-from kvferry.errors import DeadlineError, InputError
 from kvferry.modes.holdings import Holdings
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvferry.cache import KVCache
     from kvferry.models import VLM, Continuation
     from kvferry.summary import Summary
 
@@ -57,7 +54,7 @@ class Mode(Protocol):
     """What leaves the device in the clear: ``pixels``, ``embeds``; see :data:`kvferry.policy.situation.PRIVACY`.
 
     The mode of a plug-in also has ``WIRE``, its number on the wire (1000 or more, the same on both ends), and
-    ``receiver``, which makes the cloud's half from ``(vlm, start, shelf, max_bytes)``; see :class:`Receiver`.
+    ``receiver``, which makes the cloud's half from ``(vlm, start, store, max_bytes)``; see :class:`Receiver`.
     """
 
     @classmethod
@@ -131,46 +128,7 @@ class Receiver(Protocol):
         """Run the model. What ``on_token`` raises ends it."""
 
 
-class ModeReceiver(ABC):
-    """What the receivers of all modes have in common: they answer from a cache."""
-
-    _vlm: VLM
-    prefill_seconds: float = 0.0
-    note: str = ""
-
-    @abstractmethod
-    def feed(self, data: bytes) -> None:
-        """See :meth:`Receiver.feed`."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """See :meth:`Receiver.finish`."""
-
-    @abstractmethod
-    def settle(self) -> float:
-        """See :meth:`Receiver.settle`."""
-
-    @abstractmethod
-    def ground(self) -> tuple[KVCache, str | None]:
-        """The cache to answer from, and the question where the cache does not hold it."""
-
-    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
-        """See :meth:`Receiver.answer`."""
-        cache, question = self.ground()
-        return self._vlm.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token)
-
-
-class NeedsAll(ModeReceiver):
-    """A receiver that can do nothing with the beginning of what was sent."""
-
-    def settle(self) -> float:
-        """See :meth:`Receiver.settle`."""
-        raise DeadlineError(
-            "the time to answer came before everything had arrived; allow more time, or send a cache in tiers (mode kv)"
-        )
-
-
-class Shelf(Protocol):
+class SessionStore(Protocol):
     """What one session of a cloud holds, as a receiver sees it."""
 
     def take(self, handle: int, kind: type[T]) -> T:
@@ -184,22 +142,3 @@ class Shelf(Protocol):
     def drop(self, handle: int) -> None:
         """Forget what ``handle`` names, if it is there: something else has taken its place."""
         ...
-
-
-def cut(pieces: Iterable[bytes], limit: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """The same bytes in pieces of at most ``limit``; small pieces are left as they are, so that none waits."""
-    for piece in pieces:
-        for begin in range(0, len(piece), limit):
-            yield piece[begin : begin + limit]
-
-
-def check_question(text: str) -> None:
-    """Refuse an empty question, on either end."""
-    if not text.strip():
-        raise InputError("the question is empty; ask something")
-
-
-def check_count(pictures: int) -> None:
-    """Refuse more pictures than one question takes."""
-    if pictures > MAX_ITEMS:
-        raise InputError(f"{pictures} pictures at once; at most {MAX_ITEMS} are taken")

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kvferry.cache import KVCache
-from kvferry.modes.base import ModeReceiver, OnToken, Sender, Shelf, check_question
+from kvferry.modes.base import OnToken, Sender, SessionStore
+from kvferry.modes.checks import check_question
 from kvferry.modes.holdings import Holdings
+from kvferry.modes.receiver import ModeReceiver
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import ProtocolError
 
@@ -170,7 +172,7 @@ class TurnReceiver:
         The session does not hold it.
     """
 
-    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, first: ModeReceiver | None) -> None:
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, first: ModeReceiver | None) -> None:
         talk = start.conversation
         if len(talk.digest) != DIGEST_BYTES:
             raise ProtocolError(f"a conversation is named by {DIGEST_BYTES} bytes; update the edge")
@@ -182,9 +184,9 @@ class TurnReceiver:
             check_question(turn.question)
         self._vlm = vlm
         self._talk = talk
-        self._shelf = shelf
+        self._store = store
         self._first = first
-        self._held = shelf.take(talk.handle, KVCache) if first is None else None
+        self._held = store.take(talk.handle, KVCache) if first is None else None
         self._seconds = 0.0
 
     @property
@@ -221,8 +223,8 @@ class TurnReceiver:
         self._seconds = time.perf_counter() - began
         done = self._vlm.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token, keep=True)
         if done.cache is not None:
-            self._shelf.drop(self._talk.handle)
-            self._shelf.put(self._talk.digest, done.cache, done.cache.nbytes)
+            self._store.drop(self._talk.handle)
+            self._store.put(self._talk.digest, done.cache, done.cache.nbytes)
         return done
 
     def _so_far(self) -> tuple[KVCache, str | None]:

@@ -16,9 +16,11 @@ from kvferry.cache import Modality, PromptLayout, Role
 from kvferry.codecs import BF16, Codec, Integer, codec_text, parse_codec
 from kvferry.errors import CorruptError, FingerprintError, InputError, RecipeError, TruncatedError
 from kvferry.lazy import torch
-from kvferry.modes.base import NeedsAll, Question, Shelf, check_count, check_question, cut
+from kvferry.modes.base import Question, SessionStore
+from kvferry.modes.checks import check_count, check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
 from kvferry.modes.holdings import Holdings
+from kvferry.modes.receiver import NeedsAll
 from kvferry.pictures import open_picture
 from kvferry.wire import modes_pb2
 from kvferry.wire import service_pb2 as pb
@@ -133,7 +135,7 @@ class EmbedsReceiver(NeedsAll):
         The edge has another vision tower.
     """
 
-    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
         del max_bytes  # the service bounds what arrives, and the grid what it unfolds to
         from kvferry.models.embeds import VisualEmbeds, check_embeds
 
@@ -152,8 +154,8 @@ class EmbedsReceiver(NeedsAll):
         self._question = start.question
         self._codec = EmbedsMode.parse(start.recipe).codec
         self._items = start.items
-        self._shelf = shelf
-        self._held = [shelf.take(item.handle, VisualEmbeds) if item.handle else None for item in start.items]
+        self._store = store
+        self._held = [store.take(item.handle, VisualEmbeds) if item.handle else None for item in start.items]
         self._data = bytearray()
         self._pictures: list[VisualEmbeds] = []
 
@@ -173,7 +175,7 @@ class EmbedsReceiver(NeedsAll):
             picture, rest = unpack_embeds(rest, self._codec, hidden, merge)
             self._pictures.append(picture)
             check_total(self._pictures)
-            self._shelf.put(item.digest, picture, picture.nbytes)
+            self._store.put(item.digest, picture, picture.nbytes)
         if rest:
             raise CorruptError(f"{len(rest)} bytes after the last picture's embeddings; send them again")
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kvferry.errors import CorruptError, InputError, TruncatedError
-from kvferry.modes.base import Shelf, check_count
+from kvferry.modes.base import SessionStore
+from kvferry.modes.checks import check_count
 from kvferry.modes.digests import file_digest
 from kvferry.modes.holdings import Holdings
 from kvferry.pictures import MAX_PIXELS, WIRE_FORMATS, identify, open_picture
@@ -44,14 +45,14 @@ class FilesIn:
     Sizes are announced, and bounded, before the first byte.
     """
 
-    def __init__(self, items: Sequence[pb.AskRequest.Item], shelf: Shelf, max_bytes: int) -> None:
+    def __init__(self, items: Sequence[pb.AskRequest.Item], store: SessionStore, max_bytes: int) -> None:
         check_count(len(items))
         self.announced = sum(item.size for item in items if not item.handle)
         if self.announced > max_bytes:
             raise InputError(f"pictures of {self.announced} bytes are too much; at most {max_bytes} are taken")
-        self._held = [shelf.take(item.handle, bytes) if item.handle else None for item in items]
+        self._held = [store.take(item.handle, bytes) if item.handle else None for item in items]
         self._items = items
-        self._shelf = shelf
+        self._store = store
         self.digests: list[bytes] = []
 
     def check_size(self, nbytes: int) -> None:
@@ -81,7 +82,7 @@ class FilesIn:
         pictures = [open_picture(file, formats=WIRE_FORMATS) for file in files]
         for _, held, file, digest in each:
             if held is None:
-                self._shelf.put(digest, file, len(file))
+                self._store.put(digest, file, len(file))
         return pictures
 
 

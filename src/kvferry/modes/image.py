@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.codecs.grammar import number_text, with_options
 from kvferry.errors import InputError
-from kvferry.modes.base import NeedsAll, Question, Shelf, check_question, cut
+from kvferry.modes.base import Question, SessionStore
+from kvferry.modes.checks import check_question, cut
 from kvferry.modes.files import FilesIn, FilesOut
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.masked import flatten
 from kvferry.modes.ranking import DEFAULT_SCORER, kept_visual
+from kvferry.modes.receiver import NeedsAll
 from kvferry.pictures import file_of, jpeg_of, open_picture
 from kvferry.pictures.familiar import note_on
 from kvferry.recipe import Recipe
@@ -153,14 +155,14 @@ class MaskedSender:
 class ImageReceiver(NeedsAll):
     """The cloud's half."""
 
-    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
         check_question(start.question)
         if start.items and not vlm.has_vision:
             raise InputError(f"{vlm.name} reads text only; ask without a picture")
         self.prefill_seconds = 0.0
         self._vlm = vlm
         self._question = start.question
-        self._files = FilesIn(start.items, shelf, max_bytes)
+        self._files = FilesIn(start.items, store, max_bytes)
         self._data = bytearray()
 
     def feed(self, data: bytes) -> None:

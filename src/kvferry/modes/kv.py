@@ -12,9 +12,11 @@ from kvferry.bitstream import MAX_TIERS, Reader
 from kvferry.bitstream.header import codec_of, lossless
 from kvferry.cache import KVCache
 from kvferry.errors import DeadlineError, FingerprintError, InputError, TruncatedError
-from kvferry.modes.base import ModeReceiver, Question, Shelf, check_question, cut
+from kvferry.modes.base import Question, SessionStore
+from kvferry.modes.checks import check_question, cut
 from kvferry.modes.digests import made_digest, pixel_digest
 from kvferry.modes.holdings import Holdings
+from kvferry.modes.receiver import ModeReceiver
 from kvferry.pictures import open_picture
 from kvferry.recipe import Recipe, write_frames
 from kvferry.summary import Summary, summarise_cache
@@ -174,7 +176,7 @@ class KVReceiver(ModeReceiver):
         This version does not have the recipe's codec or lossless stage.
     """
 
-    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
         del max_bytes  # a bitstream's unfolded size is bounded by its reader
         _check_fingerprint(start.fingerprint, vlm)
         steps = _steps(start.recipe)
@@ -186,10 +188,10 @@ class KVReceiver(ModeReceiver):
         self._vlm = vlm
         self._question = start.question or None
         self._item = start.items[0] if start.items else None
-        self._shelf = shelf
+        self._store = store
         self._steps = len(steps)
         self._readers = [Reader()]
-        self._cache = shelf.take(self._item.handle, KVCache) if self._item and self._item.handle else None
+        self._cache = store.take(self._item.handle, KVCache) if self._item and self._item.handle else None
 
     def feed(self, data: bytes) -> None:
         if self._cache is not None:
@@ -207,7 +209,7 @@ class KVReceiver(ModeReceiver):
                 raise TruncatedError(f"{len(self._readers)} of {self._steps} caches came; have the stream sent again")
             self._cache = self._readers[-1].cache()
             if self._item is not None and not len(self._cache.pending):
-                self._shelf.put(self._item.digest, self._cache, self._cache.nbytes)
+                self._store.put(self._item.digest, self._cache, self._cache.nbytes)
 
     def settle(self) -> float:
         if self._cache is not None:

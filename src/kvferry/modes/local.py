@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.errors import InputError
-from kvferry.modes.base import OnToken, Question, check_question
+from kvferry.modes.base import OnToken, Question
+from kvferry.modes.checks import check_question
 
 if TYPE_CHECKING:
     from kvferry.models import VLM, Continuation

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.errors import InputError
-from kvferry.modes.base import NeedsAll, Question, Shelf, check_question
+from kvferry.modes.base import Question, SessionStore
+from kvferry.modes.checks import check_question
 from kvferry.modes.holdings import Holdings
+from kvferry.modes.receiver import NeedsAll
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import ProtocolError
 
@@ -73,8 +75,8 @@ class PromptSender:
 class PromptReceiver(NeedsAll):
     """The cloud's half."""
 
-    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
-        del shelf, max_bytes
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
+        del store, max_bytes
         check_question(start.question)
         if start.items:
             raise ProtocolError("mode prompt brings no pictures; use mode image")

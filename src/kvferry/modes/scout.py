@@ -17,11 +17,13 @@ import numpy as np
 from kvferry.bitstream.records import CHECKSUM, crc32c, parse
 from kvferry.bitstream.sets import Grids, Mask, decode_set, encode_set
 from kvferry.errors import CorruptError, FingerprintError, InputError, TruncatedError
-from kvferry.modes.base import NeedsAll, Question, Shelf, check_question, cut
+from kvferry.modes.base import Question, SessionStore
+from kvferry.modes.checks import check_question, cut
 from kvferry.modes.digests import made_digest, set_digest
 from kvferry.modes.files import FilesIn, FilesOut
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.ranking import DEFAULT_SCORER, checked_ranking, kept_visual, selection_of
+from kvferry.modes.receiver import NeedsAll
 from kvferry.pictures import file_of
 from kvferry.pictures.familiar import note_on
 from kvferry.recipe import Recipe
@@ -156,7 +158,7 @@ class ScoutReceiver(NeedsAll):
         The edge splits words or pictures differently, so that its positions would name other tokens here.
     """
 
-    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, shelf: Shelf, max_bytes: int) -> None:
+    def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
         check_question(start.question)
         if start.fingerprint != vlm.prompt_fingerprint:
             raise FingerprintError(
@@ -169,8 +171,8 @@ class ScoutReceiver(NeedsAll):
         self.prefill_seconds = 0.0
         self._vlm = vlm
         self._question = start.question
-        self._files = FilesIn(start.items, shelf, max_bytes)
-        self._shelf = shelf
+        self._files = FilesIn(start.items, store, max_bytes)
+        self._store = store
         self._data = bytearray()
         self._base: Mask | None = None
 
@@ -187,7 +189,7 @@ class ScoutReceiver(NeedsAll):
         (self._checksum,) = CHECKSUM.unpack(checksum)
         self._message = parse(modes_pb2.PositionSet, self._body)
         if self._message.base:
-            self._base = self._shelf.take(self._message.base, np.ndarray)
+            self._base = self._store.take(self._message.base, np.ndarray)
 
     def ground(self) -> tuple[KVCache, str | None]:
         began = time.perf_counter()
@@ -200,7 +202,7 @@ class ScoutReceiver(NeedsAll):
                 "pictures have here; send them again, and have the same kvferry and image processor on both ends"
             )
         mask = decode_set(self._message, tokens, layout.grids, self._base)
-        self._shelf.put(set_digest(mask, self._files.digests), mask, mask.nbytes)
+        self._store.put(set_digest(mask, self._files.digests), mask, mask.nbytes)
         kept = evict(prefilled.cache, selection_of(prefilled, mask))
         self.prefill_seconds = time.perf_counter() - began
         return kept, None

@@ -1,9 +1,10 @@
 """Which tokens stay. One method, one file; a new one needs its file and a line in its dictionary."""
 
 from kvferry.plugins import Registry
-from kvferry.selection.base import SINKS, Scorer, Selection, evict, kept_count
+from kvferry.selection.base import SINKS, Scorer, Selection
 from kvferry.selection.budgets import BUDGETS, Budget
 from kvferry.selection.choose import SCORED, choose, least_count
+from kvferry.selection.eviction import evict, kept_count
 from kvferry.selection.expected_attention import ExpectedAttention
 from kvferry.selection.full import Full
 from kvferry.selection.h2o import H2O

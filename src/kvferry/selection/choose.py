@@ -11,8 +11,9 @@ from kvferry.cache import KVCache
 from kvferry.errors import EvidenceError, InputError
 from kvferry.evidence import Evidence
 from kvferry.lazy import torch
-from kvferry.selection.base import SINKS, Scorer, Selection, rising
+from kvferry.selection.base import SINKS, Scorer, Selection
 from kvferry.selection.budgets import Budget
+from kvferry.selection.eviction import rising
 from kvferry.selection.modality import Policy, Quota
 from kvferry.selection.none import NoVisual
 

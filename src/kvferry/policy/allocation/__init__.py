@@ -1,7 +1,8 @@
 """Ways of sharing one uplink among agents. They take plain records, so that a coordinator can call them any time."""
 
-from kvferry.policy.allocation.base import Agent, Allocator, Grant, Options, allocate, reserve
+from kvferry.policy.allocation.base import Agent, Allocator, Grant, Options
 from kvferry.policy.allocation.equal import Equal
+from kvferry.policy.allocation.grants import allocate, reserve
 from kvferry.policy.allocation.marginal import Marginal
 from kvferry.policy.allocation.max_min import MaxMin
 from kvferry.policy.allocation.model_aware import ModelAware

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvferry.link.trace import Array
-from kvferry.policy.allocation.base import Options, above_reserve
+from kvferry.policy.allocation.base import Options
+from kvferry.policy.allocation.grants import above_reserve
 from kvferry.policy.situation import Indices
 
 

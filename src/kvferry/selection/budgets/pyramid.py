@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
 from kvferry.evidence import Evidence
-from kvferry.selection.budgets.base import Budget, share_out
+from kvferry.selection.budgets.base import Budget
+from kvferry.selection.budgets.shares import share_out
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from kvferry.cache import KVCache
 from kvferry.evidence import Evidence, EvidenceRequest
-from kvferry.selection.budgets.base import Budget, share_out
+from kvferry.selection.budgets.base import Budget
+from kvferry.selection.budgets.shares import share_out
 
 FLOOR = 0.01
 

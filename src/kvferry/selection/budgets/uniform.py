@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from kvferry.cache import KVCache
 from kvferry.evidence import Evidence
-from kvferry.selection.base import kept_count
-from kvferry.selection.budgets.base import Budget, check_room
+from kvferry.selection.budgets.base import Budget
+from kvferry.selection.budgets.shares import check_room
+from kvferry.selection.eviction import kept_count
 
 
 @dataclass(frozen=True)

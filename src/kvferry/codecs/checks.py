@@ -1,0 +1,62 @@
+"""What every codec checks of what it is given: finite numbers, right shapes, right sizes."""
+
+from __future__ import annotations
+
+import warnings
+
+from kvferry.codecs.base import LIMIT, Shape
+from kvferry.errors import CorruptError, InputError, KVFerryWarning
+from kvferry.lazy import torch
+
+
+def not_finite(layer: int, what: str) -> InputError:
+    """What is raised over NaN, infinity and what bfloat16 cannot hold, by the name of the layer."""
+    return InputError(
+        f"the {what} of layer {layer} hold NaN, infinity or numbers beyond {LIMIT:g}; look for what broke the "
+        "prefill (a float16 overflow is the usual cause: load the model in bfloat16)"
+    )
+
+
+def check_finite(layer: int, what: str, tensor: torch.Tensor) -> None:
+    """Raise :func:`not_finite` where that is called for."""
+    if tensor.numel() and not bool(tensor.float().abs().amax() <= LIMIT):
+        raise not_finite(layer, what)
+
+
+def check_tokens(keys: torch.Tensor, values: torch.Tensor, shape: Shape) -> None:
+    """Refuse what a :class:`JointCoder` with a profile for ``shape`` (layers, KV heads, channels) cannot encode.
+
+    Raises
+    ------
+    InputError
+        NaN, infinity or what bfloat16 cannot hold, or another shape.
+    """
+    for what, tensor in (("keys", keys), ("values", values)):
+        for layer, peak in enumerate(tensor.abs().float().flatten(1).amax(1) if tensor.numel() else ()):
+            if not bool(peak <= LIMIT):
+                raise not_finite(layer, what)
+    if (keys.shape[0], keys.shape[1], keys.shape[3]) != shape or values.shape != keys.shape:
+        raise InputError(f"a cache of {list(keys.shape)} does not fit a profile for {list(shape)}")
+
+
+def check_size(layer: int, payload: bytes, expected: int) -> None:
+    """Refuse a payload that is not exactly as long as its shapes say."""
+    if len(payload) != expected:
+        raise CorruptError(f"layer {layer}: a payload of {len(payload)} bytes, where its shapes need {expected}")
+
+
+def warn_beyond(name: str, ratio: float, reachable: tuple[float, float]) -> None:
+    """Warn where ``name:ratio`` lies outside the ratios that a profile can reach."""
+    least, most = reachable
+    if least <= ratio <= most:
+        return
+    why = (
+        f"the stream is the same for all ratios below {least:.4g}; for more exact ones calibrate with a larger --rank"
+        if ratio < least
+        else "only means are left; choose a smaller ratio"
+    )
+    warnings.warn(
+        f"{name}:{ratio:g} is beyond what this profile reaches ({least:.4g} to {most:.4g}): {why}",
+        KVFerryWarning,
+        stacklevel=2,
+    )
