@@ -43,7 +43,7 @@ class LowRankUpdate(nn.Module):
             if not self.on:
                 return None
             small = nn.functional.linear(inputs[0], self.down[key].to(inputs[0].dtype))
-            return output + self.scale * nn.functional.linear(small, self.up[key].to(small.dtype))
+            return output + nn.functional.linear(self.scale * small, self.up[key].to(small.dtype))
 
         return add
 

@@ -201,18 +201,20 @@ def train_answer(
     lessons = Lessons(pupil.prompts, plan.task, seed=seed, steps=plan.answer_steps)
     loader = load_steps(lessons, stage.done, workers)
     recent: dict[str, list[float]] = {}
+    moved = 0.0
     for step in stage:
         lesson: Lesson = next(loader)
         with pupil.autocast():
             logits = pupil.answers(lesson.batch, pupil.features(lesson))
             apart = stays(pupil, texts, step) if texts and step % plan.every_text == 0 else torch.zeros(())
+        moved = apart.item() if texts and step % plan.every_text == 0 else moved
         answers = F.cross_entropy(logits, lesson.batch.wanted.to(pupil.device))
         stage.step(answers + 0.5 * apart)
         for kind, share in accuracy_by_kind(logits.detach().cpu(), lesson.batch).items():
             recent.setdefault(kind, []).append(share)
         if step % 10 == 9:
             shares = {kind: round(float(np.mean(values)), 3) for kind, values in sorted(recent.items())}
-            stage.log(loss=round(answers.item(), 3), stays=round(apart.item(), 4), **shares)
+            stage.log(loss=round(answers.item(), 3), stays=round(moved, 4), **shares)
             recent.clear()
 
 
