@@ -22,7 +22,7 @@ from kvferry.testbed.words import IMAGE_PAD
 from tests.models.gguf_files import small_llama
 
 TASK = Task(pictures=1, slots=4, sides=(128,), pairs=0.0, text=0.0)
-PLAN = Plan(rank=4, align_scenes=24, answer_steps=4, tower_steps=2, task=TASK, every_text=2)
+PLAN = Plan(rank=4, align_steps=2, tower_pixels=0, answer_steps=4, tower_steps=2, task=TASK, every_text=2)
 
 
 def test_text_is_read_as_before(pupil: Pupil, language: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_is_learned_is_joined_with_the_language_model(pupil: Pupil, tmp_pat
 def test_the_projector_gives_word_vectors(pupil: Pupil, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
     before = pupil.tower.merger.mlp[2].weight.clone()
-    assert align(pupil, Plan(align_scenes=48), seed=0) > 0.3
+    assert align(pupil, Plan(align_steps=12, tower_pixels=0), seed=0) > 0.3
     assert not torch.equal(pupil.tower.merger.mlp[2].weight, before)
 
 
@@ -120,7 +120,8 @@ def test_the_command_trains_measures_and_exports(
 ) -> None:
     monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
     words = ["train", "--out", str(tmp_path), "--language", str(language), "--pictures", "1", "--slots", "3"]
-    short = ["--steps", "1", "--tower-steps", "1", "--align-scenes", "24", "--whole", "--minutes", "9"]
+    short = ["--steps", "1", "--tower-steps", "1", "--tower-pictures", "4", "--align-steps", "2"]
+    short += ["--whole", "--minutes", "9"]
     monkeypatch.setattr(sys, "argv", [*words, *short])
     train.main()
     assert {"tower.pt", "answer.pt", "log.jsonl", "model"} <= {path.name for path in tmp_path.iterdir()}

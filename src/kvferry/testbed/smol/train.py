@@ -54,7 +54,7 @@ class Plan:
     tower_rate: float = 8e-4
     tower_seconds: float = math.inf
     tower_pixels: int = 16 * 128 * 128
-    align_scenes: int = 600
+    align_steps: int = 80
     answer_steps: int = 6000
     answer_rate: float = 4e-4
     answer_seconds: float = math.inf
@@ -155,7 +155,7 @@ def align(pupil: Pupil, plan: Plan, *, seed: int) -> float:
     gram = torch.zeros(width, width, dtype=torch.float64)
     cross = torch.zeros(width, pupil.vectors.shape[1], dtype=torch.float64)
     checks = []
-    looks = Looks(pixels=12 * 192 * 192, seed=_ALIGN + seed, steps=max(2, plan.align_scenes // 12))
+    looks = Looks(pixels=plan.tower_pixels, seed=_ALIGN + seed, steps=plan.align_steps)
     for step in range(len(looks)):
         look = looks[step]
         hidden = pupil.middle(look.pixels, look.grids).cpu().double()
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="for the stage answer; its schedule fits in")
     parser.add_argument("--tower-minutes", type=float, default=math.inf)
     parser.add_argument("--tower-pictures", type=int, default=16, help="a step, if they were small")
-    parser.add_argument("--align-scenes", type=int, default=Plan.align_scenes)
+    parser.add_argument("--align-steps", type=int, default=Plan.align_steps)
     parser.add_argument("--whole", action="store_true", help="the tower learns from answers too (for a GPU)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures")
@@ -296,7 +296,7 @@ def main() -> None:
         tower_steps=arguments.tower_steps,
         tower_seconds=60 * arguments.tower_minutes,
         tower_pixels=arguments.tower_pictures * 128 * 128,
-        align_scenes=arguments.align_scenes,
+        align_steps=arguments.align_steps,
         answer_steps=arguments.steps,
         answer_rate=arguments.rate,
         answer_seconds=60 * arguments.minutes,
