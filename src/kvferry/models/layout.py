@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -140,6 +141,23 @@ def layout_of(model: PreTrainedModel, inputs: Inputs, question_mask: npt.ArrayLi
     role[asked] = Role.QUESTION
     positions, delta = rotary_positions(model, inputs, modality)
     return PromptLayout(ids, modality, role, positions, delta, grids_of(model, inputs, modality))
+
+
+def layout_with_roles(
+    model: PreTrainedModel, inputs: Inputs, roles: npt.NDArray[np.uint8], scene: int
+) -> PromptLayout:
+    """The layout of a prompt whose tokens' roles are known, uint8 ``[n]``; the question starts at ``scene``.
+
+    A scene without a question (``scene`` is n) borrows one text token, so that it knows what position follows.
+    """
+    n = len(roles)
+    if n > scene:
+        return replace(layout_of(model, inputs, np.zeros(n, dtype=bool)), role=roles)
+    longer = {**inputs, "input_ids": torch.nn.functional.pad(inputs["input_ids"], (0, 1))}
+    for name in ("mm_token_type_ids", "token_type_ids", "attention_mask"):
+        if name in longer:
+            longer[name] = torch.nn.functional.pad(longer[name], (0, 1), value=int(name == "attention_mask"))
+    return replace(layout_of(model, longer, np.zeros(n + 1, dtype=bool)).head(n), role=roles)
 
 
 def _special_ids(model: PreTrainedModel) -> set[int]:

@@ -7,7 +7,7 @@ scene cached without its question continues exactly as if the question had been 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from PIL import Image
 
 from kvferry.cache import Modality, Role
 from kvferry.errors import InputError, UnsupportedModelError
+from kvferry.messages import Messages
+from kvferry.models.dialogue import Rendered, plain, render, roles_of
 from kvferry.models.embeds import MAX_VISUAL_TOKENS, VisualEmbeds, embedded_inputs
 from kvferry.models.support import visual_token_ids
 
@@ -68,10 +70,7 @@ class Prompter:
             Special tokens in the caller's words, an empty text, or too many visual tokens.
         """
         self.check_text(context, "context")
-        if images and not self._has_grid and self._processor is None:
-            raise UnsupportedModelError(
-                "this model's processor could not be loaded here; install torchvision, or use prefill_inputs()"
-            )
+        self._check_processor(images)
         template = self._template(len(images), context is not None)
         start = template.context_start
         before = template.before
@@ -89,6 +88,44 @@ class Prompter:
             roles = np.concatenate([roles, np.array(_roles(asked), dtype=np.uint8)])
             _append(inputs, ids)
         return Prompt(inputs, roles, scene)
+
+    def converse(self, messages: Messages, images: Sequence[Picture]) -> Prompt:
+        """The same of a conversation that ends with a question, as the model's own template writes it.
+
+        Raises
+        ------
+        InputError
+            Special tokens in the caller's words, or too many visual tokens.
+        UnsupportedModelError
+            The template takes no such messages, or loses something of them; it is named.
+        """
+        for number, turn in enumerate(messages.turns, start=1):
+            for part in turn.parts:
+                if isinstance(part, str):
+                    self.check_text(part, f"text of message {number}")
+        self._check_processor(images)
+        text, spans = self._rendered(messages)
+        bos = getattr(self._tokenizer, "bos_token", None)
+        special = not (bos and text.startswith(bos)) and (bool(self._visual) or self._source is None)
+        inputs = self._read(text, images, special)
+        tokens = self._tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        read = list(zip(tokens["input_ids"], tokens["offset_mapping"], strict=True))
+        roles = roles_of(spans, read, inputs["input_ids"][0].numpy(), tuple(self._visual))
+        asked = np.flatnonzero(roles == Role.QUESTION)
+        if not len(asked):
+            raise UnsupportedModelError("the question cannot be found in this model's prompt; use prefill_inputs()")
+        return Prompt(inputs, roles, int(asked[0]))
+
+    def _rendered(self, messages: Messages) -> Rendered:
+        if self._source is None:
+            return plain(messages, self._placeholder)
+        try:
+            return render(self._source, messages, parts=bool(self._visual))
+        except UnsupportedModelError:
+            if not self._visual or not any(turn.plain for turn in messages.turns):
+                raise
+        lists = Messages(tuple(replace(turn, plain=False) for turn in messages.turns))  # a template for lists only
+        return render(self._source, lists, parts=True)
 
     def question(self, question: str, *, images: bool, context: bool) -> tuple[list[int], list[Role]]:
         """The tokens of a question and of the template after it, to be fed on top of a scene, and their roles."""
@@ -132,15 +169,29 @@ class Prompter:
 
     def _render(self, images: int, question: str, *later: str) -> str:
         """The model's own words around a question, or around a question, its answer and another question."""
-        for source in (self._processor, self._tokenizer):
-            if getattr(source, "chat_template", None):
-                said = [{"role": "user", "content": self._content(question, images)}]
-                for role, text in zip(("assistant", "user"), later, strict=False):
-                    said.append({"role": role, "content": self._content(text)})
-                return str(source.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
-        placeholder = f"{self._tokenizer.convert_ids_to_tokens(next(iter(self._visual)))}\n" if images else ""
+        if self._source is not None:
+            said = [{"role": "user", "content": self._content(question, images)}]
+            for role, text in zip(("assistant", "user"), later, strict=False):
+                said.append({"role": role, "content": self._content(text)})
+            return str(self._source.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
         rest = " {}\n{}\nAnswer:".format(*later) if later else ""
-        return f"{placeholder * images}{question}\nAnswer:{rest}"
+        return f"{self._placeholder * images}{question}\nAnswer:{rest}"
+
+    @property
+    def _source(self) -> Any:
+        """What has a chat template."""
+        return next((x for x in (self._processor, self._tokenizer) if getattr(x, "chat_template", None)), None)
+
+    @property
+    def _placeholder(self) -> str:
+        """What stands for a picture where there is no template."""
+        return f"{self._tokenizer.convert_ids_to_tokens(next(iter(self._visual)))}\n" if self._visual else ""
+
+    def _check_processor(self, images: Sequence[Picture]) -> None:
+        if images and not self._has_grid and self._processor is None:
+            raise UnsupportedModelError(
+                "this model's processor could not be loaded here; install torchvision, or use prefill_inputs()"
+            )
 
     def _content(self, text: str, images: int = 0) -> Any:
         return [{"type": "image"}] * images + [{"type": "text", "text": text}] if self._visual else text
@@ -153,9 +204,10 @@ class Prompter:
             raise UnsupportedModelError("this model's chat template has no room for a second question; ask each alone")
         return between, after
 
-    def _read(self, before: str, images: Sequence[Picture]) -> dict[str, Any]:
-        bos = getattr(self._tokenizer, "bos_token", None)
-        special = not (bos and before.startswith(bos))
+    def _read(self, before: str, images: Sequence[Picture], special: bool | None = None) -> dict[str, Any]:
+        if special is None:
+            bos = getattr(self._tokenizer, "bos_token", None)
+            special = not (bos and before.startswith(bos))
         if not images:
             return {"input_ids": self._ids(before, special)}
         try:

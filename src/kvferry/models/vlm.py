@@ -7,19 +7,19 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from kvferry.cache import KVCache, PromptLayout, Role
 from kvferry.errors import FingerprintError, InputError, UnsupportedModelError
 from kvferry.evidence import EvidenceRequest, Prefilled
+from kvferry.messages import Messages
 from kvferry.models.attention import attach
 from kvferry.models.embeds import VisualEmbeds, look
 from kvferry.models.fingerprint import fingerprint_of, prompt_fingerprint, vision_fingerprint
-from kvferry.models.layout import layout_of
+from kvferry.models.layout import layout_of, layout_with_roles
 from kvferry.models.prefill import Watch, read_prompt
-from kvferry.models.prompt import Prompt, Prompter
+from kvferry.models.prompt import Prompter
 from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from, recall
 from kvferry.models.rotary import rotary_of
 from kvferry.models.stream import TextStream
@@ -136,6 +136,7 @@ class VLM:
         images: Sequence[Any] | Any = (),
         question: str | None = None,
         *,
+        messages: Messages | Sequence[Any] | None = None,
         recipe: Any = None,
         proxy_question: str | None = None,
         context: str | None = None,
@@ -153,6 +154,10 @@ class VLM:
         images : sequence of PIL images, paths or arrays
             May be empty. Or what :meth:`look` returned for them.
         question : str, optional
+        messages : sequence of mappings, optional
+            Instead of a question: a conversation as Transformers has it, with a system prompt, earlier turns and
+            pictures where they belong (:meth:`kvferry.messages.Messages.parse`). The last message is the question.
+            ``images`` are those of ``{"type": "image"}`` that name none.
         recipe : str or Recipe, optional
             Only decides what is observed of attention.
         proxy_question : str, optional
@@ -178,11 +183,18 @@ class VLM:
         """
         if question is not None and proxy_question is not None:
             raise InputError("proxy_question is for scenes without a question; pass only one of the two")
-        pictures = self._pictures(images)
-        if not pictures and context is None and question is None:
-            raise InputError("there is nothing to read; pass a picture, a context or a question")
-        prompt = self._prompter.build(pictures, context, proxy_question if question is None else question)
-        layout = self._layout(prompt)
+        asked = question if question is not None else proxy_question
+        if messages is not None:
+            if asked is not None or context is not None:
+                raise InputError("messages hold the question and all before it; pass no question or context with them")
+            said = Messages.parse(messages, images if isinstance(images, (list, tuple)) else [images])
+            prompt, question = self._prompter.converse(said, self._pictures(said.images)), said.question
+        else:
+            pictures = self._pictures(images)
+            if not pictures and context is None and question is None:
+                raise InputError("there is nothing to read; pass a picture, a context or a question")
+            prompt = self._prompter.build(pictures, context, asked)
+        layout = layout_with_roles(self.model, prompt.inputs, prompt.roles, prompt.scene)
         self._check_length(layout)
         scene = question is None
         length = prompt.scene if scene else len(layout) - 1
@@ -225,7 +237,7 @@ class VLM:
 
     def resume(
         self,
-        cache: KVCache,
+        cache: KVCache | Prefilled,
         question: str | None = None,
         *,
         max_new_tokens: int = 16,
@@ -236,6 +248,8 @@ class VLM:
 
         Parameters
         ----------
+        cache : KVCache or Prefilled
+            Or what :meth:`prefill` returned, whose cache is taken.
         question : str, optional
             Only for a scene that was cached without one, and for the next turn of a conversation: a cache that ends
             with an answer.
@@ -251,6 +265,7 @@ class VLM:
         InputError
             A question is missing, there already is one, or the conversation has become longer than the model reads.
         """
+        cache = cache.cache if isinstance(cache, Prefilled) else cache
         self._check(cache)
         feed, roles = self._feed(cache, question)
         stream = TextStream(self.tokenizer, on_token)
@@ -271,7 +286,7 @@ class VLM:
 
     def answer(
         self,
-        cache: KVCache,
+        cache: KVCache | Prefilled,
         question: str | None = None,
         *,
         max_new_tokens: int = 16,
@@ -341,17 +356,6 @@ class VLM:
         pictures = [x if isinstance(x, VisualEmbeds) else open_picture(x) for x in many]
         tell(note_on(self, pictures))
         return pictures
-
-    def _layout(self, prompt: Prompt) -> PromptLayout:
-        """The layout; a scene without a question borrows one text token, so that it knows what position follows."""
-        n = len(prompt.roles)
-        if n > prompt.scene:
-            return replace(layout_of(self.model, prompt.inputs, np.zeros(n, dtype=bool)), role=prompt.roles)
-        longer = {**prompt.inputs, "input_ids": torch.nn.functional.pad(prompt.inputs["input_ids"], (0, 1))}
-        for name in ("mm_token_type_ids", "token_type_ids", "attention_mask"):
-            if name in longer:
-                longer[name] = torch.nn.functional.pad(longer[name], (0, 1), value=int(name == "attention_mask"))
-        return replace(layout_of(self.model, longer, np.zeros(n + 1, dtype=bool)).head(n), role=prompt.roles)
 
     def _check_length(self, layout: PromptLayout, more: int = 0) -> None:
         """Refuse a prompt that is longer, with ``more`` tokens behind it, than the model reads."""
