@@ -223,3 +223,14 @@ def layers_from(past: Any, length: int) -> tuple[LayerCache, ...]:
         layers.append(LayerCache(keys, values, positions))
         layer.keys = layer.values = None
     return tuple(layers)
+
+
+def requests_of(recipe: Any) -> tuple[EvidenceRequest, ...]:
+    """What a recipe, or its text, wants to be observed; nothing where there is none."""
+    if recipe is None:
+        return ()
+    if isinstance(recipe, str):
+        from kvferry.recipe import Recipe
+
+        recipe = Recipe.parse(recipe)
+    return tuple(recipe.requests)

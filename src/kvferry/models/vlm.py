@@ -18,7 +18,7 @@ from kvferry.models.attention import attach
 from kvferry.models.embeds import VisualEmbeds, look
 from kvferry.models.fingerprint import fingerprint_of, prompt_fingerprint, vision_fingerprint
 from kvferry.models.layout import layout_of, layout_with_roles
-from kvferry.models.prefill import Watch, read_prompt
+from kvferry.models.prefill import Watch, read_prompt, requests_of
 from kvferry.models.prompt import Prompter
 from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from, recall
 from kvferry.models.rotary import rotary_of
@@ -198,7 +198,7 @@ class VLM:
         self._check_length(layout)
         scene = question is None
         length = prompt.scene if scene else len(layout) - 1
-        wanted = tuple(dict.fromkeys((*_requests(recipe), *requests)))
+        wanted = tuple(dict.fromkeys((*requests_of(recipe), *requests)))
         return read_prompt(
             self.model,
             prompt.inputs,
@@ -392,13 +392,3 @@ class VLM:
             ids, roles = self._prompter.question(question, images=bool(layout.visual.any()), context=has_context)
         self._check_length(layout, len(ids) + more)
         return ids, roles
-
-
-def _requests(recipe: Any) -> tuple[EvidenceRequest, ...]:
-    if recipe is None:
-        return ()
-    if isinstance(recipe, str):
-        from kvferry.recipe import Recipe
-
-        recipe = Recipe.parse(recipe)
-    return tuple(recipe.requests)
