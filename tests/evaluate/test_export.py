@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kvferry.cli.app import app
-from kvferry.errors import InputError
+from kvferry.errors import DependencyError, InputError
 from kvferry.evaluate.export import META, export
 from kvferry.evaluate.records import Outcome, read
 from tests.evaluate.test_tables import lines as plain_lines
@@ -57,5 +57,5 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"kvferry\[eval\]"):
+    with pytest.raises(DependencyError, match=r"kvferry\[eval\]"):
         export(raw, tmp_path / "c.parquet")

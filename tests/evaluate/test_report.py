@@ -65,7 +65,7 @@ def test_places_are_found_or_named(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no raw results"):
         results_files([tmp_path / "empty"])
     raw.write_text(raw.read_text().splitlines()[0] + "\n")
-    with pytest.raises(InputError, match="no question yet"):
+    with pytest.raises(InputError, match="no answer yet"):
         list(sheets(raw))
     with pytest.raises(InputError, match="cannot write"):
         write_report([], tmp_path / "away" / "report.html")

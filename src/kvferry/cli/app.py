@@ -15,6 +15,7 @@ from kvferry.cli.ask import ask
 from kvferry.cli.break_even import break_even
 from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.checks import check_model, checked
+from kvferry.cli.compare import compare
 from kvferry.cli.coordinate import coordinate
 from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
@@ -40,7 +41,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, inspect, demo, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile, report, export, coordinate, studio,
+    simulate, break_even, profile, report, export, compare, coordinate, studio,
 )  # fmt: skip
 OTHERS: dict[Any, dict[str, Any]] = {
     profile: {"cloud": check_model, "edge": check_model},

@@ -1,4 +1,4 @@
-"""``kvferry export``: raw results for other tools."""
+"""``kvferry export``: results for other tools."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 
 
 def export(
-    results: Annotated[Path, typer.Argument(help="JSON lines of `kvferry sweep`.")],
-    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    results: Annotated[Path, typer.Argument(help="Results of `kvferry sweep` or `kvferry eval`.")],
+    out: Annotated[Path, typer.Argument(help="File to write: .parquet, .csv, .json, or .tex for LaTeX tables.")],
 ) -> None:
-    """Write a sweep as a Parquet table, a row for every question, protocol and recipe, its provenance in the schema."""
+    """Write results for other tools, in the form that OUT ends in: every answer, or LaTeX tables."""
     from kvferry.evaluate.export import export as write
 
-    rows = write(results, out)
-    print(f"wrote {rows:,} rows to {out}")
+    answers = write(results, out)
+    print(f"wrote {out} from {answers:,} answers")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def report(
-    places: Annotated[list[Path] | None, typer.Argument(help="Folders or files of raw results; results.")] = None,
+    places: Annotated[
+        list[Path] | None, typer.Argument(help="Results of `kvferry sweep` or `eval`: files, or folders; results.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     pictures: Annotated[int, typer.Option(help="Drawn scenes on which to show what stays.", min=0)] = 2,
     recipe: Annotated[
@@ -36,12 +38,12 @@ def report(
 
 
 def _shown(found: list[Sheet], recipes: list[str] | None, pictures: int, device: str, dtype: str) -> list[Shown]:
-    """Pictures by the model of the first results under protocol A; none where it cannot be loaded."""
+    """Pictures by the model of the first drawn scenes under protocol A; none where it cannot be loaded."""
     from kvferry.evaluate.report import good_recipes, kept_pictures
     from kvferry.models import load
     from kvferry.testbed import samples
 
-    sheet = next((x for x in found if x.protocol == "A"), None)
+    sheet = next((x for x in found if x.protocol == "A" and x.split), None)
     chosen = recipes or (good_recipes(sheet) if sheet else [])
     if sheet is None or not chosen:
         return []

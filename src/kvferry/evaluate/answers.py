@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.errors import InputError
+from kvferry.evaluate.plan import BARE
 from kvferry.evaluate.records import Line, Outcome, Protocol
 from kvferry.evaluate.tables import mean_scored
 from kvferry.statistics import Estimate, estimate_of, means_with_draws
@@ -27,7 +28,7 @@ class Answers:
         if full is None:
             raise InputError("a table needs its ceiling: sweep a recipe such as 'full|bf16' too")
         self.full: str = full
-        self.floor = next((n for n in self.names if n.startswith("none|")), None)
+        self.floor = next((n for n in self.names if n.startswith("none|") or n == BARE), None)
         self.correct = np.array([[x.outcomes[n][0] for x in self.lines] for n in self.names], np.float64)
         self.bytes = {n: float(np.mean([x.outcomes[n][1] for x in self.lines])) for n in self.names}
         self.bf16 = float(np.mean([x.bf16_bytes for x in self.lines]))

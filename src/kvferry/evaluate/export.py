@@ -1,62 +1,115 @@
-"""A sweep as one Parquet table: a row for every question, protocol and recipe."""
+"""Results as files for other tools: every answer in Parquet, CSV or JSON, tables in LaTeX, by the file's ending."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvferry.errors import InputError
-from kvferry.evaluate.records import Line, Outcome, read
+from kvferry.errors import DependencyError, InputError
+from kvferry.evaluate.latex import latex_tables
+from kvferry.evaluate.records import Outcome
+from kvferry.evaluate.report.front import sheets
+from kvferry.evaluate.results import Results, read_results
 
 META = b"kvferry"
-"""Key of the file's metadata under which the provenance stands, as JSON."""
-_OF_LINE = ("index", "kind", "protocol", "bf16_bytes", "image_bytes", "tokens", "length")
+"""Key of a Parquet file's metadata under which the provenance stands, as JSON."""
+_OF_LINE = ("index", "kind", "group", "protocol", "bf16_bytes", "image_bytes", "tokens", "length")
 
 
 def export(results: Path, out: Path) -> int:
-    """Write the lines of a sweep, in long form; returns how many rows.
+    """Write a results file of a sweep or an evaluation; returns how many answers it holds.
 
-    Columns are those of :class:`~kvferry.evaluate.records.Line`, then ``row`` (a recipe's canonical text, or what else
-    was sent), ``correct``, ``bytes``, ``kl``, ``attention`` and ``scored`` (null where they were not measured).
+    ``.parquet``, ``.csv`` and ``.json`` hold a row for every question, protocol and recipe. Columns are those of
+    :class:`~kvferry.evaluate.records.Line`, then ``row`` (a recipe's canonical text, or what else was sent), ``score``,
+    ``correct`` (null where scores are not 0 or 1), ``bytes``, ``kl``, ``attention``, ``scored`` and ``said`` (null
+    where they were not measured or kept), ``model`` and ``fingerprint``. ``.json`` is one object with the provenance
+    beside these ``answers`` and the ``tables`` that they come to. ``.tex`` holds these tables (package ``booktabs``).
 
     Raises
     ------
     InputError
-        ``results`` is no sweep's, ``out`` cannot be written, or pyarrow is not installed.
+        ``results`` is something else, ``out`` has another ending or cannot be written.
+    DependencyError
+        Parquet without pyarrow.
     """
+    write = WRITERS.get(out.suffix.lower())
+    if write is None:
+        raise InputError(f"{out} ends in {out.suffix or 'nothing'}; name a file in {', '.join(WRITERS)}")
+    found = read_results(results)
+    try:
+        write(found, out)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another place") from None
+    return sum(len(line.outcomes) for line in found.lines)
+
+
+def _parquet(found: Results, out: Path) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise InputError("Parquet needs pyarrow: pip install 'kvferry[eval]'") from None
-    head, lines = read(results)
+        raise DependencyError(f"{out} needs pyarrow: pip install 'kvferry[eval]'; or name a .csv file") from None
     names = pa.dictionary(pa.int32(), pa.string())
+    kinds = {
+        **dict.fromkeys(("index", "bf16_bytes", "image_bytes", "tokens", "length", "bytes"), pa.int64()),
+        **dict.fromkeys(("score", "kl", "attention", "scored"), pa.float64()),
+        "correct": pa.bool_(),
+    }
+    table = columns(found)
     schema = pa.schema(
-        [
-            ("index", pa.int64()), ("kind", names), ("protocol", names), ("bf16_bytes", pa.int64()),
-            ("image_bytes", pa.int64()), ("tokens", pa.int64()), ("length", pa.int64()), ("row", names),
-            ("correct", pa.bool_()), ("bytes", pa.int64()), ("kl", pa.float64()), ("attention", pa.float64()),
-            ("scored", pa.float64()),
-        ],
-        metadata={META: json.dumps(head).encode()},
-    )  # fmt: skip
-    table = pa.table(columns(lines), schema=schema)
-    try:
-        pq.write_table(table, out, compression="zstd")
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another place") from None
-    return int(table.num_rows)
+        [(name, kinds.get(name, names)) for name in table], metadata={META: json.dumps(found.head).encode()}
+    )
+    pq.write_table(pa.table(table, schema=schema), out, compression="zstd")
 
 
-def columns(lines: list[Line]) -> dict[str, list[Any]]:
+def _csv(found: Results, out: Path) -> None:
+    table = columns(found)
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+
+
+def _json(found: Results, out: Path) -> None:
+    table = columns(found)
+    answers = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    tables = [sheet.as_dict() for sheet in sheets(found.path)]
+    whole = {"provenance": found.head, "tables": tables, "answers": answers}
+    out.write_text(json.dumps(whole, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _tex(found: Results, out: Path) -> None:
+    out.write_text(latex_tables(list(sheets(found.path))), encoding="utf-8")
+
+
+WRITERS: dict[str, Callable[[Results, Path], None]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".json": _json,
+    ".tex": _tex,
+}
+"""By the ending of the file."""
+
+
+def columns(found: Results) -> dict[str, list[Any]]:
     """Every column, in the order of the file."""
-    found: dict[str, list[Any]] = {name: [] for name in (*_OF_LINE, "row", *Outcome._fields)}
-    for line in lines:
-        for row, outcome in line.outcomes.items():
-            for name in _OF_LINE:
-                found[name].append(getattr(line, name))
-            found["row"].append(row)
-            for name, value in zip(Outcome._fields, Outcome(*outcome), strict=True):
-                found[name].append(bool(value) if name == "correct" else value)
-    return found
+    rest = ("row", "score", "correct", "bytes", "kl", "attention", "scored", "said", "model", "fingerprint")
+    table: dict[str, list[Any]] = {name: [] for name in (*_OF_LINE, *rest)}
+    for line in found.lines:
+        for row, each in line.outcomes.items():
+            outcome = Outcome(*each)
+            values = {name: getattr(line, name) for name in _OF_LINE} | outcome._asdict()
+            values |= {
+                "row": row,
+                "score": float(outcome.correct),
+                "correct": bool(outcome.correct) if outcome.correct in (0, 1) else None,
+                "said": found.texts.get((line.index, line.protocol, row)),
+                "model": found.plan["model"],
+                "fingerprint": found.head.get("fingerprint"),
+            }
+            for name, column in table.items():
+                column.append(values[name])
+    return table

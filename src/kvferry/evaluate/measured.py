@@ -11,7 +11,9 @@ import numpy as np
 
 from kvferry.codecs import BF16, SVD, AnyCodec, Delta, Integer, Transform, codec_text
 from kvferry.evaluate.answers import Answers
+from kvferry.evaluate.plan import BARE
 from kvferry.evaluate.records import Line, Outcome, Protocol
+from kvferry.evaluate.tables import PICTURES as PICTURE_ROWS
 from kvferry.recipe import Recipe
 from kvferry.statistics import Estimate, estimate_of, holm, means_with_draws, paired_p, wilcoxon
 
@@ -41,9 +43,9 @@ class Point:
 
     @property
     def mode(self) -> str | None:
-        """Of :data:`MODES`, where no cache is sent."""
+        """Of :data:`MODES`, or the bare question, where no cache is sent."""
         mode = self.name.partition(":")[0]
-        return mode if mode in MODES else None
+        return mode if mode in MODES or mode == BARE else None
 
     @property
     def quality(self) -> int | None:
@@ -107,7 +109,7 @@ class Point:
     def family(self) -> str:
         """All rows that differ from it only in how many tokens or bits they spend."""
         if self.recipe is None:
-            return MODES[self.mode or ""]
+            return MODES.get(self.mode or "", BARE)
         codec = codec_text(self.recipe.codec)
         for pattern, rate in _RATES:
             codec = pattern.sub(rate, codec)
@@ -217,7 +219,7 @@ class Measured(Answers):
         found: dict[str, list[Point]] = {}
         for point in self.points.values():
             plain = point.whole and isinstance(point.codec, BF16) and point.stage == "packed"
-            if point.base != "none" and not plain:
+            if point.base != "none" and point.name != BARE and not plain:
                 found.setdefault(point.family, []).append(point)
         return {family: self.by_size(points) for family, points in found.items()}
 
@@ -247,7 +249,7 @@ def _with_pictures(lines: Sequence[Line], protocol: Protocol) -> list[Line]:
     if protocol == "A":
         return [x for x in lines if x.protocol == "A"]
     pictures = {
-        x.index: {k: Outcome(o[0], o[1]) for k, o in x.outcomes.items() if Point(k).mode}
+        x.index: {k: Outcome(o[0], o[1]) for k, o in x.outcomes.items() if k.startswith(PICTURE_ROWS)}
         for x in lines
         if x.protocol == "A"
     }

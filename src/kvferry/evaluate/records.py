@@ -169,12 +169,12 @@ def with_length(record: dict[str, Any]) -> dict[str, Any]:
 
 def kind_of(path: Path) -> str:
     """What was run to make a results file; empty where it is none."""
-    with path.open() as lines:
-        try:
+    try:
+        with path.open(encoding="utf-8") as lines:
             head = json.loads(lines.readline())
-        except json.JSONDecodeError:
-            return ""
-    return next((kind for kind in ("sweep", "evaluation") if kind in head), "")
+    except (ValueError, OSError):
+        return ""
+    return next((kind for kind in ("sweep", "evaluation") if isinstance(head, dict) and kind in head), "")
 
 
 def json_lines(path: Path) -> list[Any]:

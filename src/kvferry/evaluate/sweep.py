@@ -146,9 +146,14 @@ def provenance(model: VLM | None = None) -> dict[str, Any]:
     }
 
 
-def _identity(model: VLM) -> dict[str, str]:
-    dtype = str(model.model.dtype).removeprefix("torch.")
-    return {"model": model.name, "fingerprint": model.fingerprint, "dtype": dtype}
+def _identity(model: VLM) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "architecture": type(model.model).__name__,
+        "parameters": sum(x.numel() for x in model.model.parameters()),
+    }
 
 
 def _git(*words: str) -> str:

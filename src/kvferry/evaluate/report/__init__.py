@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvferry.errors import InputError
+from kvferry.evaluate.records import kind_of
 from kvferry.evaluate.report.front import Sheet, good_recipes, sheets
 from kvferry.evaluate.report.kept import Shown, kept_pictures
 from kvferry.evaluate.tables import CAVEAT
@@ -19,6 +20,8 @@ HERE = Path(__file__).parent
 def results_files(places: Sequence[Path]) -> list[Path]:
     """The raw files among ``places``, and those in folders among them, by name.
 
+    In a folder, files that are no results of a sweep or an evaluation are passed over.
+
     Raises
     ------
     InputError
@@ -27,7 +30,7 @@ def results_files(places: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            found += sorted(place.glob("*.jsonl"))
+            found += [file for file in sorted(place.glob("*.jsonl")) if kind_of(file)]
         elif place.is_file():
             found.append(place)
         else:
@@ -45,7 +48,9 @@ def render(found: Sequence[Sheet], shown: Sequence[Shown] = ()) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.j2").render(sheets=found, data=data, shown=shown, caveat=CAVEAT)
+    return environment.get_template("report.html.j2").render(
+        sheets=found, data=data, shown=shown, caveat=CAVEAT if all(x.ships for x in found) else ""
+    )
 
 
 def write_report(found: Sequence[Sheet], path: Path, shown: Sequence[Shown] = ()) -> None:

@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kvferry.errors import InputError
+from kvferry.evaluate.evaluation_tables import PROTOCOLS as OF_EVALUATIONS
 from kvferry.evaluate.measured import SAME, Measured, Point
-from kvferry.evaluate.records import read
+from kvferry.evaluate.results import Results, read_results
 from kvferry.evaluate.tables import PROTOCOLS, chose_little
 from kvferry.selection import SCORED
 from kvferry.statistics import Estimate, estimate_of
 
-ORIGIN = ("command", "commit", "model", "fingerprint", "dtype", "torch", "transformers", "python", "machine")
+ORIGIN = (
+    "command", "commit", "model", "fingerprint", "dtype", "architecture", "parameters", "torch", "transformers",
+    "python", "machine",
+)  # fmt: skip
 """What is told of where results come from."""
 GOOD = 0.95
 LITTLE = f"the scorer chose less than {SCORED:.0%} of the tokens that were kept"
@@ -22,7 +25,7 @@ LITTLE = f"the scorer chose less than {SCORED:.0%} of the tokens that were kept"
 
 @dataclass(frozen=True)
 class Kind:
-    """Right answers to one kind of question, with the 95 % interval."""
+    """The mean score of one kind of question, with the 95 % interval."""
 
     name: str
     n: int
@@ -41,8 +44,10 @@ class Row:
         ``oracle`` rows know a question that no deployment knows; they are on no front.
     bytes, smaller : float
         Mean of whole bitstreams, and how many times less that is than the cache in BF16.
-    accuracy, low, high, of_full : float
-        Of all questions, the interval, and the share of the ceiling's.
+    accuracy, low, high : float
+        The mean score of all questions as it is shown, and its interval.
+    of_full : float or None
+        The share of the ceiling's; None where a lower score is better.
     against : str
         What is shown against the ceiling, in words.
     kl, moved : float or None
@@ -52,7 +57,7 @@ class Row:
     note : str
         Where that is little.
     front : bool
-        No other deployable row has fewer bytes and no fewer right answers.
+        No other deployable row has fewer bytes and no worse score.
     """
 
     name: str
@@ -63,7 +68,7 @@ class Row:
     accuracy: float
     low: float
     high: float
-    of_full: float
+    of_full: float | None
     against: str
     kl: float | None
     moved: float | None
@@ -75,12 +80,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One raw file under one protocol."""
+    """One raw file under one protocol.
+
+    Parameters
+    ----------
+    score : str
+        What is called ``accuracy`` in rows.
+    most : float
+        The highest end of an interval, at least 1.
+    asked, model : str
+        Where the questions are from, and what is known of the model.
+    split : str
+        Of drawn scenes; empty for other questions.
+    ships : bool
+        Whether the model comes with the project.
+    """
 
     title: str
     protocol: str
     meaning: str
+    score: str
+    most: float
+    asked: str
+    model: str
     split: str
+    ships: bool
     n: int
     bf16: float
     rows: tuple[Row, ...]
@@ -99,22 +123,25 @@ def sheets(path: Path) -> Iterator[Sheet]:
     InputError
         It holds no results, or none of the full cache.
     """
-    head, lines = read(path)
-    if not lines:
-        raise InputError(f"{path} holds no question yet; run its sweep again, it goes on where it stopped")
-    for protocol, meaning in PROTOCOLS.items():
-        if not any(x.protocol == protocol for x in lines):
-            continue
-        measured = Measured(lines, protocol)
+    found = read_results(path)
+    drawn = "sweep" in found.head or found.plan["task"] == "testbed"
+    for protocol in found.protocols:
+        measured = Measured(found.lines, protocol)
+        rows = _rows(measured, found)
         yield Sheet(
             title=path.stem,
             protocol=protocol,
-            meaning=meaning,
-            split=str(head["sweep"]["split"]),
+            meaning=(PROTOCOLS if "sweep" in found.head else OF_EVALUATIONS)[protocol],
+            score=found.score,
+            most=max(1.0, *(row.high for row in rows)),
+            asked=found.asked,
+            model=found.model,
+            split=(found.plan["split"] or "validation") if drawn else "",
+            ships=found.ships,
             n=measured.n,
             bf16=measured.bf16,
-            rows=_rows(measured),
-            origin={key: str(head[key]) for key in ORIGIN if head.get(key)},
+            rows=rows,
+            origin={key: str(found.head[key]) for key in ORIGIN if found.head.get(key)},
         )
 
 
@@ -123,18 +150,18 @@ def good_recipes(sheet: Sheet, most: int = 3) -> list[str]:
     found: dict[str, str] = {}
     for row in sorted(sheet.rows, key=lambda x: x.bytes):
         point = Point(row.name)
-        if point.recipe and point.deployable and not point.whole and row.role == "" and row.of_full >= GOOD:
+        if point.recipe and point.deployable and not point.whole and row.role == "" and (row.of_full or 0) >= GOOD:
             found.setdefault(point.base, row.name.partition(" ")[0])
     return list(found.values())[:most]
 
 
-def _rows(measured: Measured) -> tuple[Row, ...]:
-    unbeaten = front(measured)
-    by_kind = {kind: measured.of_kind(kind) for kind in measured.kinds()}
+def _rows(measured: Measured, found: Results) -> tuple[Row, ...]:
+    unbeaten = front(measured, found.higher_is_better)
+    by_kind = {kind: measured.of_kind(kind) for kind in measured.kinds() if kind}
     rows = []
     for point in measured.by_size(list(measured.points.values())):
-        name, accuracy = point.name, measured.accuracy(point.name)
-        kinds = [(kind, estimate_of(means[name], n)) for kind, (n, means) in by_kind.items()]
+        name, accuracy = point.name, _shown(measured.accuracy(point.name), found)
+        kinds = [(kind, _shown(estimate_of(means[name], n), found)) for kind, (n, means) in by_kind.items()]
         rows.append(
             Row(
                 name=name,
@@ -145,8 +172,8 @@ def _rows(measured: Measured) -> tuple[Row, ...]:
                 accuracy=accuracy.mean,
                 low=accuracy.low,
                 high=accuracy.high,
-                of_full=measured.of_full(name).mean,
-                against=measured.compare(name, measured.full).words if name != measured.full else SAME,
+                of_full=measured.of_full(name).mean if found.higher_is_better else None,
+                against=_against(measured, name, found),
                 kl=_mean(measured.kl(name)),
                 moved=_mean(measured.moved(name)),
                 scored=(scored := measured.scored(name)),
@@ -158,19 +185,34 @@ def _rows(measured: Measured) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def front(measured: Measured) -> set[str]:
-    """Deployable rows that no other beats in bytes without being right less often."""
+def _shown(mean: Estimate, found: Results) -> Estimate:
+    return Estimate(found.shown(mean.mean), found.shown(mean.low), found.shown(mean.high), mean.n)
+
+
+def _against(measured: Measured, name: str, found: Results) -> str:
+    """What the interval of the paired difference to the ceiling shows."""
+    if name == measured.full:
+        return SAME
+    compared = measured.compare(name, measured.full)
+    if found.metric is None or compared.words == SAME:
+        return compared.words
+    return "higher" if compared.difference.mean > 0 else "lower"
+
+
+def front(measured: Measured, higher_is_better: bool = True) -> set[str]:
+    """Deployable rows that no other beats in bytes without a worse score."""
+    sign = 1 if higher_is_better else -1
     rows = sorted(
         (p.name for p in measured.points.values() if p.deployable),
-        key=lambda name: (measured.bytes[name], -measured.accuracy(name).mean),
+        key=lambda name: (measured.bytes[name], -sign * measured.accuracy(name).mean),
     )
     found: set[str] = set()
-    best = -1.0
+    best = -float("inf")
     for name in rows:
-        accuracy = measured.accuracy(name).mean
-        if accuracy > best:
+        score = sign * measured.accuracy(name).mean
+        if score > best:
             found.add(name)
-            best = accuracy
+            best = score
     return found
 
 

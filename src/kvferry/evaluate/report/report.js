@@ -26,13 +26,14 @@ function draw(sheet, section) {
   const sizes = sheet.rows.map((row) => Math.log10(row.bytes));
   const low = Math.min(...sizes) - 0.08, high = Math.max(...sizes) + 0.08;
   const x = (bytes) => LEFT + (WIDTH - LEFT - RIGHT) * (Math.log10(bytes) - low) / (high - low || 1);
-  const y = (share) => HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share;
+  const y = (score) => HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * score / sheet.most;
   const plot = svg("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img",
-    "aria-label": `Accuracy over bytes of ${sheet.rows.length} rows; the table below has the figures`},
+    "aria-label": `${sheet.score} over bytes of ${sheet.rows.length} rows; the table below has the figures`},
     section.querySelector(".plot"));
-  for (let share = 0; share <= 1.001; share += 0.2) {
-    svg("line", {class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: y(share), y2: y(share)}, plot);
-    svg("text", {x: LEFT - 8, y: y(share) + 4, "text-anchor": "end"}, plot, share.toFixed(1));
+  for (let step = 0; step <= 5; step++) {
+    const score = sheet.most * step / 5;
+    svg("line", {class: "axis", x1: LEFT, x2: WIDTH - RIGHT, y1: y(score), y2: y(score)}, plot);
+    svg("text", {x: LEFT - 8, y: y(score) + 4, "text-anchor": "end"}, plot, score.toFixed(1));
   }
   for (let power = Math.floor(low); power <= high; power++) {
     for (const step of [1, 2, 5]) {
@@ -44,7 +45,7 @@ function draw(sheet, section) {
   }
   svg("text", {x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle"}, plot,
     "bytes of a question (log)");
-  svg("text", {x: LEFT, y: TOP - 2}, plot, "accuracy");
+  svg("text", {x: LEFT, y: TOP - 2}, plot, sheet.score);
   for (const role of ["ceiling", "floor"]) {
     const row = sheet.rows.find((each) => each.role === role);
     if (!row) continue;
@@ -63,24 +64,24 @@ function draw(sheet, section) {
         bar.setAttribute(key, value);
       plot.querySelectorAll(".on").forEach((each) => each.classList.remove("on"));
       mark.classList.add("on");
-      describe(row, section.querySelector(".card"));
+      describe(row, section.querySelector(".card"), sheet);
     }};
   });
 }
 
-function describe(row, card) {
+function describe(row, card, sheet) {
   card.replaceChildren();
   html("b", row.name + (row.role ? ` (${row.role})` : ""), card);
   html("div", `${grouped(row.bytes)} bytes, ${grouped(row.smaller, 1)}x smaller than BF16`, card);
-  html("div", `accuracy ${row.accuracy.toFixed(3)} [${row.low.toFixed(3)}, ${row.high.toFixed(3)}], `
-    + `${(100 * row.of_full).toFixed(1)} % of full: ${row.against}`, card);
+  html("div", `${sheet.score} ${row.accuracy.toFixed(3)} [${row.low.toFixed(3)}, ${row.high.toFixed(3)}], `
+    + (row.of_full === null ? "" : `${(100 * row.of_full).toFixed(1)} % of full: `) + row.against, card);
   if (row.kl !== null) html("div", `KL ${row.kl.toFixed(5)} nats a token`, card);
   if (row.note) html("div", row.note, card);
   if (row.moved !== null) html("div", `attention error ${(100 * row.moved).toFixed(1)} %`, card);
   const kinds = html("div", "", card, "kinds");
   for (const kind of row.kinds) {
     html("span", kind.name, kinds);
-    html("i", "", html("span", "", kinds)).style.width = `${100 * kind.mean}%`;
+    html("i", "", html("span", "", kinds)).style.width = `${100 * kind.mean / sheet.most}%`;
     html("span", kind.mean.toFixed(2), kinds).title = `[${kind.low.toFixed(2)}, ${kind.high.toFixed(2)}], n = ${kind.n}`;
   }
 }
