@@ -1,6 +1,18 @@
-"""For all tests: property tests are not timed, because machines are shared and noisy."""
+"""For all tests: property tests are not timed, as machines are shared and noisy; the user's folder is not touched."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("kvferry", deadline=None)
 settings.load_profile("kvferry")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVFERRY_HOME", str(tmp_path_factory.mktemp("home")))
+        yield

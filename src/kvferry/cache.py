@@ -9,7 +9,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from kvferry.errors import InputError
+from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.lazy import torch
 
 
@@ -193,6 +193,9 @@ class KVCache:
         How it was compressed, in canonical form; ``full|bf16`` straight after prefill.
     scored : tuple of float
         :attr:`kvferry.selection.Selection.scored` of what was kept, on the machine that chose it; it is not sent.
+    tied_heads : bool
+        Whether all heads of a layer must keep the same tokens, since the model mixes their keys or values (DiffLlama);
+        a cache that does otherwise is refused.
     """
 
     layers: tuple[LayerCache, ...]
@@ -202,12 +205,18 @@ class KVCache:
     recipe: str = "full|bf16"
     model_name: str = field(default="", compare=False)
     scored: tuple[float, ...] = field(default=(), compare=False)
+    tied_heads: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise InputError("a cache needs at least one layer")
         if not 0 < self.length <= len(self.layout):
             raise InputError(f"length {self.length} does not fit a prompt of {len(self.layout)} tokens")
+        if self.tied_heads and any(x.counts or bool((x.positions != x.positions[:1]).any()) for x in self):
+            raise UnsupportedModelError(
+                "this model mixes the heads of a layer, so that all of them must keep the same tokens; choose a recipe "
+                "with budget=shared"
+            )
 
     def __iter__(self) -> Iterator[LayerCache]:
         return iter(self.layers)

@@ -14,14 +14,6 @@ from kvferry.models.kept import KeptLayer
 from tests.models.families import TEXT, build
 
 
-def vaultgemma(softcap: float | None = 50.0) -> Any:
-    return tf.VaultGemmaForCausalLM(tf.VaultGemmaConfig(**TEXT, head_dim=8, attn_logit_softcapping=softcap))
-
-
-def without_sdpa() -> Any:
-    return vaultgemma(None)
-
-
 def bart() -> Any:
     config = tf.BartConfig(vocab_size=96, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
                            decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16)  # fmt: skip
@@ -54,11 +46,9 @@ def llama4() -> Any:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (vaultgemma, "soft-capped"),
         (bart, "encoder-decoder"),
         (mamba, "recurrent"),
         (deepseek, "latent attention"),
-        (without_sdpa, "scaled_dot_product_attention"),
         (qwen3_next, "linear_attention|recurrent"),
         (llama4, "chunked_attention"),
     ],

@@ -14,6 +14,7 @@ from kvferry.cli.analyze import analyze
 from kvferry.cli.ask import ask
 from kvferry.cli.break_even import break_even
 from kvferry.cli.calibrate import calibrate, calibrate_skip
+from kvferry.cli.check import check
 from kvferry.cli.checks import check_model, checked
 from kvferry.cli.compare import compare
 from kvferry.cli.coordinate import coordinate
@@ -40,7 +41,7 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    serve, ask, inspect, demo, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
+    serve, ask, inspect, demo, check, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
     simulate, break_even, profile, report, export, compare, coordinate, studio,
 )  # fmt: skip
 OTHERS: dict[Any, dict[str, Any]] = {

@@ -117,6 +117,7 @@ class Observer:
         self._turns = {layer: turn for layer, turn in enumerate(rotary) if turn is not None}
         self._seen: dict[EvidenceRequest, dict[int, torch.Tensor]] = {x: {} for x in requests}
         self._queries: dict[int, list[torch.Tensor]] = {}
+        self._read: dict[int, int] = {}
         self._plans = {
             (statistic, at_the_end): _Plan.of(self._wanted(statistic, at_the_end), layout)
             for statistic in ("sum", "density", "queries")
@@ -140,6 +141,9 @@ class Observer:
             Of all tokens so far.
         """
         at_the_end, count, n = layer == self._last, query.shape[1], len(self.layout)
+        if first < self._read.get(layer, 0):  # a layer that attends twice with the same queries and keys (DiffLlama)
+            return
+        self._read[layer] = first + count
         plan = self._plans["sum", at_the_end].part(first, count)
         if plan.requests and len(plan.rows):
             sums = column_sums(query, key, plan.rows, plan.weights, rule)
@@ -241,7 +245,10 @@ def _attend(
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    now, layer = _session.get() or Session(), int(module.layer_idx)  # type: ignore[arg-type]
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):  # a vision tower that shares the language model's configuration
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0], None
+    now = _session.get() or Session()
     if now.kept is not None:
         attention_mask = now.kept[layer].mask(query.shape[2], query.shape[1], now.seen)
     is_causal = kwargs.get("is_causal")
@@ -320,17 +327,18 @@ def attached(model: PreTrainedModel) -> Iterator[None]:
 
 def _take_over(model: PreTrainedModel) -> Callable[[], None]:
     before, where = text_config(model)._attn_implementation, ref(model)
-    _set_implementation(model, NAME)
+    set_implementation(model, NAME)
     remember = forget_lengths(model)
 
     def undo() -> None:
         remember()
         if (same := where()) is not None:
-            _set_implementation(same, before)
+            set_implementation(same, before)
 
     return undo
 
 
-def _set_implementation(model: PreTrainedModel, name: str) -> None:
+def set_implementation(model: PreTrainedModel, name: str) -> None:
+    """Choose the language model's attention function."""
     key = text_config_key(model)
     model.set_attn_implementation(name if key is None else {key: name})

@@ -18,6 +18,7 @@ _FIELDS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "rope_parameters", "layer_types", "sliding_window",
 )  # fmt: skip
+_BY_LAYER = ("num_attention_heads", "num_key_value_heads", "head_dim", "sliding_window")
 _HOW_LOADED = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "_attn_implementation")
 _CHUNK = 1 << 24
 _DIGITS = 32
@@ -77,8 +78,15 @@ def prompt_fingerprint(config: Any, tokenizer: Any, processor: Any, image_proces
 
 def _start(config: Any) -> hashlib._Hash:
     text = config.get_text_config(decoder=True)
-    facts = {name: getattr(text, name, None) for name in _FIELDS}
+    facts = {name: _fact(text, name) for name in _FIELDS}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+
+
+def _fact(config: Any, name: str) -> Any:
+    """One field; a list where layers differ in it."""
+    if name in _BY_LAYER and getattr(config, "is_heterogeneous", False):
+        return [getattr(own, name, None) for own in config.per_layer_config]
+    return getattr(config, name, None)
 
 
 def _file_crc(path: Path) -> int:

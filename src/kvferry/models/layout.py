@@ -173,7 +173,7 @@ def _special_ids(model: PreTrainedModel) -> set[int]:
 
 def _end_ids(model: PreTrainedModel) -> list[int]:
     ends = getattr(model.generation_config, "eos_token_id", None)
-    ends = model.config.get_text_config().eos_token_id if ends is None else ends
+    ends = getattr(model.config.get_text_config(), "eos_token_id", None) if ends is None else ends
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 

@@ -92,6 +92,13 @@ def find_folder(name: str) -> Path:
     return folder
 
 
+def config_folder(name: str) -> Path:
+    """Like :func:`find_folder`, but of a Hub id only the configuration is fetched."""
+    if find_checkpoint(name) is not None or hub_gguf(name):
+        return find_folder(name)
+    return _download(name, "config.json").parent
+
+
 def _download(name: str, file: str | None = None) -> Path:
     """A repository's folder, or one file of it."""
     from huggingface_hub import hf_hub_download, snapshot_download

@@ -19,7 +19,7 @@ from kvferry.models.embeds import placed
 from kvferry.models.fingerprint import fingerprint_of
 from kvferry.models.layout import Inputs, layout_of
 from kvferry.models.rotary import frequencies_at, rotary_of
-from kvferry.models.support import check_supported, kv_shape
+from kvferry.models.support import check_supported, kv_shapes, tied_heads
 from kvferry.rope import Rotary
 from kvferry.selection.base import Selection
 from kvferry.selection.eviction import evict
@@ -165,6 +165,7 @@ def read_prompt(
         length=length,
         fingerprint=fingerprint,
         model_name=str(getattr(model, "name_or_path", "")),
+        tied_heads=tied_heads(model),
     )
     if construct is not None:
         cache = evict(cache, construct)
@@ -188,16 +189,18 @@ def _layer_count(model: PreTrainedModel) -> int:
 
 def _dropped(model: PreTrainedModel, kept: Selection, length: int, n: int) -> list[torch.Tensor]:
     """Per layer the keys that a selection of the first ``length`` tokens drops, bool ``[kv_heads, n]``."""
-    heads, layers = kv_shape(model)[0], _layer_count(model)
-    hidden = torch.arange(n).expand(layers, heads, n) < length
-    if len(kept.positions) != layers or any(len(kept.heads(layer)) != heads for layer in range(layers)):
-        raise InputError(f"the selection does not fit {layers} layers of {heads} KV heads; select with this model")
+    heads = [heads for heads, _ in kv_shapes(model)]
+    layers = len(heads)
+    if len(kept.positions) != layers or any(len(kept.heads(i)) != count for i, count in enumerate(heads)):
+        each = ", ".join(map(str, sorted(set(heads))))
+        raise InputError(f"the selection does not fit {layers} layers of {each} KV heads; select with this model")
+    hidden = [torch.arange(n).expand(count, n) < length for count in heads]
     if any(len(x) and int(x.max()) >= length for x in kept.positions):
         raise InputError(f"the selection names tokens beyond the prompt's {length}; select with this very prompt")
     for layer in range(layers):
         for head, positions in enumerate(kept.heads(layer)):
-            hidden[layer, head, positions[0].cpu()] = False
-    return list(hidden.to(model.device))
+            hidden[layer][head, positions[0].cpu()] = False
+    return [x.to(model.device) for x in hidden]
 
 
 def model_inputs(model: PreTrainedModel, inputs: Inputs, layout: PromptLayout) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from kvferry.errors import FingerprintError, InputError
 from kvferry.models.attention import Session, attached, session
 from kvferry.models.kept import KeptLayer, RaggedLayer
 from kvferry.models.rotary import check_same_turn
-from kvferry.models.support import kv_shape, layer_windows
+from kvferry.models.support import kv_shapes, layer_windows, tied_heads
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def kept_layers(
     """
     windows = layer_windows(model)
     for cache in caches:
-        _check_fit(model, cache, len(windows))
+        _check_fit(model, cache)
     like = like or [torch.empty(0, dtype=model.dtype, device=model.device)] * len(windows)
     starts = [length - cache.length for cache in caches]
     return [
@@ -62,15 +62,16 @@ def kept_layers(
     ]
 
 
-def _check_fit(model: PreTrainedModel, cache: KVCache, layers: int) -> None:
+def _check_fit(model: PreTrainedModel, cache: KVCache) -> None:
     """A cache may come from far away: shapes and token ids must be what this model can take."""
-    shape = kv_shape(model)
-    shapes = {(layer.heads, t.shape[2]) for layer in cache for t in (layer.keys, layer.values)}
-    if len(cache.layers) != layers or shapes != {shape}:
+    wanted = kv_shapes(model)
+    shapes = [(layer.heads, t.shape[2]) for layer in cache for t in (layer.keys, layer.values)]
+    if shapes != [shape for shape in wanted for _ in range(2)]:
         raise FingerprintError(
-            f"a cache of {len(cache.layers)} layers and (heads, channels) {sorted(shapes)} does not fit a model of "
-            f"{layers} layers and {shape}; load the model that made it"
+            f"a cache of {len(cache.layers)} layers and (heads, channels) {sorted(set(shapes))} does not fit a model "
+            f"of {len(wanted)} layers and {sorted(set(wanted))}; load the model that made it"
         )
+    replace(cache, tied_heads=tied_heads(model))  # refuses heads that keep different tokens
 
 
 def check_token_ids(model: PreTrainedModel, token_ids: Iterable[int]) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from kvferry.cache import Modality
 from kvferry.errors import UnsupportedModelError
 
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_CROSS = "its text attends to pictures through cross-attention, which is not in the KV cache"
 _REFUSED = {
-    "mllama": "its text attends to pictures through cross-attention, which is not in the KV cache",
+    "mllama": _CROSS,
+    "idefics": _CROSS,
     "paligemma": "its whole prompt attends in both directions, so the last token cannot be fed again",
     "deepseek_v2": "multi-head latent attention has its own compressed cache",
     "deepseek_v3": "multi-head latent attention has its own compressed cache",
 }
-_WITHOUT_SDPA = {"gemma2", "gpt_oss"}
-"""Families without an SDPA form whose soft cap or sink logits reach our attention function, which serves them."""
 
 
 def text_config(model: PreTrainedModel) -> Any:
@@ -44,9 +44,29 @@ def layer_windows(model: PreTrainedModel) -> list[int | None]:
     return [x.sliding_window if getattr(x, "is_sliding", False) else None for x in layers]
 
 
-def kv_shape(model: PreTrainedModel) -> tuple[int, int]:
-    """Key-value heads per layer and channels per head."""
+def kv_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """Key-value heads and channels per head of every layer."""
     config = text_config(model)
+    if getattr(config, "is_heterogeneous", False):
+        return [_kv_shape(own) for own in config.per_layer_config]
+    return [_kv_shape(config)] * int(config.num_hidden_layers)
+
+
+def kv_shape(model: PreTrainedModel) -> tuple[int, int]:
+    """Key-value heads and channels per head, where all layers have the same.
+
+    Raises
+    ------
+    UnsupportedModelError
+        They have not.
+    """
+    first, *others = set(kv_shapes(model))
+    if others:
+        raise UnsupportedModelError(f"the layers of a {model.config.model_type} model differ in heads and channels")
+    return first
+
+
+def _kv_shape(config: Any) -> tuple[int, int]:
     heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     return heads, int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
@@ -63,40 +83,73 @@ def visual_token_ids(config: Any) -> dict[int, Modality]:
 
 
 def check_supported(model: PreTrainedModel) -> None:
-    """Refuse by name what would be silently wrong.
+    """Refuse what would be wrong: by a reason that is known, or by what a check of the family found.
+
+    The check (:mod:`kvferry.models.check`) takes a second or two the first time that a machine meets a configuration.
 
     Raises
     ------
     UnsupportedModelError
         With the reason, in one sentence.
     """
-    reason = _why_not(model)
+    from kvferry.models.check import small_models, verdict_of
+
+    if model in small_models:
+        return
+    reason = why_not(type(model), model.config) or verdict_of(model).reason
     if reason:
         raise UnsupportedModelError(f"{model.config.model_type} models cannot be served: {reason}")
 
 
-def _why_not(model: PreTrainedModel) -> str | None:
-    kind, config = model.config.model_type, text_config(model)
-    if kind in _REFUSED or config.model_type in _REFUSED:
-        return _REFUSED.get(kind) or _REFUSED[config.model_type]
-    if model.config.is_encoder_decoder:
+def tied_heads(model: PreTrainedModel) -> bool:
+    """Whether all heads of a layer must keep the same tokens, since the model mixes their keys or values."""
+    from kvferry.models.check import small_models, verdict_of
+
+    return model not in small_models and verdict_of(model).tied_heads
+
+
+def why_not(kind: type[PreTrainedModel], whole: PreTrainedConfig) -> str:
+    """The reason why models of a class and a configuration cannot be served, where one is known without trying."""
+    if not kind.can_generate():
+        return (
+            f"a {kind.__name__} does not generate text; pass the whole model with its language head, such as "
+            "AutoModelForCausalLM or AutoModelForImageTextToText load"
+        )
+    if getattr(whole, "is_encoder_decoder", False):
         return "an encoder-decoder keeps cross-attention states beside its KV cache"
-    if getattr(model, "_is_stateful", False):
+    try:
+        config = whole.get_text_config(decoder=True)
+    except ValueError:  # several candidates
+        return "its configuration does not say which part is the language model; pass the inner model"
+    known = _REFUSED.get(whole.model_type) or _REFUSED.get(config.model_type)
+    if known:
+        return known
+    if getattr(kind, "_is_stateful", False):
         return "recurrent (state-space) layers keep a state that has no tokens to select"
-    if getattr(config, "kv_lora_rank", None):
+    if field(config, "kv_lora_rank"):
         return "multi-head latent attention has its own compressed cache"
-    own = config.model_type in _WITHOUT_SDPA
-    if getattr(config, "attn_logit_softcapping", None) and not own:
-        return "its attention logits are soft-capped in a way that has not been checked"
-    if getattr(config, "num_kv_shared_layers", 0):
+    if field(config, "num_kv_shared_layers"):
         return "layers that share one cache are not told apart yet"
-    if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
+    if field(config, "use_bidirectional_attention") or field(config, "is_causal") is False:
         return "its text attends in both directions"
-    other = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
-    if other or getattr(config, "attention_chunk_size", None):
+    other = set(field(config, "layer_types") or ()) - _KNOWN_LAYERS
+    if other or field(config, "attention_chunk_size"):
         return f"layers of type {', '.join(sorted(other)) or 'chunked_attention'} do not keep an ordinary KV cache"
-    if not getattr(model, "_supports_attention_backend", False):
+    return ""
+
+
+def field(config: Any, name: str) -> Any:
+    """A field of a configuration; None where it has none, or none that all layers share."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # Transformers' own kinds of error, by version
+        return None
+
+
+def explanation(kind: type[PreTrainedModel], whole: PreTrainedConfig) -> str:
+    """What is most likely to blame where a check fails; empty where nothing is known."""
+    if not getattr(kind, "_supports_attention_backend", False):
         return "its code does not go through Transformers' AttentionInterface"
-    if not getattr(model, "_supports_sdpa", True) and not own:
-        return "its attention has no scaled_dot_product_attention form, and its own has not been checked"
-    return None
+    if getattr(whole.get_text_config(decoder=True), "is_decoder", True) is False:
+        return "its text attends in both directions"
+    return ""

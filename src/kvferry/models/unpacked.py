@@ -40,7 +40,7 @@ def made_once(name: str, files: Iterable[Path], layout: int, make: Callable[[Pat
     ModelError
         The cache folder cannot be written.
     """
-    folder = _home() / f"{name}-{_digest(files, layout)}"
+    folder = home() / f"{name}-{_digest(files, layout)}"
     if folder.is_dir():
         return folder
     try:
@@ -58,7 +58,8 @@ def made_once(name: str, files: Iterable[Path], layout: int, make: Callable[[Pat
     return folder
 
 
-def _home() -> Path:
+def home() -> Path:
+    """The folder for what is made once on a machine; it need not exist yet."""
     if own := os.environ.get(HOME):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvferry"
