@@ -62,7 +62,8 @@ class Plan:
     rank: int = 16
     layers: int | None = None
     """Of SmolLM2's, the first so many; all by default."""
-    every_text: int = 10
+    every_text: int = 4
+    text_weight: float = 1.0
     whole: bool = False
     """Whether the tower learns in the stage `answer` too: dear on a CPU, cheap beside a GPU's language model."""
     task: Task = field(default_factory=Task)
@@ -209,7 +210,7 @@ def train_answer(
             apart = stays(pupil, texts, step) if texts and step % plan.every_text == 0 else torch.zeros(())
         moved = apart.item() if texts and step % plan.every_text == 0 else moved
         answers = F.cross_entropy(logits, lesson.batch.wanted.to(pupil.device))
-        stage.step(answers + 0.5 * apart)
+        stage.step(answers + plan.text_weight * apart)
         for kind, share in accuracy_by_kind(logits.detach().cpu(), lesson.batch).items():
             recent.setdefault(kind, []).append(share)
         if step % 10 == 9:
@@ -311,7 +312,8 @@ def main() -> None:
     if arguments.validate:
         print(json.dumps(validate(pupil, task, steps=arguments.validate), indent=1))
         return
-    texts = Texts(arguments.text, pupil.tokenizer, seed=seed) if arguments.text else None
+    rows = max(1, task.pictures // 8)
+    texts = Texts(arguments.text, pupil.tokenizer, rows=rows, seed=seed) if arguments.text else None
     if "tower" in stages:
         train_tower(pupil, run, plan, seed=seed, resume=arguments.resume, workers=arguments.workers)
     if "answer" in stages:
