@@ -25,6 +25,7 @@ from kvferry.evaluate.evaluation_tables import Row, notes, summarise
 from kvferry.evaluate.tasks import Example, task_of
 from kvferry.evaluate.tasks.wikitext import WikiText
 from kvferry.models import VLM, load
+from kvferry.plugins import Registry
 from kvferry.recipe import compress, decompress
 from kvferry.statistics import Estimate
 from kvferry.testbed import samples
@@ -189,7 +190,7 @@ def test_windows_of_a_text_become_a_table(text_folder: Path, tmp_path: Path, mon
         def __init__(self) -> None:
             super().__init__(prefix=20, continuation=4)
 
-    monkeypatch.setattr("kvferry.evaluate.tasks.TASKS", {"wikitext": Short})
+    monkeypatch.setattr("kvferry.evaluate.tasks.TASKS", Registry("tasks", {"wikitext": Short}))
     names = build_tokenizer().convert_ids_to_tokens(list(range(18, 60)))
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": " ".join(names)}) for _ in range(2)))
     plan = Evaluation(str(text_folder), "wikitext", ("knorm@0.5|int4",), data=str(tmp_path / "t.jsonl"))

@@ -233,7 +233,7 @@ def test_what_cannot_be_diagnosed(folder: Path, questions: Path, tmp_path: Path)
         (["--out", str(tmp_path / "a,b.json")], "without , and"),
         (["--bits", "3", "--bytes-per-token", "90"], "leave it out"),
         (["--questions", str(questions), "--check", "2"], "leave it out"),
-        (["--images", str(tmp_path)], "needs --questions"),
+        (["--images", str(tmp_path)], "needs --data"),
         (["--split", "exam"], "choose one of"),
     ):
         with pytest.raises(InputError, match=says):
