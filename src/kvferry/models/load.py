@@ -20,19 +20,33 @@ from transformers import (
 )
 
 from kvferry.checkpoint import find_checkpoint, hub_gguf
-from kvferry.errors import ModelError
+from kvferry.errors import InputError, ModelError
 from kvferry.models.fingerprint import folder_fingerprint
 from kvferry.models.gguf import folder_of
 from kvferry.models.grown import folder_of_grown, is_grown, language_of
+from kvferry.models.options import check_names, check_placed, quantized, weights_options, with_pixels
 from kvferry.models.support import visual_token_ids
 from kvferry.models.vlm import VLM
 from kvferry.pictures.familiar import TrainingPictures
 
 _UNAVAILABLE = (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError)
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_OTHERS = ["original/*", "consolidated*"]
 
 
-def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
+def load(
+    name: str | Path,
+    *,
+    device: Any = None,
+    dtype: Any = "auto",
+    device_map: Any = None,
+    revision: str | None = None,
+    quantization_config: Any = None,
+    attn_implementation: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    **unknown: Any,
+) -> VLM:
     """Load a model with its tokenizer and image processor.
 
     Parameters
@@ -44,25 +58,39 @@ def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
         Such as ``cuda`` or ``cuda:1``; by default the CPU.
     dtype : "auto", str or torch.dtype
         ``auto`` takes the checkpoint's own.
+    device_map, quantization_config, attn_implementation : optional
+        As Transformers' ``from_pretrained`` takes them. The attention of the language model stays kvferry's own, which
+        gives what SDPA gives; a vision tower's is the one that is named. A model in fewer bits has a fingerprint of its
+        own.
+    revision : str, optional
+        Branch, tag or commit of a model on the Hub.
+    min_pixels, max_pixels : int, optional
+        Of the size that pictures are scaled to, for the Qwen-VL families.
 
     Raises
     ------
+    InputError
+        A keyword that does not exist, or does not fit the others.
     ModelError
         Not a model folder, an unknown name, no network, or a device that is not here.
     UnsupportedModelError
         A family that cannot be served.
     """
+    check_names(unknown)
+    options = weights_options(device, device_map, quantization_config, attn_implementation)
     where = _device(device)
-    folder = find_folder(str(name))
+    folder = find_folder(str(name), revision)
     try:
         config = AutoConfig.from_pretrained(folder)
         kind = AutoModelForImageTextToText if visual_token_ids(config) else AutoModelForCausalLM
-        model, loaded = kind.from_pretrained(folder, dtype=_dtype(dtype), output_loading_info=True)
+        model, loaded = kind.from_pretrained(folder, dtype=_dtype(dtype), output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = model.to(where)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        model = model if {"device_map", "quantization_config"} & set(options) else model.to(where)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{name} cannot be loaded ({reason}); check that the folder is a complete model") from error
+        advice = f"check {', '.join(options)}" if options else "check that the folder is a complete model"
+        raise ModelError(f"{name} cannot be loaded ({reason}); {advice}") from error
+    check_placed(model)
     if loaded["missing_keys"]:
         missing = f"{len(loaded['missing_keys'])} weights are missing, such as {min(loaded['missing_keys'])}"
         raise ModelError(f"{name} cannot be loaded ({missing}); check that the folder is a complete model")
@@ -71,22 +99,24 @@ def load(name: str | Path, *, device: Any = None, dtype: Any = "auto") -> VLM:
         model,
         tokenizer,
         processor,
-        image_processor,
+        with_pixels(image_processor, min_pixels, max_pixels),
         name=str(name),
-        fingerprint=folder_fingerprint(folder, config),
+        fingerprint=quantized(folder_fingerprint(folder, config), quantization_config),
         training=TrainingPictures.of(folder),
     )
 
 
-def find_folder(name: str) -> Path:
+def find_folder(name: str, revision: str | None = None) -> Path:
     """The folder that a name stands for; a Hub id is downloaded first, a GGUF file unpacked."""
     if (here := find_checkpoint(name)) is not None:
+        if revision is not None:
+            raise InputError(f"{name} lies here and has no revision {revision!r}; leave revision out")
         if is_grown(here):
             return folder_of_grown(here, find_folder(language_of(here)))
         return here if here.is_dir() else folder_of(here)
     if in_repository := hub_gguf(name):
-        return folder_of(_download(*in_repository))
-    folder = _download(name)
+        return folder_of(_download(*in_repository, revision=revision))
+    folder = _download(name, revision=revision)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{name} on the Hub has no config.json; if it holds GGUF files, name one: {name}/FILE.gguf")
     return folder
@@ -99,15 +129,15 @@ def config_folder(name: str) -> Path:
     return _download(name, "config.json").parent
 
 
-def _download(name: str, file: str | None = None) -> Path:
+def _download(name: str, file: str | None = None, revision: str | None = None) -> Path:
     """A repository's folder, or one file of it."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         if file:
-            return Path(hf_hub_download(name, file))
-        return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["original/*", "consolidated*"]))
+            return Path(hf_hub_download(name, file, revision=revision))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, ignore_patterns=_OTHERS))
     except LocalEntryNotFoundError:
         raise ModelError(
             f"{name} is not a folder here and the Hugging Face Hub cannot be reached; check the name or the network"
