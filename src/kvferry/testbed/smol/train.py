@@ -147,7 +147,7 @@ def train_tower(pupil: Pupil, folder: Path, plan: Plan, *, seed: int, resume: bo
 
 
 @torch.no_grad()
-def align(pupil: Pupil, plan: Plan, *, seed: int) -> float:
+def align(pupil: Pupil, plan: Plan, *, seed: int, workers: int = 0) -> float:
     """Set the tower's last matrix so that its features come nearest to sums of word vectors (least squares).
 
     Returns the share of the vectors' (weighted) power that is explained on scenes that had no part in it.
@@ -157,8 +157,7 @@ def align(pupil: Pupil, plan: Plan, *, seed: int) -> float:
     cross = torch.zeros(width, pupil.vectors.shape[1], dtype=torch.float64)
     checks = []
     looks = Looks(pixels=plan.tower_pixels, seed=_ALIGN + seed, steps=plan.align_steps)
-    for step in range(len(looks)):
-        look = looks[step]
+    for step, look in enumerate(load_steps(looks, 0, workers)):
         hidden = pupil.middle(look.pixels, look.grids).cpu().double()
         weight = token_weights(look.scenes).double().sqrt()[:, None]
         x = torch.cat([hidden, torch.ones(len(hidden), 1, dtype=torch.float64)], dim=1) * weight
@@ -198,7 +197,7 @@ def train_answer(
         faster={"vision": plan.vision}, limit=plan.answer_seconds,
     )  # fmt: skip
     if fresh or (stage.done == 0 and not (folder / "model" / WEIGHTS).is_file()):
-        print(f"aligned: {align(pupil, plan, seed=seed):.3f} of the power explained", flush=True)
+        print(f"aligned: {align(pupil, plan, seed=seed, workers=workers):.3f} of the power explained", flush=True)
     lessons = Lessons(pupil.prompts, plan.task, seed=seed, steps=plan.answer_steps)
     loader = load_steps(lessons, stage.done, workers)
     recent: dict[str, list[float]] = {}
