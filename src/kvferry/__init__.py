@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kvferry.errors import (
     BitstreamError,
     BudgetError,
+    CancelledError,
     CorruptError,
     DeadlineError,
     EvidenceError,
@@ -71,6 +72,7 @@ __all__ = [
     "Answer",
     "BitstreamError",
     "BudgetError",
+    "CancelledError",
     "CorruptError",
     "DeadlineError",
     "Edge",

@@ -74,6 +74,10 @@ class LinkError(KVFerryError):
     """The other end cannot be reached, went away, or did not answer in time."""
 
 
+class CancelledError(KVFerryError):
+    """Whoever asked called the question off."""
+
+
 class DeadlineError(LinkError):
     """The deadline passed before the answer was complete."""
 

@@ -82,7 +82,7 @@ def ask(
     turns = [(pictures, question), *map(turn_of, follow or [])]
     from kvferry.edge import Edge
     from kvferry.edge.answer import check_answer_by, checked_deadline
-    from kvferry.edge.client import checked_mode
+    from kvferry.edge.checks import checked_mode
     from kvferry.modes import LocalMode
     from kvferry.policy import read_points
 

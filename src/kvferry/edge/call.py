@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError, Future
 
 from kvferry.edge.answer import Answer, CloudSeconds, Seconds
 from kvferry.edge.pacing import Meter, Pacer
+from kvferry.edge.stream import Cancel
 from kvferry.edge.transfer import Transfer
 from kvferry.errors import LinkError
 from kvferry.modes import Mode, OnToken, ProtocolError, Sender
@@ -39,9 +40,11 @@ class Crossing:
         answer_by: float | None = None,
         pacer: Pacer | None = None,
         rtt_seconds: float = 0.0,
+        cancel: Cancel | None = None,
     ) -> None:
         self.sender = sender
         self.seconds = seconds
+        self.cancel = cancel or Cancel()
         self._max_new_tokens = max_new_tokens
         self._on_token = on_token
         self._on_sent = on_sent

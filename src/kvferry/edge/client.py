@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -14,29 +15,29 @@ import grpc
 
 from kvferry.edge.answer import Answer, Seconds, check_answer_by, checked_deadline
 from kvferry.edge.call import Crossing, OnSent
+from kvferry.edge.checks import asked_of, check_talk, checked_mode, checked_rules, one_table
 from kvferry.edge.conversation import Conversation, Opened
 from kvferry.edge.line import Line
 from kvferry.edge.membership import Membership
 from kvferry.edge.pacing import Meter, Pacer
 from kvferry.edge.pilot import LOOK_SHARE, Asked, Pilot, latest_start
+from kvferry.edge.stream import Cancel, Stream
 from kvferry.errors import DeadlineError, InputError, LinkError
 from kvferry.link import Rate
 from kvferry.modes import (
     DEFAULT_RECIPE,
     LocalMode,
-    Mode,
     OnToken,
     ProtocolError,
     Question,
     answer_here,
     mode_name,
-    parse_mode,
 )
-from kvferry.policy import Decision, PointTable, Way, explain, read_points
-from kvferry.policy.situation import PRIVACY, broken_rule
+from kvferry.policy import Decision, PointTable, Way, explain
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
+    from kvferry.messages import Messages
     from kvferry.models import VLM
     from kvferry.recipe import Recipe
 
@@ -97,13 +98,13 @@ class Edge:
         coordinator: str | None = None,
         keep_metadata: bool = False,
     ) -> None:
-        self._privacy = _checked_rules(privacy)
+        self._privacy = checked_rules(privacy)
         self._keep_metadata = keep_metadata
         if coordinator is not None and points is None:
             raise InputError("a coordinator shares the uplink by what each edge could send; pass points with it")
         self._vlm = vlm
         self._deadline = checked_deadline(deadline)
-        table, way = None if points is None else _one_table(points), Way.parse(policy)
+        table, way = None if points is None else one_table(points), Way.parse(policy)
         self._line = Line(cloud, uplink, downlink, delay_ms, hold)
         self._pilot = None if table is None else Pilot(table, way, self._line.translated)
         self._line.pilot = self._pilot
@@ -143,9 +144,10 @@ class Edge:
 
     def ask(
         self,
-        images: Sequence[Any] | Any,
-        question: str,
+        images: Sequence[Any] | Any = (),
+        question: str = "",
         *,
+        messages: Messages | Sequence[Any] | None = None,
         recipe: str | Recipe = DEFAULT_RECIPE,
         mode: str = "kv",
         ship_first: bool = False,
@@ -158,6 +160,7 @@ class Edge:
         on_token: OnToken | None = None,
         on_sent: OnSent | None = None,
         keep: BinaryIO | None = None,
+        cancel: Cancel | None = None,
     ) -> Answer:
         """Ask one question.
 
@@ -165,6 +168,9 @@ class Edge:
         ----------
         images : path, PIL image or array, or a list of them
             May be empty. What is read of them: :func:`kvferry.pictures.open_picture`.
+        messages : sequence of mappings, optional
+            Instead of a question, as in :meth:`kvferry.VLM.prefill`. A system prompt, earlier turns, and pictures
+            between words cross in modes ``kv`` and ``local``.
         recipe : str or Recipe
             How to compress the cache, where ``mode`` is ``kv`` and does not say it.
         mode : str
@@ -196,9 +202,13 @@ class Edge:
         keep : binary file, optional
             Gets a copy of the sent bytes, once they have all been sent: in mode ``kv`` a bitstream that ``kvferry
             inspect`` reads (in steps: one after the other, which it does not).
+        cancel : Cancel, optional
+            Calls the question off from another thread.
 
         Raises
         ------
+        CancelledError
+            ``cancel`` was used.
         InputError, RecipeError, FingerprintError, BitstreamError
             This question cannot be answered; found here or by the cloud.
         LinkError, DeadlineError
@@ -209,9 +219,10 @@ class Edge:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
         check_answer_by(answer_by, seconds)
-        rules = self._privacy if privacy is None else _checked_rules(privacy)
-        pictures = images if isinstance(images, list | tuple) else [images]
-        asked = Question(pictures, question, ship_first, tiers, self._keep_metadata)
+        rules = self._privacy if privacy is None else checked_rules(privacy)
+        asked = asked_of(images, question, messages, ship_first, tiers, self._keep_metadata)
+        cancel = cancel or Cancel()
+        on_token = cancel.heeded(on_token)
         self._check_fallback(fallback)
         with self._line.asking():
             before = self._line.carried
@@ -222,6 +233,7 @@ class Edge:
             crossing = Crossing(
                 opened.sender, max_new_tokens, on_token, on_sent, began, seconds, keep is not None,
                 opened.answer_by if answer_by is None else answer_by, self._line.pacer, self._line.rtt_seconds,
+                cancel,
             )  # fmt: skip
             try:
                 answer = self._line.cross(crossing, opened.mode, before)
@@ -234,6 +246,17 @@ class Edge:
             if keep is not None:
                 keep.write(crossing.sent)
             return replace(answer, why=why)
+
+    def stream(self, images: Sequence[Any] | Any = (), question: str = "", **options: Any) -> Stream:
+        """:meth:`ask`, in a thread: the pieces of the answer as they come, with ``cancel()`` and ``answer``.
+
+        Examples
+        --------
+        >>> with edge.stream(["scene.png"], "what is it?") as pieces:  # doctest: +SKIP
+        ...     for piece in pieces:
+        ...         print(piece, end="")
+        """
+        return Stream(partial(self.ask, images, question, **options))
 
     def conversation(
         self,
@@ -261,7 +284,7 @@ class Edge:
         >>> talk = edge.conversation(["scene.png"], mode="kv:full|transform:80")  # doctest: +SKIP
         >>> talk.ask("what colour is the circle?").text, talk.ask("how many squares are there?").text  # doctest: +SKIP
         """
-        rules = self._privacy if privacy is None else _checked_rules(privacy)
+        rules = self._privacy if privacy is None else checked_rules(privacy)
         self._check_fallback(fallback)
         pictures = images if isinstance(images, list | tuple) else [images]
 
@@ -294,6 +317,7 @@ class Edge:
                 asked, answer_by = replace(asked, tiers=point.tiers), latest_start(decision, seconds)
             or_here = any(x.is_local for x in decision.points)
         chosen = checked_mode(mode, recipe, rules, asked.ship_first)
+        check_talk(asked, chosen)
         sender = None if isinstance(chosen, LocalMode) else chosen.sender(self._vlm, asked, self._line.holdings)
         return Opened(asked, chosen, sender, why, why_local, or_here, answer_by)
 
@@ -339,37 +363,3 @@ class Edge:
         total = time.perf_counter() - began
         seconds = Seconds(prefill=prefill, first_token=first, total=total)
         return Answer(done.text, "local", "", len(done.token_ids), seconds=seconds, why_local=why)
-
-
-def checked_mode(
-    mode: str, recipe: object, privacy: Collection[str] = (), ship_first: bool = False
-) -> Mode | LocalMode:
-    """The mode of a text, as :meth:`Edge.ask` takes it.
-
-    Raises
-    ------
-    InputError, RecipeError
-        There is none, it lets out what ``privacy`` keeps here, or it cannot ship before its question.
-    """
-    chosen = parse_mode(mode, recipe)
-    if ship_first and chosen.NAME != "kv":
-        raise InputError(f"only a cache ships before its question; mode {chosen.NAME} takes no ship_first")
-    if broken := broken_rule(chosen.LEAVES, _checked_rules(privacy)):
-        raise InputError(f"mode {chosen} is not allowed here ({broken}); use kv or local")
-    return chosen
-
-
-def _checked_rules(privacy: Collection[str]) -> frozenset[str]:
-    rules = frozenset([privacy] if isinstance(privacy, str) else privacy)
-    if unknown := rules - set(PRIVACY):
-        raise InputError(f"there is no privacy rule {', '.join(sorted(unknown))}; use {', '.join(PRIVACY)}")
-    return rules
-
-
-def _one_table(points: str | Path | PointTable) -> PointTable:
-    if isinstance(points, PointTable):
-        return points
-    tables = read_points(points)
-    if len(tables) != 1:
-        raise InputError(f"{points} holds {len(tables)} tables; keep the one of these two models, or pass it by itself")
-    return tables[0]

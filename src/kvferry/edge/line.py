@@ -105,11 +105,13 @@ class Line:
         outgoing = crossing.outgoing()
         call = self.stub.Ask(iter(outgoing), timeout=max(crossing.seconds_left, 0.0))
         outgoing.on_failure(call.cancel)
+        crossing.cancel.stops(call.cancel)
         replies = crossing.replies(call)
         try:
             if not self._greeted:  # do no work for a cloud that may not be there
                 replies.expect_accepted(crossing.turns)
             crossing.sender.prepare()
+            crossing.cancel.check()
             if not self._greeted:
                 self._greeted = True
             else:
@@ -118,6 +120,7 @@ class Line:
             return crossing.follow()
         except grpc.RpcError as error:
             self._greeted = False
+            crossing.cancel.check()
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 outgoing.transfer.cut()
             raise outgoing.failure or self.translated(error, crossing.seconds) from None

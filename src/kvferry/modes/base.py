@@ -12,6 +12,8 @@ from kvferry.wire import service_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kvferry.evidence import Prefilled
+    from kvferry.messages import Messages
     from kvferry.models import VLM, Continuation
     from kvferry.summary import Summary
 
@@ -37,6 +39,8 @@ class Question:
         In how many parts a cache travels, the most important tokens first. Only for mode kv.
     keep_metadata : bool
         Picture files keep what they say of place, time and camera. Only where files travel.
+    messages : Messages, optional
+        The conversation that ends with this question, where it is more than pictures and words behind them.
     """
 
     images: Sequence[Any]
@@ -44,6 +48,13 @@ class Question:
     ship_first: bool = False
     tiers: int = 1
     keep_metadata: bool = False
+    messages: Messages | None = None
+
+    def prefilled(self, vlm: VLM, **options: Any) -> Prefilled:
+        """The prompt's cache by the edge's own model; without the question where that is shipped first."""
+        if self.messages is not None:
+            return vlm.prefill(messages=self.messages, **options)
+        return vlm.prefill(self.images, None if self.ship_first else self.text, **options)
 
 
 class Mode(Protocol):

@@ -112,10 +112,9 @@ class KVSender:
             self.bf16_bytes, self.kept = self._holdings.noted(self._scene) or (None, None)
             return
         began = time.perf_counter()
-        question = None if self._question.ship_first else self._question.text
         *earlier, last = self._recipes
         requests = [request for recipe in earlier for request in recipe.requests]
-        prefilled = self._vlm.prefill(self._question.images, question, recipe=last, requests=requests)
+        prefilled = self._question.prefilled(self._vlm, recipe=last, requests=requests)
         # the cloud knows its model by the fingerprint
         self._prefilled = replace(prefilled, cache=replace(prefilled.cache, model_name=""))
         self.bf16_bytes = self._prefilled.cache.full_bf16_bytes

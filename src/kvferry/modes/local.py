@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.errors import InputError
@@ -45,7 +45,7 @@ def answer_here(
         raise InputError("mode local needs a model on this side; load one")
     check_question(question.text)
     began = time.perf_counter()
-    prefilled = vlm.prefill(question.images, question.text)
+    prefilled = replace(question, ship_first=False).prefilled(vlm)
     seconds = time.perf_counter() - began
     done = vlm.resume(prefilled.cache, max_new_tokens=max_new_tokens, on_token=on_token, keep=keep)
     return done, seconds
