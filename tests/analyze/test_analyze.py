@@ -217,7 +217,7 @@ def test_user_errors(tmp_path: Path) -> None:
     file.write_text('{"question": "what?"}\n{"image": "broken.png", "question": "what?"}\n')
     for words, what in (
         (["testbed/edge", "--questions", file], "line 2: .*broken.png"),
-        (["testbed/edge", "--images", tmp_path], "--questions"),
+        (["testbed/edge", "--images", tmp_path], "--data"),
         (["testbed/edge", "--split", "tests"], "validation"),
         (["testbed/edge", "--html", tmp_path / "no" / "report.html"], "no folder"),
     ):
