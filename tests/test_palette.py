@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from kvferry.codecs import CODECS as CODEC_NAMES
-from kvferry.palette import CODECS, SCORERS, codec_look, scorer_look
+from kvferry.palette import CODECS, POLICIES, SCORERS, codec_look, policy_look, scorer_look
 from kvferry.selection import SCORERS as SCORER_NAMES
 
 
@@ -24,3 +24,5 @@ def test_options_do_not_change_it() -> None:
     assert codec_look("int4|zstd") == codec_look("int3,coder=range") == codec_look("intB") == CODECS["int"]
     assert codec_look("fp8") == CODECS["fp8"]
     assert codec_look("mine:2") == codec_look("mine:4")
+    assert policy_look("static:kv:full|int4") == codec_look("int4")
+    assert policy_look("greedy") == POLICIES["greedy"]

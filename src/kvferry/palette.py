@@ -53,6 +53,11 @@ CODECS = {
     "JPEG": Look(INK, "x"),
     "embeds": Look("#777777", "+"),
 }
+POLICIES = {
+    "risk-aware": Look(ACCENT, "D"),
+    "greedy": Look("#0072B2", "o"),
+    "oracle": Look(INK, ""),
+}
 _OTHERS = ("#A6761D", "#1B9E77", "#7570B3", "#E7298A", "#66A61E")
 
 
@@ -65,6 +70,13 @@ def codec_look(name: str) -> Look:
     """Of a codec's text such as ``transform:64`` or ``int4``, or of ``JPEG`` and ``embeds``."""
     codec = re.split(r"[:,|]", name)[0]
     return CODECS.get(codec) or _look(CODECS, codec.rstrip("0123456789B."))
+
+
+def policy_look(name: str) -> Look:
+    """Of a policy; one that always sends the same has the colour of what it sends."""
+    if name.startswith("static:"):
+        return codec_look(name.rpartition("|")[2])
+    return _look(POLICIES, name)
 
 
 def _look(known: dict[str, Look], name: str) -> Look:

@@ -12,6 +12,7 @@ import numpy as np
 
 from kvferry.errors import InputError
 from kvferry.link.trace import Array
+from kvferry.palette import policy_look
 from kvferry.policy.simulation.scenario import Outcome
 from kvferry.statistics import Estimate, mean_interval, ratio_interval
 
@@ -94,11 +95,11 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     in_time, quality, cost = figure.subplots(1, 3)
-    for number, (name, mine) in enumerate(_by_name(rows)):
-        colour = f"C{number % 10}"
-        style = {"color": colour, "marker": "osD^v<>Pp*"[number % 10], "markersize": 5, "capsize": 2, "linewidth": 1.3}
+    for name, mine in _by_name(rows):
+        colour, marker = policy_look(name)
+        style = {"color": colour, "marker": marker, "markersize": 5, "capsize": 2, "linewidth": 1.3}
         if name.startswith("oracle"):
-            style |= {"color": "#7f7f7f", "linestyle": "--"}
+            style |= {"linestyle": "--"}
         deadlines = [x.deadline for x in mine]
         for axes, estimates in ((in_time, [x.on_time for x in mine]), (quality, [x.quality for x in mine])):
             axes.errorbar(deadlines, [x.mean for x in estimates], _margins(estimates), label=name, **style)
@@ -113,8 +114,18 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.legend(*in_time.get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(f"{finding(rows)}\n{title}", x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def finding(rows: Sequence[Row]) -> str:
+    """The policy of the highest mean quality over the deadlines, beside the oracle where one was simulated."""
+    means = {name: float(np.mean([x.quality.mean for x in mine])) for name, mine in _by_name(rows)}
+    known = [name for name in means if not name.startswith("oracle")] or list(means)
+    best = max(known, key=means.__getitem__)
+    oracle = next((name for name in means if name.startswith("oracle")), None)
+    text = f"{best} is worth most: mean quality {means[best]:.2f}"
+    return text if oracle in (None, best) else f"{text}, the oracle {means[oracle or best]:.2f}"
 
 
 def write_png(figure: Figure, path: Path) -> None:
