@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.models import compressing, layout_of
 from kvferry.models.attention import Session, session
-from kvferry.models.kept import NEVER, KeptLayer, RaggedLayer
+from kvferry.models.cache_layers import NEVER, KeptLayer, RaggedLayer
 from kvferry.models.layout import prompts_of
 from kvferry.models.support import text_config, text_config_key
 from tests.models.families import END, IMAGE, build

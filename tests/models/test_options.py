@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 
 from kvferry.errors import UnsupportedModelError
 from kvferry.models import Report, compressing
-from kvferry.models.kept import KeptLayer
+from kvferry.models.cache_layers import KeptLayer
 from tests.models.families import build
 from tests.models.test_compressing import prompts, together
 

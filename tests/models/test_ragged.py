@@ -16,7 +16,7 @@ from transformers.masking_utils import eager_mask
 from kvferry.cache import KVCache, LayerCache
 from kvferry.models import Decoder, compressing, continue_from, prefill_inputs
 from kvferry.models.attention import Session, attached, session
-from kvferry.models.kept import RaggedLayer
+from kvferry.models.cache_layers import RaggedLayer
 from kvferry.models.resume import kept_layers
 from kvferry.models.support import text_config, text_config_key
 from kvferry.recipe import compress, decompress

@@ -10,7 +10,7 @@ import transformers as tf
 
 from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.models import compressing, layout_of, prefill_inputs
-from kvferry.models.kept import KeptLayer
+from kvferry.models.cache_layers import KeptLayer
 from tests.models.families import TEXT, build
 
 

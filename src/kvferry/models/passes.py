@@ -18,7 +18,7 @@ from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.evidence import Prefilled
 from kvferry.models.attention import Observer, Session, session
-from kvferry.models.kept import KeptLayer
+from kvferry.models.cache_layers import KeptLayer
 from kvferry.models.layout import layout_of, prompts_of
 from kvferry.models.reports import Report, SequenceReport
 from kvferry.models.resume import kept_layers

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 from kvferry.cache import KVCache, Modality, PromptLayout, Role
 from kvferry.errors import FingerprintError, InputError
 from kvferry.models.attention import Session, attached, session
-from kvferry.models.kept import KeptLayer, RaggedLayer
+from kvferry.models.cache_layers import KeptLayer, RaggedLayer
 from kvferry.models.rotary import check_same_turn
 from kvferry.models.support import kv_shapes, layer_windows, tied_heads
 
