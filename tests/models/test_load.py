@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from safetensors.torch import load_file, save_file
 
 from kvferry.errors import ModelError, UnsupportedModelError
@@ -98,3 +99,10 @@ def test_other_families_load_from_a_folder(name: str, tmp_path: Path) -> None:
     if vlm.has_vision:
         with pytest.raises(UnsupportedModelError, match="processor could not be loaded"):
             vlm.prefill([np.zeros((16, 16, 3), np.uint8)], "what ?")
+
+
+def test_an_unserved_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    """Only the configuration is there: a look at the weights would be another error."""
+    tf.MambaConfig(vocab_size=96, hidden_size=16, num_hidden_layers=1, state_size=4).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="mamba models cannot be served: recurrent"):
+        load(tmp_path)

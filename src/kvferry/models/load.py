@@ -21,11 +21,12 @@ from transformers import (
 
 from kvferry.checkpoint import find_checkpoint, hub_gguf
 from kvferry.errors import InputError, ModelError
+from kvferry.models.check.families import class_for
 from kvferry.models.fingerprint import folder_fingerprint
 from kvferry.models.gguf import folder_of
 from kvferry.models.grown import folder_of_grown, is_grown, language_of
 from kvferry.models.options import check_names, check_placed, quantized, weights_options, with_pixels
-from kvferry.models.support import visual_token_ids
+from kvferry.models.support import check_kind, visual_token_ids
 from kvferry.models.vlm import VLM
 from kvferry.pictures.familiar import TrainingPictures
 
@@ -82,6 +83,7 @@ def load(
     folder = find_folder(str(name), revision)
     try:
         config = AutoConfig.from_pretrained(folder)
+        check_kind(class_for(config), config)
         kind = AutoModelForImageTextToText if visual_token_ids(config) else AutoModelForCausalLM
         model, loaded = kind.from_pretrained(folder, dtype=_dtype(dtype), output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder)

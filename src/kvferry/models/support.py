@@ -94,11 +94,20 @@ def check_supported(model: PreTrainedModel) -> None:
     """
     from kvferry.models.check import small_models, verdict_of
 
-    if model in small_models:
-        return
-    reason = why_not(type(model), model.config) or verdict_of(model).reason
+    if model not in small_models:
+        _refuse(model.config, why_not(type(model), model.config) or verdict_of(model).reason)
+
+
+def check_kind(kind: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """:func:`check_supported` before there are weights."""
+    from kvferry.models.check import verdict_on
+
+    _refuse(config, why_not(kind, config) or verdict_on(kind, config).reason)
+
+
+def _refuse(config: PreTrainedConfig, reason: str) -> None:
     if reason:
-        raise UnsupportedModelError(f"{model.config.model_type} models cannot be served: {reason}")
+        raise UnsupportedModelError(f"{config.model_type} models cannot be served: {reason}")
 
 
 def tied_heads(model: PreTrainedModel) -> bool:
