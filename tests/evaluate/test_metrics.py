@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -263,3 +264,17 @@ def test_what_is_neither_yes_nor_no_is_no_reference() -> None:
         YesNo().score("blue", ["red"])
     with pytest.raises(InputError, match="choose one of exact, contains, vqa"):
         metric_of("bleu")
+
+
+def test_a_metric_of_ones_own_has_a_name() -> None:
+    class Length(ExactMatch):
+        def score(self, said: str, references: Sequence[str]) -> float:
+            return float(len(said) == len(references[0]))
+
+    METRICS["length"] = Length
+    try:
+        assert metric_of("length").score("abc", ["xyz"]) == 1
+        with pytest.raises(InputError, match="length"):
+            metric_of("width")
+    finally:
+        del METRICS["length"]

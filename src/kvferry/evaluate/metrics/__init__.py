@@ -13,19 +13,23 @@ from kvferry.evaluate.metrics.relaxed import RelaxedAccuracy
 from kvferry.evaluate.metrics.soft import SoftAccuracy
 from kvferry.evaluate.metrics.words import WordF1
 from kvferry.evaluate.metrics.yes_no import PairedYesNo, YesNo
+from kvferry.plugins import Registry
 
-METRICS: dict[str, Callable[[], Metric]] = {
-    "exact": ExactMatch,
-    "contains": Contains,
-    "vqa": SoftAccuracy,
-    "textvqa": partial(SoftAccuracy, possessives=True),
-    "anls": ANLS,
-    "relaxed": RelaxedAccuracy,
-    "f1": WordF1,
-    "yes_no": YesNo,
-    "yes_no_pairs": PairedYesNo,
-    "cider": CIDEr,
-}
+METRICS: Registry[Callable[[], Metric]] = Registry(
+    "metrics",
+    {
+        "exact": ExactMatch,
+        "contains": Contains,
+        "vqa": SoftAccuracy,
+        "textvqa": partial(SoftAccuracy, possessives=True),
+        "anls": ANLS,
+        "relaxed": RelaxedAccuracy,
+        "f1": WordF1,
+        "yes_no": YesNo,
+        "yes_no_pairs": PairedYesNo,
+        "cider": CIDEr,
+    },
+)
 """By name, for questions of one's own. (Perplexity judges a text, no answers: the task ``wikitext``.)"""
 
 
@@ -39,9 +43,11 @@ def metric_of(name: str) -> Metric:
     DependencyError
         It needs a package that is not here.
     """
-    if name not in METRICS:
-        raise InputError(f"there is no metric {name!r}; choose one of {', '.join(METRICS)}")
-    return METRICS[name]()
+    try:
+        made = METRICS.find(name)
+    except KeyError:
+        raise InputError(f"there is no metric {name!r}; choose one of {', '.join(METRICS.names())}") from None
+    return made()
 
 
 __all__ = [
