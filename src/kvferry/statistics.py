@@ -15,6 +15,9 @@ from kvferry.errors import InputError
 RESAMPLES = 4000
 EXACT = 50
 """Up to so many differences the signed-rank test counts all signs; beyond, it takes the normal limit."""
+FEWEST = 6
+"""Of fewer questions no difference can be shown: even where all of them differ, McNemar's p is above 0.05."""
+TOO_FEW = "too few questions"
 _SEED = 20261122
 
 
@@ -61,8 +64,13 @@ def means_with_draws(
 
 
 def _grouped(groups: Sequence[str]) -> npt.NDArray[np.int64]:
-    """A number for each group, ``[n]``; an empty name is a group of its own."""
+    """A number for each group, ``[n]``; an empty name is a group of its own.
+
+    Where all questions are of one group, nothing can be drawn but questions: each is its own.
+    """
     keys = [group or f"\0{i}" for i, group in enumerate(groups)]
+    if len(set(keys)) == 1:
+        keys = [f"\0{i}" for i in range(len(keys))]
     inside: npt.NDArray[np.int64] = np.unique(np.asarray(keys), return_inverse=True)[1]
     return inside
 

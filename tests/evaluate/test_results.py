@@ -118,6 +118,20 @@ def test_questions_on_one_picture_are_drawn_together(write: Write) -> None:
     assert width["pairs"] > 1.2 * width["alone"]
 
 
+def test_one_text_and_a_handful_of_questions_show_nothing(write: Write) -> None:
+    """Questions on one text had intervals without a width, and three of them a difference."""
+    scores = {"full|bf16": [1.0] * 8, "knorm@0.5|int4": [0.0, 1.0] * 4, "none|bf16": [0.0] * 8}
+    (one,) = sheets(write("one", scores, "a" * 8))
+    (own,) = sheets(write("own", scores))
+    rows = {x.title: next(row for row in x.rows if row.name == "knorm@0.5|int4") for x in (one, own)}
+    assert rows["one"].low == rows["own"].low < 0.5 < rows["one"].high == rows["own"].high
+    few = {row: values[:3] for row, values in scores.items()}
+    (sheet,) = sheets(write("few", few))
+    assert {row.against for row in sheet.rows if row.role != "ceiling"} == {"too few questions"}
+    run = read_results(write("run", few))
+    assert {x.words for x in compare(run, run)["A"]} == {"too few questions"}
+
+
 def test_long_runs_and_others_are_refused_by_name(write: Write, tmp_path: Path) -> None:
     for name, what in (("drift-cloud", "a long run"), ("scout-edge", "mode scout")):
         with pytest.raises(InputError, match=what):

@@ -10,7 +10,7 @@ import numpy as np
 from kvferry.errors import InputError
 from kvferry.evaluate.records import Line, Protocol
 from kvferry.evaluate.results import Results
-from kvferry.statistics import Estimate, estimate_of, holm, means_with_draws, paired_p
+from kvferry.statistics import FEWEST, TOO_FEW, Estimate, estimate_of, holm, means_with_draws, paired_p
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Paired:
     @property
     def words(self) -> str:
         """What the interval shows."""
+        if self.difference.n < FEWEST:
+            return TOO_FEW
         if self.difference.low <= 0 <= self.difference.high:
             return "no difference shown"
         return "higher" if self.difference.mean > 0 else "lower"

@@ -17,7 +17,7 @@ from kvferry.evaluate.records import Protocol
 from kvferry.evaluate.tables import FEW, PICTURES, chose_little, few_note, interval, mean_scored
 from kvferry.evaluate.tasks import Task
 from kvferry.evaluate.tasks.own import OWN
-from kvferry.statistics import Estimate, ratio_in_groups
+from kvferry.statistics import FEWEST, TOO_FEW, Estimate, ratio_in_groups
 
 PROTOCOLS: dict[Protocol, str] = {
     "A": "ask, then ship: pictures or text and the question are prefilled and compressed together",
@@ -66,6 +66,8 @@ class Row:
         """What may be said of the difference to the ceiling."""
         if self.change is None:
             return ""
+        if self.change.n < FEWEST:
+            return TOO_FEW
         if self.change.low <= 0 <= self.change.high:
             return "no difference shown"
         return "lower" if self.change.mean < 0 else "higher"
@@ -152,7 +154,9 @@ def notes(head: dict[str, Any], lines: Sequence[Asked], protocol: Protocol, rows
     mine = [x for x in lines if x.protocol == protocol]
     refused = [x for x in mine if x.refused]
     groups = {x.group for x in mine if x.group}
-    drawn = f"; intervals draw the {len(groups)} pictures or texts they are on" if groups else ""
+    drawn = f"; intervals draw the {len(groups)} pictures or texts they are on" if len(groups) > 1 else ""
+    if len(groups) == 1 and len(mine) > 1:
+        drawn = ", all on one picture or text: what intervals say holds for questions on that one only"
     text = [
         f"Protocol {protocol}, {PROTOCOLS[protocol]}. n = {rows[0].score.n} questions, the same for every row{drawn}.",
         "KL (nats a token) and top-1 agreement hold next-token distributions against the full cache's, along its "

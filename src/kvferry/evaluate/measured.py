@@ -15,7 +15,7 @@ from kvferry.evaluate.plan import BARE
 from kvferry.evaluate.records import Line, Outcome, Protocol
 from kvferry.evaluate.tables import PICTURES as PICTURE_ROWS
 from kvferry.recipe import Recipe
-from kvferry.statistics import Estimate, estimate_of, holm, means_with_draws, paired_p, wilcoxon
+from kvferry.statistics import FEWEST, TOO_FEW, Estimate, estimate_of, holm, means_with_draws, paired_p, wilcoxon
 
 KEPT = 0.98
 """The share of the full cache's accuracy that a row has to reach to count as good."""
@@ -136,6 +136,8 @@ class Comparison:
     @property
     def words(self) -> str:
         """What the interval shows."""
+        if self.difference.n < FEWEST:
+            return TOO_FEW
         if self.difference.low <= 0 <= self.difference.high:
             return SAME
         return "more right" if self.difference.mean > 0 else "fewer right"

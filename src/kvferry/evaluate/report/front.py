@@ -12,7 +12,7 @@ from kvferry.evaluate.measured import SAME, Measured, Point
 from kvferry.evaluate.results import Results, read_results
 from kvferry.evaluate.tables import PROTOCOLS, chose_little
 from kvferry.selection import SCORED
-from kvferry.statistics import Estimate, estimate_of
+from kvferry.statistics import TOO_FEW, Estimate, estimate_of
 
 ORIGIN = (
     "command", "commit", "model", "fingerprint", "dtype", "architecture", "parameters", "torch", "transformers",
@@ -194,7 +194,7 @@ def _against(measured: Measured, name: str, found: Results) -> str:
     if name == measured.full:
         return SAME
     compared = measured.compare(name, measured.full)
-    if found.metric is None or compared.words == SAME:
+    if found.metric is None or compared.words in (SAME, TOO_FEW):
         return compared.words
     return "higher" if compared.difference.mean > 0 else "lower"
 
