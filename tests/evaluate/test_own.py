@@ -67,7 +67,7 @@ def test_one_command_makes_a_table(kv: Ran, model: Path, data: Path, tmp_path: P
     """Ceiling, floor, recipes, the pictures as JPEG and their embeddings beside them, on the same questions."""
     out = tmp_path / "own.jsonl"
     line = ["sweep", model, "--data", data, "--recipe", "knorm@0.5|int4", "--jpeg", "90,20", "--embeds", "int8"]
-    line += ["--max-new-tokens", LONGEST, "--out", out, "--n", "9"]
+    line += ["--max-new-tokens", LONGEST, "--out", out]
     code, said, err = kv(*line, "--json")
     assert code == 0, err
     tables = json.loads(said)

@@ -21,6 +21,8 @@ from kvferry.errors import InputError
 if TYPE_CHECKING:
     from kvferry.evaluate.plan import Evaluation
 
+ROWS = 1000
+
 
 def evaluate(
     model: Model = "",
@@ -35,7 +37,9 @@ def evaluate(
         str,
         typer.Option("--protocol", "--protocols", help="A (ask, then ship), B (ship, then ask), AB; by default all."),
     ] = "",
-    n: Annotated[int, typer.Option(help="Questions.", min=1)] = 1000,
+    n: Annotated[
+        int | None, typer.Option(help=f"How many questions; all of your own, or {ROWS} of a benchmark.", min=1)
+    ] = None,
     start: Annotated[int, typer.Option(help="First question, in the data's order.", min=0)] = 0,
     data: Annotated[
         Path | None,
@@ -69,7 +73,7 @@ def evaluate(
     if set(protocol) - {"A", "B"}:
         raise InputError(f"--protocol is A, B or AB, not {protocol!r}")
     if not task and data is not None:
-        look(data, images, n, start, json=json)
+        n = look(data, images, n, start, json=json).total
     plan = Evaluation(
         model,
         task or OWN,
@@ -77,7 +81,7 @@ def evaluate(
         tuple(p for p in ("A", "B") if p in protocol),
         str(data or ""),
         split,
-        n,
+        n or ROWS,
         start,
         device,
         dtype,

@@ -16,6 +16,8 @@ from kvferry.cli.console import Device, Dtype, console, typed, waiting
 from kvferry.cli.questions import Data, Images, Instruction, MaxNewTokens, Metric, questions_of
 from kvferry.errors import InputError
 
+DRAWN = 30
+
 
 def profile(
     edge: Annotated[str, typer.Option(help="The model on the edge.")] = "testbed/cloud",
@@ -28,7 +30,9 @@ def profile(
     metric: Metric = "",
     max_new_tokens: MaxNewTokens = 0,
     split: Annotated[str, typer.Option(help="Without --data: of the testbed's questions.")] = "validation",
-    n: Annotated[int, typer.Option(help="Questions.", min=1)] = 30,
+    n: Annotated[
+        int | None, typer.Option(help=f"How many questions; all of --data, or {DRAWN} drawn ones.", min=1)
+    ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="Instead of the usual ones; repeatable.")] = None,
     tiers: Annotated[
         int, typer.Option(help="Caches travel in so many parts, and parts of them are measured too.", min=1)
@@ -52,7 +56,11 @@ def profile(
     judge = metric_of(metric or "exact")
     if judge.score("yes", ("yes",)) is None:
         raise InputError(f"{metric} has no score for one answer, which a mode's quality is made of; choose another")
-    questions = questions_of(data, images, split, n, n, instruction, json)
+    questions = questions_of(data, images, split, n, DRAWN, instruction, json)
+    if data is not None and "images" in questions.lacking:
+        raise InputError(
+            f"{questions.lacking['images']} has no picture, and modes are measured on pictures; give it one"
+        )
     cases = [engine.Case(x.images, x.text, x.answers) for x in questions.each()]
     with waiting(f"loading {edge}, {cloud}", json):
         there = load(cloud, device=device or None, dtype=dtype)

@@ -34,6 +34,8 @@ from kvferry.errors import InputError
 if TYPE_CHECKING:
     from kvferry.evaluate.tables import Row
 
+DRAWN = 500
+
 
 def _numbers(text: str) -> list[float]:
     try:
@@ -71,7 +73,9 @@ def sweep(
     instruction: Instruction = "",
     max_new_tokens: MaxNewTokens = 0,
     split: Annotated[str, typer.Option(help="Without --data: of the testbed's questions.")] = "test",
-    n: Annotated[int, typer.Option(help="Questions.", min=1)] = 500,
+    n: Annotated[
+        int | None, typer.Option(help=f"How many questions; all of --data, or {DRAWN} drawn ones.", min=1)
+    ] = None,
     start: Annotated[int, typer.Option(help="First question.", min=0)] = 0,
     check: Annotated[str, typer.Option(help="'generate', or 'forced': the same for the testbed, faster.")] = "generate",
     jpeg: Jpeg = "",
@@ -154,7 +158,7 @@ def sweep(
         recipes,
         tuple(p for p in ("A", "B") if p in protocols),
         split,
-        n,
+        n or DRAWN,
         start,
         max_new_tokens=max_new_tokens or engine.Sweep.max_new_tokens,
         check=check,  # type: ignore[arg-type]
@@ -175,7 +179,7 @@ def sweep(
     )
     before = len(records.read(out)[1]) if out.exists() and out.stat().st_size else 0
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(f"{len(recipes)} recipes", total=n * len(plan.protocols), completed=before)
+        task = progress.add_task(f"{len(recipes)} recipes", total=plan.n * len(plan.protocols), completed=before)
         for _ in engine.run(plan, out, processes or os.cpu_count() or 1, typed(), ray):
             progress.advance(task)
     _, lines = records.read(out)
