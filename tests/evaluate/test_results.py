@@ -19,7 +19,7 @@ from kvferry.errors import InputError
 from kvferry.evaluate.compare import compare
 from kvferry.evaluate.evaluation import Asked, Reply
 from kvferry.evaluate.export import export
-from kvferry.evaluate.latex import escape
+from kvferry.evaluate.latex import escape, latex_tables
 from kvferry.evaluate.records import Scribe
 from kvferry.evaluate.report import render, results_files, sheets
 from kvferry.evaluate.results import read_results
@@ -28,7 +28,7 @@ from tests.analyze.test_analyze import Page
 from tests.evaluate.test_tables import lines as swept_lines
 from tests.evaluate.test_tables import write as write_sweep
 
-ROWS = {"full|bf16": 9000, "knorm@0.5|int4": 1000, "image:30": 400, "none|bf16": 900}
+ROWS = {"full|bf16": 9000, "knorm@0.5|int4": 1000, "image:30": 400, "none|bf16": 900, "prompt": 0}
 Write = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
 
@@ -101,10 +101,13 @@ def test_figures_of_any_metric_are_shown(write: Write) -> None:
     assert (sheet.score, sheet.asked) == ("perplexity", "wikitext (Salesforce/wikitext, split test)")
     assert rows["full|bf16"].accuracy == pytest.approx(np.exp(2.1))
     assert rows["prompt"].role == "floor"
-    assert rows["prompt"].of_full is None
+    assert (rows["prompt"].of_full, rows["prompt"].smaller, rows["prompt"].bytes) == (None, None, 0)
     assert {row.name for row in sheet.rows if row.front} == set(nats)
     assert sheet.most == pytest.approx(np.exp(5.2))
     assert "perplexity" in render([sheet])
+    assert latex_tables([sheet]).count(r"\times") == 2
+    with pytest.raises(InputError, match="the full cache scores 0 under protocol A"):
+        list(sheets(write("zero", {"full|bf16": [0.0, 0.0], "none|bf16": [0.0, 1.0]})))
     for sheet in sheets(ROOT / "study" / "results" / "eval-cloud.jsonl"):
         assert (sheet.score, sheet.split, sheet.ships) == ("accuracy", "validation", True)
 
@@ -199,6 +202,7 @@ def test_latex_stands_as_it_is(write: Write, tmp_path: Path) -> None:
     assert all(x.count(" & ") == 4 and x.endswith(r"\\") for x in body if x)
     assert r"50\%\_\&\{x\}.jsonl" in text
     assert not re.search(r"(?<!\\)[%&_#](?![ \\])", text.replace(" & ", "").split("\n", 1)[1])
+    assert r"kvferry eval me/mine -{}-data" in text
     assert escape("a\\b~c^d$e") == r"a\textbackslash{}b\textasciitilde{}c\textasciicircum{}d\$e"
 
 

@@ -100,7 +100,8 @@ def run(plan: Evaluation, out: Path, processes: int = 1, command: str = "") -> I
     task = planned_task(vars(plan))
     metric, vlm = task.metric.name, _load(plan)
     if task.visual and not vlm.has_vision:
-        raise InputError(f"{plan.model} reads text only and {plan.task} has pictures; choose a vision-language model")
+        what = plan.data or plan.task
+        raise InputError(f"{plan.model} reads text only and {what} has pictures; choose a vision-language model")
     rows = _rows(plan, task, vlm)
     first = next(rows, None)
     if first is None:

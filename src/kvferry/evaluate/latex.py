@@ -16,7 +16,8 @@ NEW_LINE = r"\\"
 
 def escape(text: str) -> str:
     """A text as LaTeX prints it; line feeds become spaces."""
-    return " ".join("".join(_SIGNS.get(sign, sign) for sign in text).split())
+    plain = "".join(_SIGNS.get(sign, sign) for sign in text)
+    return " ".join(plain.replace("--", "-{}-").split())  # two hyphens would be a dash
 
 
 def latex_tables(found: Sequence[Sheet]) -> str:
@@ -60,5 +61,5 @@ def _cells(row: Row, share: bool) -> list[str]:
         f"{row.accuracy:.3f} [{row.low:.3f}, {row.high:.3f}]",
         *([f"{100 * (row.of_full or 0):.1f}"] if share else []),
         f"{row.bytes:,.0f}",
-        rf"{row.smaller:.1f}$\times$",
+        "" if row.smaller is None else rf"{row.smaller:.1f}$\times$",
     ]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kvferry.errors import InputError
 from kvferry.evaluate.evaluation_tables import PROTOCOLS as OF_EVALUATIONS
 from kvferry.evaluate.measured import SAME, Measured, Point
 from kvferry.evaluate.results import Results, read_results
@@ -43,7 +44,7 @@ class Row:
     role : {"", "ceiling", "floor", "oracle"}
         ``oracle`` rows know a question that no deployment knows; they are on no front.
     bytes, smaller : float
-        Mean of whole bitstreams, and how many times less that is than the cache in BF16.
+        Mean of whole bitstreams, and how many times less that is than the cache in BF16; None where nothing crosses.
     accuracy, low, high : float
         The mean score of all questions as it is shown, and its interval.
     of_full : float or None
@@ -64,7 +65,7 @@ class Row:
     family: str
     role: str
     bytes: float
-    smaller: float
+    smaller: float | None
     accuracy: float
     low: float
     high: float
@@ -127,6 +128,11 @@ def sheets(path: Path) -> Iterator[Sheet]:
     drawn = "sweep" in found.head or found.plan["task"] == "testbed"
     for protocol in found.protocols:
         measured = Measured(found.lines, protocol)
+        if found.higher_is_better and not measured.accuracy(measured.full).mean:
+            raise InputError(
+                f"{path}: the full cache scores 0 under protocol {protocol}, so there is nothing to compare; its "
+                "command says what the model answers instead, and what helps"
+            )
         rows = _rows(measured, found)
         yield Sheet(
             title=path.stem,
@@ -168,7 +174,7 @@ def _rows(measured: Measured, found: Results) -> tuple[Row, ...]:
                 family=point.family,
                 role=_role(measured, point),
                 bytes=measured.bytes[name],
-                smaller=measured.bf16 / measured.bytes[name],
+                smaller=measured.bf16 / measured.bytes[name] if measured.bytes[name] else None,
                 accuracy=accuracy.mean,
                 low=accuracy.low,
                 high=accuracy.high,

@@ -23,9 +23,9 @@ const grouped = (number, digits = 0) =>
   number.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits});
 
 function draw(sheet, section) {
-  const sizes = sheet.rows.map((row) => Math.log10(row.bytes));
+  const sizes = sheet.rows.map((row) => Math.log10(Math.max(row.bytes, 1)));
   const low = Math.min(...sizes) - 0.08, high = Math.max(...sizes) + 0.08;
-  const x = (bytes) => LEFT + (WIDTH - LEFT - RIGHT) * (Math.log10(bytes) - low) / (high - low || 1);
+  const x = (bytes) => LEFT + (WIDTH - LEFT - RIGHT) * (Math.log10(Math.max(bytes, 1)) - low) / (high - low || 1);
   const y = (score) => HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * score / sheet.most;
   const plot = svg("svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img",
     "aria-label": `${sheet.score} over bytes of ${sheet.rows.length} rows; the table below has the figures`},
@@ -72,7 +72,8 @@ function draw(sheet, section) {
 function describe(row, card, sheet) {
   card.replaceChildren();
   html("b", row.name + (row.role ? ` (${row.role})` : ""), card);
-  html("div", `${grouped(row.bytes)} bytes, ${grouped(row.smaller, 1)}x smaller than BF16`, card);
+  html("div", `${grouped(row.bytes)} bytes`
+    + (row.smaller === null ? "" : `, ${grouped(row.smaller, 1)}x smaller than BF16`), card);
   html("div", `${sheet.score} ${row.accuracy.toFixed(3)} [${row.low.toFixed(3)}, ${row.high.toFixed(3)}], `
     + (row.of_full === null ? "" : `${(100 * row.of_full).toFixed(1)} % of full: `) + row.against, card);
   if (row.kl !== null) html("div", `KL ${row.kl.toFixed(5)} nats a token`, card);
