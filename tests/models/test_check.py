@@ -134,6 +134,7 @@ def test_layers_of_different_heads_cross(home: Path) -> None:
     config = tf.Gemma4TextConfig(**TEXT, head_dim=8, global_head_dim=16, sliding_window=12, num_kv_shared_layers=0,
                                  hidden_size_per_layer_input=0, vocab_size_per_layer_input=96,
                                  layer_types=["sliding_attention", "sliding_attention", "full_attention"])  # fmt: skip
+    torch.manual_seed(0)
     model = tf.Gemma4ForCausalLM(config).eval()
     prefilled = prefill_inputs(model, {"input_ids": PROMPT}, [EvidenceRequest("question", layers="last")])
     assert [x.keys.shape[-1] for x in prefilled.cache] == [8, 8, 16]
