@@ -15,8 +15,8 @@ from kvferry.cli.console import model_of
 from kvferry.errors import InputError
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-NO_MODEL = {"inspect", "link", "trace", "simulate", "break-even", "export", "compare", "coordinate"}
-"""Commands that load none: all others do."""
+NO_MODEL = {"inspect", "link", "trace", "simulate", "break-even", "export", "compare", "coordinate", "check"}
+"""Commands that load none (check builds a small one): all others do."""
 
 
 def options(name: str) -> set[str]:
