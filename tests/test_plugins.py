@@ -168,6 +168,7 @@ def test_a_dictionary_refuses_another_method_of_the_same_name(site: Path) -> Non
 
 
 def test_a_file(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(IMPORT, "")  # as it was, when this test is over
     (tmp_path / "beside.py").write_text("POWER = 3\n")
     file = tmp_path / "my_method.py"
     file.write_text(f"{SCORER}\nimport beside\nfrom kvferry.selection import SCORERS\nSCORERS['mine'] = LastRow\n")
