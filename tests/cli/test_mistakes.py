@@ -47,6 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (1000, 2)).save(folder / "narrow.png")
     (folder / "words.txt").write_text("no picture")
     (folder / "empty").mkdir()
+    talk = [{"role": "system", "content": "one word"}, {"role": "user", "content": "what colour?"}]
+    (folder / "talk.json").write_text(json.dumps(talk))
     return folder
 
 
@@ -84,6 +86,17 @@ MISTAKES: list[tuple[list[str], str]] = [
     ([*ASK, "--device", "gpu"], "there is no device 'gpu'"),
     ([*ASK, "--dtype", "int3"], "is not a dtype"),
     ([*ASK, "--import", "nowhere.py"], "there is no file"),
+    ([*ASK, "--messages", "words.txt"], "leave words and --follow out"),
+    (["ask", "--messages", "words.txt"], "is not JSON"),
+    (["ask", "--messages", "talk.json", "--mode", "image"], "mode image sends pictures and one question"),
+    (["edge", "nowhere.png"], "there is no picture at nowhere.png"),
+    (["edge", "--watch", "nowhere", "--question", "what?"], "there is no folder nowhere"),
+    (["edge", "--watch", "empty"], "needs a --question"),
+    (["edge", "--watch", "empty", "--video", "a.mp4", "--question", "what?"], "two sources"),
+    (["edge", "--video", "a.mp4", "--question", "what?"], "there is no video a.mp4"),
+    (["edge", "--question", "what?"], "questions come from stdin"),
+    (["edge", "--mode", "pigeon"], "there is no mode 'pigeon'"),
+    (["edge", "--cloud", "127.0.0.1:1"], "cannot be reached"),
     (["serve", "--listen", "7421"], "is not an address"),
     (["serve", "--model", "testbed/none"], "there is no model at testbed/none"),
     (["sweep", "--recipe", "snapkv"], "needs the fraction"),
@@ -140,7 +153,8 @@ def test_one_answers_soon(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["ask", "--json"], "Missing argument"),
+        (["ask", "--json"], "there is nothing to ask"),
+        (["inspect", "--json"], "Missing argument"),
         (["--json"], "No such option: --json"),
         (["pigeon", "--json"], "No such command 'pigeon'"),
         (["sweep", "--n", "x", "--json"], "Invalid value for '--n'"),

@@ -20,6 +20,7 @@ from kvferry.cli.compare import compare
 from kvferry.cli.coordinate import coordinate
 from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
+from kvferry.cli.edge import edge
 from kvferry.cli.ending import run
 from kvferry.cli.evaluate import evaluate
 from kvferry.cli.export import export
@@ -41,7 +42,7 @@ app = typer.Typer(
     add_completion=False,
 )
 COMMANDS = (
-    serve, ask, inspect, demo, check, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
+    serve, ask, edge, inspect, demo, check, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
     simulate, break_even, profile, report, export, compare, coordinate, studio,
 )  # fmt: skip
 OTHERS: dict[Any, dict[str, Any]] = {

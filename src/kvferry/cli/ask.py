@@ -9,8 +9,29 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from rich.markup import escape
 
-from kvferry.cli.asked import check_reachable, pictures_and_question, turn_of
-from kvferry.cli.console import Device, Dtype, SendingBar, console, print_json, waiting
+from kvferry.cli.asked import pictures_and_question, read_messages, turn_of
+from kvferry.cli.connect import (
+    Cloud,
+    Coordinator,
+    Deadline,
+    Delay,
+    Downlink,
+    EdgeModel,
+    Fallback,
+    KeepMetadata,
+    MaxNewTokens,
+    ModeText,
+    NoEmbeds,
+    NoPixels,
+    Points,
+    PolicyText,
+    RecipeText,
+    ShipFirst,
+    Tiers,
+    Uplink,
+    connect,
+)  # fmt: skip
+from kvferry.cli.console import Device, Dtype, SendingBar, console, print_json
 from kvferry.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,52 +40,36 @@ if TYPE_CHECKING:
 
 def ask(
     words: Annotated[
-        list[str], typer.Argument(metavar="PICTURE... QUESTION", help="Picture files, then the question.")
-    ],
-    cloud: Annotated[str, typer.Option(help="host:port of `kvferry serve`.")] = "127.0.0.1:7421",
-    model: Annotated[
-        str, typer.Option(help="The model on this side: the cloud's for kv and embeds, one of its family for scout.")
-    ] = "testbed/cloud",
+        list[str] | None, typer.Argument(metavar="PICTURE... QUESTION", help="Picture files, then the question.")
+    ] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(help="Instead: a JSON file of messages with role and content, pictures by their path."),
+    ] = None,
+    cloud: Cloud = "127.0.0.1:7421",
+    model: EdgeModel = "testbed/cloud",
     device: Device = "",
     dtype: Dtype = "auto",
-    recipe: Annotated[
-        str, typer.Option(help="How to compress, for mode kv: a recipe, or tiny, balanced or lossless.")
-    ] = "balanced",
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="What crosses: kv[:RECIPE], image[:QUALITY][,mask=FRACTION], embeds[:CODEC], scout[:SCORER@FRACTION], "
-            "prompt, nothing (local), or what suits the link best (auto)."
-        ),
-    ] = "kv",
-    points: Annotated[Path | None, typer.Option(help="What `kvferry profile` measured, for mode auto.")] = None,
-    policy: Annotated[
-        str, typer.Option(help="How mode auto chooses: risk-aware[:0.1], greedy[:0.8], static:MODE.")
-    ] = "risk-aware",
-    coordinator: Annotated[
-        str | None, typer.Option(help="host:port of `kvferry coordinate`, which shares this uplink out.")
-    ] = None,
-    no_pixels: Annotated[bool, typer.Option("--no-pixels", help="Refuse modes that send the picture.")] = False,
-    no_embeds: Annotated[bool, typer.Option("--no-embeds", help="Refuse modes that send its embeddings.")] = False,
-    keep_metadata: Annotated[
-        bool, typer.Option("--keep-metadata", help="Let EXIF (place, time, camera) leave with a picture file.")
-    ] = False,
+    recipe: RecipeText = "balanced",
+    mode: ModeText = "kv",
+    points: Points = None,
+    policy: PolicyText = "risk-aware",
+    coordinator: Coordinator = None,
+    no_pixels: NoPixels = False,
+    no_embeds: NoEmbeds = False,
+    keep_metadata: KeepMetadata = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print why mode auto chose what it chose.")] = False,
-    fallback: Annotated[
-        bool, typer.Option("--fallback", help="Answer with the model on this side if the cloud cannot.")
-    ] = False,
-    ship_first: Annotated[
-        bool, typer.Option("--ship-first", help="Compress without looking at the question (protocol B).")
-    ] = False,
-    tiers: Annotated[int, typer.Option(help="Send the most important tokens first, in so many parts.", min=1)] = 1,
-    uplink: Annotated[str | None, typer.Option(help="Emulate a link: a rate like 10mbit, or trace:FILE.")] = None,
-    downlink: Annotated[str | None, typer.Option(help="The same for the way back.")] = None,
-    delay: Annotated[float, typer.Option(help="One-way delay of the emulated link, in ms.", min=0)] = 0.0,
-    deadline: Annotated[float, typer.Option(help="Seconds the question may take.")] = 30.0,
+    fallback: Fallback = False,
+    ship_first: ShipFirst = False,
+    tiers: Tiers = 1,
+    uplink: Uplink = None,
+    downlink: Downlink = None,
+    delay: Delay = 0.0,
+    deadline: Deadline = 30.0,
     answer_by: Annotated[
         float | None, typer.Option(help="Seconds after which the cloud answers from the tiers that have arrived.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.", min=1)] = 16,
+    max_new_tokens: MaxNewTokens = 16,
     follow: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,34 +81,27 @@ def ask(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Ask a cloud a question about pictures."""
-    pictures, question = pictures_and_question(words)
+    said_before = None if messages is None else read_messages(messages, words, follow)
+    pictures, question = ([], "") if said_before else pictures_and_question(words or [])
     if follow and save is not None:
         raise InputError("--save keeps what one question sent; leave it out with --follow")
     turns = [(pictures, question), *map(turn_of, follow or [])]
-    from kvferry.edge import Edge
-    from kvferry.edge.answer import check_answer_by, checked_deadline
-    from kvferry.edge.checks import checked_mode
-    from kvferry.modes import LocalMode
-    from kvferry.policy import read_points
+    if explain and mode != "auto":
+        raise InputError("--explain says why --mode auto chose what it chose; add that and --points")
+    if answer_by is not None:
+        from kvferry.edge.answer import check_answer_by
 
-    auto = mode == "auto"
-    check_answer_by(answer_by, checked_deadline(deadline))
-    if auto == (points is None) or (explain and not auto):
-        raise InputError(
-            "--mode auto and --points go together, and --explain needs both; `kvferry profile` makes points"
-        )
-    if points is not None:
-        read_points(points)
-    rules = [rule for rule, wanted in (("no-pixels", no_pixels), ("no-embeds", no_embeds)) if wanted]
-    chosen = None if auto else checked_mode(mode, recipe, rules, ship_first)
-    if not (fallback or auto or isinstance(chosen, LocalMode)):
-        check_reachable(cloud)
-    vlm = None
-    if fallback or chosen is None or chosen.needs_model:
-        with waiting(f"loading {model}", json):
-            from kvferry.models import load
+        check_answer_by(answer_by, deadline)
+    if said_before is not None:
+        from kvferry.edge.checks import asked_of, check_talk
+        from kvferry.modes import parse_mode
 
-            vlm = load(model, device=device or None, dtype=dtype)
+        check_talk(asked_of((), "", said_before, ship_first, tiers, keep_metadata), parse_mode(mode, recipe))
+    ready = connect(
+        cloud, model, device, dtype, recipe, mode, points=points, policy=policy, coordinator=coordinator,
+        no_pixels=no_pixels, no_embeds=no_embeds, keep_metadata=keep_metadata, fallback=fallback,
+        ship_first=ship_first, uplink=uplink, downlink=downlink, delay=delay, deadline=deadline, json=json,
+    )  # fmt: skip
     said: list[str] = []
 
     def speak(_: int, text: str) -> None:
@@ -123,22 +121,7 @@ def ask(
         if explain and answer.why:
             console().print(escape(answer.why), soft_wrap=True)
 
-    with (
-        Edge(
-            vlm,
-            cloud,
-            uplink=uplink,
-            downlink=downlink,
-            delay_ms=delay,
-            deadline=deadline,
-            points=points,
-            policy=policy,
-            privacy=rules,
-            coordinator=coordinator,
-            keep_metadata=keep_metadata,
-        ) as edge,
-        _copy_to(save) as keep,
-    ):
+    with ready as edge, _copy_to(save) as keep:
         if follow:
             talk = edge.conversation(
                 (),
@@ -164,6 +147,7 @@ def ask(
             answer = edge.ask(
                 pictures,
                 question,
+                messages=said_before,
                 recipe=recipe,
                 mode=mode,
                 ship_first=ship_first,

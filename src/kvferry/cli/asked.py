@@ -5,14 +5,15 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvferry.errors import InputError, LinkError
 from kvferry.pictures import check_picture
 
+if TYPE_CHECKING:
+    from kvferry.messages import Messages
+
 HOW = 'write picture files, then the question in quotes: kvferry ask scene.png "what colour is the circle?"'
-_SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".ppm", ".jp2",
-}  # fmt: skip
 CONNECT_SECONDS = 1.0
 
 
@@ -24,6 +25,8 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str]:
     InputError
         There is no question, a picture stands where it should be or the other way round, or a picture cannot be used.
     """
+    if not words:
+        raise InputError(f"there is nothing to ask; {HOW}")
     *pictures, question = words
     if names_file(question):
         asked = next((word for word in pictures if not names_file(word)), None)
@@ -34,6 +37,24 @@ def pictures_and_question(words: Sequence[str]) -> tuple[list[str], str]:
     if not question.strip():
         raise InputError(f"the question is empty; {HOW}")
     return pictures, question
+
+
+def read_messages(path: Path, words: Sequence[str] | None, follow: Sequence[str] | None) -> Messages:
+    """The messages in a file, their pictures checked.
+
+    Raises
+    ------
+    InputError
+        There are none, or further words beside them.
+    """
+    if words or follow:
+        raise InputError("--messages holds pictures, turns and question; leave words and --follow out")
+    from kvferry.messages import Messages
+
+    found = Messages.read(path)
+    for image in found.images:
+        check_picture(image)
+    return found
 
 
 def check_pictures(pictures: Sequence[str]) -> None:
@@ -78,11 +99,13 @@ def check_reachable(cloud: str) -> None:
 
 def names_file(text: str) -> bool:
     """Whether a text is a file's name rather than words: it is there, or looks like a picture's."""
+    from kvferry.edge.sources import names_picture
+
     try:
-        there = Path(text).exists()
-    except OSError:  # too long for a name
+        there = bool(text.strip()) and Path(text).exists()
+    except (OSError, ValueError):  # too long for a name
         return False
-    return bool(text.strip()) and (there or (len(text.split()) == 1 and Path(text).suffix.lower() in _SUFFIXES))
+    return there or names_picture(text)
 
 
 def _listed(words: Sequence[str]) -> str:
