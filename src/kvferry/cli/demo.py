@@ -66,6 +66,7 @@ def demo(
     from kvferry.cloud.child import cloud_process
     from kvferry.codecs.profile_store import has_profile
     from kvferry.edge import Edge
+    from kvferry.evaluate.results import SHIPPED
     from kvferry.models import load
     from kvferry.testbed import exact_match, samples
 
@@ -101,7 +102,8 @@ def demo(
     title = f"{n} test questions over {uplink}/s, protocol A (ask, then ship), both ends hold {model}"
     note = (
         f'Answer shown: "{featured.question}" (truth: {featured.answer}). Bytes and times are means; '
-        "bytes are all those of the TCP stream to the cloud. A small model, drawn scenes; full tables: RESULTS.md."
+        "bytes are all those of the TCP stream to the cloud. "
+        f"{'A small model, drawn' if model in SHIPPED else 'Drawn'} scenes; full tables: RESULTS.md."
     )
     if into is not None:
         _write_into(into, rows, title, note, n)
