@@ -26,6 +26,7 @@ from tests.docs.blocks import ROOT, Block, words_of
 QUESTIONS = 8
 """A command that asks more questions than this (``--n``) is checked only: it takes minutes."""
 CHECKED_ONLY = {
+    "edge": "asks until its input ends; tests/cli/test_edge.py runs it",
     "demo": "starts two processes and asks 20 questions in ten ways; tests/cli/test_demo.py runs it",
     "tune": "searches for minutes; tests/fit/test_tune.py runs a small search",
     "ask --answer-by": "its answer depends on how fast this machine is; tests/crossing/test_progressive.py runs it",
