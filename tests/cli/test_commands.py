@@ -170,7 +170,7 @@ def test_user_errors(
     assert "kvferry serve" in refused(run("ask", picture, QUESTION, "--cloud", "127.0.0.1:9", "--model", model_folder))
     assert "same model" in refused(run("ask", picture, QUESTION, "--cloud", cloud.address, "--model", other_folder))
     assert "absent.png" in refused(run("ask", "absent.png", QUESTION, *here))
-    assert "picture" in refused(run("ask", broken, QUESTION, *here))
+    assert "cannot be decoded" in refused(run("ask", broken, QUESTION, *here))
     assert "empty" in refused(run("ask", picture, "", *here))
     assert "q2c" in refused(run("ask", picture, QUESTION, *here, "--recipe", "q3c@0.5|int8"))
     assert "(0, 1]" in refused(run("ask", picture, QUESTION, *here, "--recipe", "q2c@1.5|int8"))

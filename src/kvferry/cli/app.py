@@ -49,6 +49,7 @@ OTHERS: dict[Any, dict[str, Any]] = {
     profile: {"cloud": check_model, "edge": check_model},
     break_even: {"model": None},
     simulate: {"policy": None},
+    trace: {"out": None},
 }
 """Commands in which a parameter's name means something else than in the others."""
 QUIET = {"GRPC_VERBOSITY": "NONE", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from kvferry.checkpoint import find_checkpoint
-from kvferry.errors import ModelError
+from kvferry.errors import InputError, ModelError
 from kvferry.plugins import import_files
 
 Check = Callable[[str], None]
@@ -105,6 +107,23 @@ def check_policy(text: str) -> None:
     Way.parse(text)
 
 
+def check_file_to_write(path: str) -> None:
+    """Refuse a folder, and a place in which nothing can be written; the folder itself may still have to be made."""
+    where = Path(path)
+    if where.is_dir():
+        raise InputError(f"cannot write {where} (it is a folder); name a file")
+    above = next(folder for folder in where.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"cannot write {where} ({above} is no folder that can be written in); name another file")
+
+
+def check_saved(path: str) -> None:
+    """Refuse a file in a folder that is not there."""
+    check_file_to_write(path)
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(f"cannot write {path} (there is no folder {Path(path).parent}); make it first")
+
+
 CHECKS: dict[str, Check] = {
     "model": check_model,
     "named": check_model,
@@ -119,5 +138,9 @@ CHECKS: dict[str, Check] = {
     "uplink": check_rate,
     "downlink": check_rate,
     "policy": check_policy,
+    "save": check_saved,
+    "out": check_file_to_write,
+    "html": check_file_to_write,
+    "presets": check_file_to_write,
 }
 """By the name of a parameter; of a list every item."""
