@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvferry.errors import InputError, LinkError
-from kvferry.pictures import check_picture
 
 if TYPE_CHECKING:
     from kvferry.messages import Messages
@@ -50,6 +49,7 @@ def read_messages(path: Path, words: Sequence[str] | None, follow: Sequence[str]
     if words or follow:
         raise InputError("--messages holds pictures, turns and question; leave words and --follow out")
     from kvferry.messages import Messages
+    from kvferry.pictures import check_picture
 
     found = Messages.read(path)
     for image in found.images:
@@ -59,6 +59,8 @@ def read_messages(path: Path, words: Sequence[str] | None, follow: Sequence[str]
 
 def check_pictures(pictures: Sequence[str]) -> None:
     """Refuse what is not there, or cannot be used, by its header."""
+    from kvferry.pictures import check_picture
+
     for picture in pictures:
         if not Path(picture).exists():
             raise InputError(f"there is no picture at {picture}; {HOW}")
