@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,3 +17,13 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KVFERRY_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(_home: None) -> Iterator[None]:
+    """What a command sets for its child processes (``--import``) is gone after the test that ran it."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("KVFERRY_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("KVFERRY_")]:
+        del os.environ[name]
+    os.environ.update(before)

@@ -130,4 +130,4 @@ def test_from_profile_to_answer(run: Ran, folder: Path, tmp_path: Path) -> None:
         assert "by Greedy" in err
         assert "Mbit/s foretold" in err
         assert "go together" in refused(run(*ask, "--mode", "auto"))
-        assert "go together" in refused(run(*ask, "--explain"))
+        assert "--mode auto" in refused(run(*ask, "--explain"))
