@@ -10,11 +10,12 @@ from kvferry.errors import KVFerryError
 from study.commands.long_runs import long_runs
 from study.commands.results import results
 from study.commands.scout_overlap import scout_overlap
+from study.commands.squad import squad
 
 app = typer.Typer(
     help="What makes RESULTS.md.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-for command in (results, scout_overlap, long_runs):
+for command in (results, scout_overlap, long_runs, squad):
     app.command()(command)
 
 

@@ -34,9 +34,9 @@ NEAR = 8
 """Families of codecs that the short table shows."""
 
 
-def facts(raw: Raw) -> list[str]:
+def facts(raw: Raw, places: Places) -> list[str]:
     """What a reader should take away, each line from raw files."""
-    return [*_bytes_fact(raw), *_real_fact(raw), *_large_fact()]
+    return [*_bytes_fact(raw), *_real_fact(raw, places), *_large_fact()]
 
 
 def _models(raw: Raw, kind: str) -> list[str]:
@@ -76,7 +76,7 @@ def _bytes_fact(raw: Raw) -> Iterator[str]:
 _WHEN: dict[Protocol, str] = {"A": "ask, then ship", "B": "ship, then ask"}
 
 
-def _real_fact(raw: Raw) -> Iterator[str]:
+def _real_fact(raw: Raw, places: Places) -> Iterator[str]:
     if not raw.has(REAL):
         return
     head, lines = evaluation.read(raw.folder / REAL)
@@ -84,12 +84,14 @@ def _real_fact(raw: Raw) -> Iterator[str]:
     rows = {x.name: x for x in evaluation_tables.summarise(task, lines, "A")}
     kl = {name: f"{row.kl.mean:.2f}" for name, row in rows.items()}
     quarter = sorted((r.kl.mean, n.partition("@")[0]) for n, r in rows.items() if "@0.25" in n)
+    floor = next(row for row in rows.values() if row.end == "floor")
     bits = ", ".join(f"{b.upper()} {kl[f'full|{b}|zstd']}" for b in ("int8", "int4", "int3") if f"full|{b}|zstd" in kl)
     ranking = ", ".join(f"{name} {value:.2f}" for value, name in quarter)
     yield (
         f"* **On weights that others trained** (`{head['evaluation']['model']}`, text only, SQuAD paragraphs, protocol "
-        f"A, n = {rows['full|bf16'].score.n}), KL to the full cache in nats a token, against {kl['none|bf16']} without "
-        f"the text: {bits}; of scorers that keep a quarter of the tokens: {ranking}. {_verdict(rows, quarter)}"
+        f"A, a first look at n = {rows['full|bf16'].score.n}), KL to the full cache in nats a token, against "
+        f"{floor.kl.mean:.2f} without the text: {bits}; of scorers that keep a quarter of the tokens: {ranking}. "
+        f"{_verdict(rows, quarter)} [All rows]({_link(places, Path(REAL).stem)})."
     )
 
 

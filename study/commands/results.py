@@ -75,7 +75,7 @@ def results(
         write_detail(file, places, render, titles[-1])
     found = Raw(raw)
     text = ["# Results", "", f"Made by `make results` from the raw files in `{raw}/`. {CAVEAT}", ""]
-    text += [*overview.facts(found), ""]
+    text += [*overview.facts(found, places), ""]
     text += overview.headline_table(found, places) + overview.codec_table(found, places)
     text += [*overview.scorer_table(found, places), claims.render(raw, places)]
     text += overview.pages(files, titles, places)
