@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -27,3 +28,14 @@ def _own_environment(_home: None) -> Iterator[None]:
     for name in [name for name in os.environ if name.startswith("KVFERRY_")]:
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _own_threads() -> Iterator[None]:
+    """What a command sets for its own process (``--threads``) is undone: sums in another order round otherwise."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    yield
+    torch = sys.modules.get("torch")
+    if torch and before and torch.get_num_threads() != before:
+        torch.set_num_threads(before)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 
 from kvferry.codecs import entropy, range_coder
@@ -220,6 +221,8 @@ hidden = sys.argv[3].split(",")
 sys.modules.update(dict.fromkeys(hidden))
 import json
 from pathlib import Path
+import torch
+torch.set_num_threads(1)
 from kvferry.codecs import entropy
 from kvferry.recipe import compress, decompress
 from tests.bitstream import golden
@@ -248,7 +251,11 @@ Path(sys.argv[2]).write_bytes(mine)
 def test_without_what_is_not_installed_streams_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: str, coder: str
 ) -> None:
-    """In a process that lacks packages: recorded streams decode, and a crossing by ``transform:64`` does both ways."""
+    """In a process that lacks packages: recorded streams decode, and a crossing by ``transform:64`` does both ways.
+
+    Both processes say how many threads they take: MKL rounds otherwise once a process has said so, even if it says 1.
+    """
+    torch.set_num_threads(1)
     (tmp_path / "made.profile").write_bytes(make().to_bytes())
     monkeypatch.setenv("KVFERRY_PROFILES", str(tmp_path))
     blob = compress(drawn(make(), 40), "full|transform:64")
