@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -40,9 +41,10 @@ def write_picture(path: Path) -> Path:
 class ListeningProcess:
     """A command that listens, in a process of its own; it starts at once, its address is waited for."""
 
-    def __init__(self, command: str, *options: str) -> None:
+    def __init__(self, command: str, *options: str, log: Path | None = None) -> None:
         words = [*COMMAND, command, "--listen", "127.0.0.1:0", "--json", *options]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        with contextlib.nullcontext() if log is None else log.open("wb") as stderr:
+            self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT)
         self._ready: dict[str, object] | None = None
 
     @property
@@ -75,5 +77,5 @@ class ListeningProcess:
 class CloudProcess(ListeningProcess):
     """``kvferry serve``."""
 
-    def __init__(self, model: Path, *options: str) -> None:
-        super().__init__("serve", "--model", str(model), *options)
+    def __init__(self, model: Path, *options: str, log: Path | None = None) -> None:
+        super().__init__("serve", "--model", str(model), *options, log=log)

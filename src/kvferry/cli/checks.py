@@ -17,7 +17,7 @@ from kvferry.checkpoint import find_checkpoint
 from kvferry.errors import InputError, ModelError
 from kvferry.plugins import import_files
 
-Check = Callable[[str], None]
+Check = Callable[[str], object]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "mlu", "musa", "xla")
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -93,6 +93,13 @@ def check_address(text: str) -> None:
     parse_address(text)
 
 
+def metrics_address(text: str) -> str:
+    """``host:port``; a port alone is one of this machine that others cannot reach."""
+    address = f"127.0.0.1:{text.removeprefix(':')}" if text.removeprefix(":").isdigit() else text
+    check_address(address)
+    return address
+
+
 def check_rate(text: str) -> None:
     """Refuse what is neither a rate nor a trace."""
     from kvferry.link.shaper import shaper_for
@@ -134,6 +141,7 @@ CHECKS: dict[str, Check] = {
     "mode": check_mode,
     "cloud": check_address,
     "listen": check_address,
+    "metrics": metrics_address,
     "coordinator": check_address,
     "uplink": check_rate,
     "downlink": check_rate,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from kvferry.cli.checks import metrics_address
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, waiting
+from kvferry.telemetry import set_up_logs
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def serve(
@@ -26,7 +36,16 @@ def serve(
     ] = 1024 * 1024 * 1024,
     max_session_bytes: Annotated[int, typer.Option(help="So much of it for one edge.", min=0)] = 256 * 1024 * 1024,
     session_seconds: Annotated[float, typer.Option(help="What is unused for so long is forgotten.", min=0)] = 600.0,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log refused questions.")] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="host:port (or a port of this machine alone) where Prometheus reads metrics; extra 'metrics'."
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Log lines for people, or one JSON object each with a line for every request.")
+    ] = LogFormat.TEXT,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log requests, and why some were refused.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
     """Answer questions from caches, embeddings or pictures that edges send, until interrupted."""
@@ -34,27 +53,7 @@ def serve(
     from kvferry.cloud import Limits
     from kvferry.cloud import serve as run
 
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
-    with waiting(f"loading {model}", json):
-        from kvferry.models import load
-
-        vlm = load(model, device=device or None, dtype=dtype)
-
-    def ready(address: str) -> None:
-        if json:
-            host, _, port = address.rpartition(":")
-            print_json(
-                {
-                    "address": address,
-                    "host": host,
-                    "port": int(port),
-                    "model": vlm.name,
-                    "fingerprint": vlm.fingerprint,
-                }
-            )
-        else:
-            print(f"listening on {address} with {vlm.name} ({vlm.fingerprint[:12]})", flush=True)
-
+    set_up_logs(log_format, verbose)
     limits = Limits(
         request_bytes=max_bytes,
         request_seconds=max_seconds,
@@ -63,4 +62,33 @@ def serve(
         session_bytes=max_session_bytes,
         session_seconds=session_seconds,
     )
-    run(vlm, listen, limits=limits, on_ready=ready)
+    counted, at = None, ""
+    with contextlib.ExitStack() as stack:
+        if metrics:
+            from kvferry.cloud.metrics import Metrics
+
+            counted = Metrics()
+            at = stack.enter_context(counted.served(metrics_address(metrics)))
+        with waiting(f"loading {model}", json):
+            from kvferry.models import load
+
+            vlm = load(model, device=device or None, dtype=dtype)
+
+        def ready(address: str) -> None:
+            if json:
+                host, _, port = address.rpartition(":")
+                print_json(
+                    {
+                        "address": address,
+                        "host": host,
+                        "port": int(port),
+                        "model": vlm.name,
+                        "fingerprint": vlm.fingerprint,
+                        "metrics": at,
+                    }
+                )
+            else:
+                counts = f", metrics on http://{at}/metrics" if at else ""
+                print(f"listening on {address} with {vlm.name} ({vlm.fingerprint[:12]}){counts}", flush=True)
+
+        run(vlm, listen, limits=limits, metrics=counted, on_ready=ready)

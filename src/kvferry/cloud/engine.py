@@ -109,6 +109,11 @@ class Engine:
         self._usual_seconds = 0.0
 
     @property
+    def present(self) -> int:
+        """Questions that wait for the model or are being answered."""
+        return self._present
+
+    @property
     def queue_seconds(self) -> float:
         """How long a question that came now would wait: for those present, at what an answer usually takes."""
         return self._present * self._usual_seconds

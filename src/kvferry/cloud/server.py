@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from kvferry.cloud.engine import Engine
 from kvferry.cloud.limits import Limits
+from kvferry.cloud.monitor import Monitor
 from kvferry.cloud.service import FerryService
 from kvferry.cloud.sessions import Sessions
 from kvferry.errors import LinkError
@@ -21,6 +22,7 @@ from kvferry.link import parse_address
 from kvferry.wire import service_pb2, service_pb2_grpc
 
 if TYPE_CHECKING:
+    from kvferry.cloud.metrics import Metrics
     from kvferry.models import VLM
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["Ferry"].full_name
@@ -41,6 +43,7 @@ def serve(
     listen: str = "127.0.0.1:7421",
     *,
     limits: Limits | None = None,
+    metrics: Metrics | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve ``vlm`` until SIGINT or SIGTERM; running answers then get a few seconds to finish.
@@ -51,6 +54,8 @@ def serve(
     ----------
     listen : str
         ``host:port``; port 0 takes a free one.
+    metrics : Metrics, optional
+        Counts requests; see :class:`kvferry.cloud.metrics.Metrics`.
     on_ready : callable
         Called with the address listened on, as soon as questions can be asked.
 
@@ -59,10 +64,12 @@ def serve(
     LinkError
         The port is taken or the host is not ours.
     """
-    asyncio.run(_serve(vlm, listen, limits or Limits(), on_ready))
+    asyncio.run(_serve(vlm, listen, limits or Limits(), metrics, on_ready))
 
 
-async def _serve(vlm: VLM, listen: str, limits: Limits, on_ready: Callable[[str], None] | None) -> None:
+async def _serve(
+    vlm: VLM, listen: str, limits: Limits, metrics: Metrics | None, on_ready: Callable[[str], None] | None
+) -> None:
     parse_address(listen)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -70,7 +77,20 @@ async def _serve(vlm: VLM, listen: str, limits: Limits, on_ready: Callable[[str]
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.calls)
     engine = Engine(limits.waiting)
-    service = FerryService(vlm, engine, limits)
+    service = FerryService(vlm, engine, limits, Monitor() if metrics is None else Monitor(metrics))
+    if metrics is not None:
+        metrics.watch(
+            vlm,
+            {
+                "queue_length": ("Questions that wait for the model or are being answered.", lambda: engine.present),
+                "queue_expected_seconds": (
+                    "How long a question that came now would wait for the model.",
+                    lambda: engine.queue_seconds,
+                ),
+                "held_bytes": ("Kept for further questions.", lambda: service.sessions.nbytes),
+                "held_sessions": ("Sessions that something is kept for.", lambda: len(service.sessions)),
+            },
+        )
     service_pb2_grpc.add_FerryServicer_to_server(service, server)
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(status, server)

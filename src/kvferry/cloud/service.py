@@ -13,9 +13,11 @@ import grpc
 
 from kvferry.cloud.engine import Engine
 from kvferry.cloud.limits import Limits
+from kvferry.cloud.monitor import Monitor, Record
 from kvferry.cloud.sessions import Sessions, SessionShelf
 from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
 from kvferry.modes import RECEIVERS, ProtocolError, Receiver, receiver_kind, receiver_of
+from kvferry.telemetry import printable_id
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from kvferry.wire.faults import to_wire
@@ -37,8 +39,9 @@ class _TimeToAnswer(Exception):  # noqa: N818
 class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
     """Answers questions on one model. Whatever goes wrong in one conversation is told to it and ends with it."""
 
-    def __init__(self, vlm: VLM, engine: Engine, limits: Limits) -> None:
+    def __init__(self, vlm: VLM, engine: Engine, limits: Limits, monitor: Monitor | None = None) -> None:
         self._vlm = vlm
+        self._monitor = monitor or Monitor()
         self._engine = engine
         self._limits = limits
         self.sessions = Sessions(limits)
@@ -63,17 +66,26 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         self, requests: AsyncIterator[pb.AskRequest], context: Context
     ) -> None:
         """One question. gRPC cancels this coroutine when the edge cancels or its deadline passes."""
-        conversation = _Conversation(self._vlm, self._engine, self._limits, self.sessions, requests, context)
+        with self._monitor.request(context.time_remaining) as record:
+            await self._ask(requests, context, record)
+
+    async def _ask(self, requests: AsyncIterator[pb.AskRequest], context: Context, record: Record) -> None:
+        conversation = _Conversation(self._vlm, self._engine, self._limits, self.sessions, requests, context, record)
         try:
             async with asyncio.timeout(self._limits.request_seconds):
                 await conversation.hold()
         except TimeoutError:
-            message = f"the cloud gives a question {self._limits.request_seconds:g} s; send less or ask for less"
-            await context.write(to_wire(DeadlineError(message)))
+            late = DeadlineError(
+                f"the cloud gives a question {self._limits.request_seconds:g} s; send less or ask for less"
+            )
+            record.failed(late)
+            await context.write(to_wire(late))
         except KVFerryError as error:
+            record.failed(error)
             log.info("refused %s: %s: %s", conversation.name, type(error).__name__, error)
             await context.write(to_wire(error))
         except Exception as error:
+            record.failed(error)
             log.exception("failed on %s", conversation.name)
             await context.write(to_wire(error))
 
@@ -87,6 +99,7 @@ class _Conversation:
         sessions: Sessions,
         requests: AsyncIterator[pb.AskRequest],
         context: Context,
+        record: Record,
     ) -> None:
         self.name = "a request without a start"
         self._vlm = vlm
@@ -95,6 +108,7 @@ class _Conversation:
         self._sessions = sessions
         self._requests = aiter(requests)
         self._write = context.write
+        self._record = record
         self._began = time.perf_counter()
         self._received = 0
         self._decode_seconds = 0.0
@@ -119,8 +133,9 @@ class _Conversation:
         if request is None or request.WhichOneof("part") != "start":
             raise ProtocolError("a question begins with a start; update the edge")
         start = request.start
-        self.name = f"request {start.request_id[:64]!r}"
+        self.name = f"request {printable_id(start.request_id)}"
         receiver_kind(start.mode)
+        self._record.started(start)
         if not 1 <= start.max_new_tokens <= self._limits.new_tokens:
             raise InputError(f"max_new_tokens is 1 to {self._limits.new_tokens} here, not {start.max_new_tokens}")
         if not 0 <= start.answer_by < math.inf:
@@ -161,6 +176,7 @@ class _Conversation:
             if part != "chunk":
                 raise ProtocolError("after the start come chunks and one end; update the edge")
             self._received += len(request.chunk.data)
+            self._record.arrived(len(request.chunk.data))
             if self._received > self._limits.request_bytes:
                 raise InputError(f"more than {self._limits.request_bytes} bytes in one request; compress more")
             if self._received - acknowledged >= ACKNOWLEDGE_BYTES:
@@ -200,4 +216,5 @@ class _Conversation:
             share=share,
             note=receiver.note,
         )
+        self._record.done(done, receiver.bf16_bytes)
         await self._write(pb.AskReply(done=done))

@@ -64,6 +64,8 @@ class Answer:
         With mode ``auto``, every point with what spoke for and against it.
     why_local : str
         What kept the cloud from answering, where the edge answered instead.
+    request_id : str
+        By which the cloud's log names the request that was answered.
     wire_bytes_up, wire_bytes_down : int or None
         Every byte on the connection, counted by the link; None where no link is emulated. The first question of an
         :class:`Edge` includes setting up the connection, mode ``auto`` what it asks and probes before it decides.
@@ -85,6 +87,7 @@ class Answer:
     share: float = 1.0
     why: str = ""
     why_local: str = ""
+    request_id: str = ""
 
     @property
     def partial(self) -> bool:

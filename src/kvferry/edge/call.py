@@ -132,6 +132,7 @@ class Crossing:
             + (done.bytes_received if 0 < done.share < 1 else outgoing.sent_bytes),
             bf16_bytes=sender.bf16_bytes,
             kept=sender.kept,
+            request_id=self.start.request_id,
             payload_bytes_up=sum(out.message_bytes for out, _ in self._calls),
             payload_bytes_down=sum(back.message_bytes for _, back in self._calls),
             seconds=Seconds(

@@ -103,6 +103,8 @@ class Line:
 
     def _call(self, crossing: Crossing) -> pb.AskReply.Done:
         outgoing = crossing.outgoing()
+        if self.pilot is not None:
+            crossing.start.expected_bits_per_second = self.pilot.bits_per_second
         call = self.stub.Ask(iter(outgoing), timeout=max(crossing.seconds_left, 0.0))
         outgoing.on_failure(call.cancel)
         crossing.cancel.stops(call.cancel)

@@ -70,6 +70,12 @@ class Pilot:
         """The shortest of the last round trips; 0 before the first."""
         return min(self._round_trips, default=0.0)
 
+    @property
+    def bits_per_second(self) -> float:
+        """What the link is expected to carry; 0 before anything is known of it."""
+        known = forecast(self._estimator)
+        return 0.0 if known is None else known.bits_per_second
+
     def learn(self, nbytes: int, seconds: float) -> None:
         """Take in one backlogged transfer."""
         self._estimator.observe(nbytes, seconds)

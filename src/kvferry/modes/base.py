@@ -120,6 +120,10 @@ class Receiver(Protocol):
         """Spent on reading the prompt, once there is an answer."""
 
     @property
+    def bf16_bytes(self) -> int:
+        """What the uncompressed cache would take, once a cache has arrived; 0 in modes that bring none."""
+
+    @property
     def note(self) -> str:
         """What an answer should be read with, once everything has arrived; empty where there is nothing."""
 

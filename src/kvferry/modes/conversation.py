@@ -195,6 +195,11 @@ class TurnReceiver:
         return "" if self._first is None else self._first.note
 
     @property
+    def bf16_bytes(self) -> int:
+        """See :class:`kvferry.modes.base.Receiver`."""
+        return 0 if self._first is None else self._first.bf16_bytes
+
+    @property
     def prefill_seconds(self) -> float:
         """See :class:`kvferry.modes.base.Receiver`: with the reading of old answers."""
         return self._seconds

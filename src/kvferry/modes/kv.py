@@ -227,6 +227,10 @@ class KVReceiver(ModeReceiver):
         self._cache = partial.cache
         return partial.share / self._steps
 
+    @property
+    def bf16_bytes(self) -> int:
+        return 0 if self._cache is None else self._cache.full_bf16_bytes
+
     def ground(self) -> tuple[KVCache, str | None]:
         if self._cache is None:
             raise ProtocolError("no cache has arrived; update the edge")

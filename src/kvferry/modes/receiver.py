@@ -20,6 +20,11 @@ class ModeReceiver(ABC):
     prefill_seconds: float = 0.0
     note: str = ""
 
+    @property
+    def bf16_bytes(self) -> int:
+        """See :class:`kvferry.modes.base.Receiver`."""
+        return 0
+
     @abstractmethod
     def feed(self, data: bytes) -> None:
         """See :meth:`Receiver.feed`."""

@@ -50,6 +50,12 @@ KINDS: dict[type[KVFerryError], pb.ErrorKind] = {
 _CLASSES = {kind: error for error, kind in KINDS.items()}
 
 
+def kind_of(error: BaseException) -> str:
+    """A short name for the kind of an error, such as ``not_held``; ``internal`` for what is not one of ours."""
+    kind = next((KINDS[ancestor] for ancestor in type(error).__mro__ if ancestor in KINDS), pb.ERROR_KIND_INTERNAL)
+    return pb.ErrorKind.Name(kind).removeprefix("ERROR_KIND_").lower()
+
+
 def to_wire(error: BaseException) -> pb.AskReply:
     """The reply that reports ``error``. What is not one of ours stays in the cloud's log."""
     for ancestor in type(error).__mro__:
