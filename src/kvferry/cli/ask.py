@@ -31,8 +31,9 @@ from kvferry.cli.connect import (
     Uplink,
     connect,
 )  # fmt: skip
-from kvferry.cli.console import Device, Dtype, SendingBar, console, print_json
+from kvferry.cli.console import Device, Dtype, SendingBar, Traces, console, print_json
 from kvferry.errors import InputError
+from kvferry.telemetry.traces import set_up_traces
 
 if TYPE_CHECKING:
     from kvferry.edge import Answer
@@ -77,10 +78,13 @@ def ask(
             "picture goes before it: '@FILE QUESTION'."
         ),
     ] = None,
+    traces: Traces = None,
     save: Annotated[Path | None, typer.Option(help="Keep what was sent, for `kvferry inspect`.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Ask a cloud a question about pictures."""
+    if traces:
+        set_up_traces(traces, "kvferry-edge")
     said_before = None if messages is None else read_messages(messages, words, follow)
     pictures, question = ([], "") if said_before else pictures_and_question(words or [])
     if follow and save is not None:

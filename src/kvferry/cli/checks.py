@@ -100,6 +100,14 @@ def metrics_address(text: str) -> str:
     return address
 
 
+def check_traces(text: str) -> None:
+    """Refuse what no place for spans is called."""
+    from kvferry.telemetry.traces import EXPORTERS
+
+    if text not in EXPORTERS:
+        raise InputError(f"traces go to {' or '.join(EXPORTERS)}, not to {text!r}")
+
+
 def check_rate(text: str) -> None:
     """Refuse what is neither a rate nor a trace."""
     from kvferry.link.shaper import shaper_for
@@ -142,6 +150,7 @@ CHECKS: dict[str, Check] = {
     "cloud": check_address,
     "listen": check_address,
     "metrics": metrics_address,
+    "traces": check_traces,
     "coordinator": check_address,
     "uplink": check_rate,
     "downlink": check_rate,

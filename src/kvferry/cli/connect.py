@@ -27,9 +27,7 @@ ModeText = Annotated[
     ),
 ]
 Points = Annotated[Path | None, typer.Option(help="What `kvferry profile` measured, for mode auto.")]
-PolicyText = Annotated[
-    str, typer.Option(help="How mode auto chooses: risk-aware[:0.1], greedy[:0.8], static:MODE.")
-]
+PolicyText = Annotated[str, typer.Option(help="How mode auto chooses: risk-aware[:0.1], greedy[:0.8], static:MODE.")]
 Coordinator = Annotated[
     str | None, typer.Option(help="host:port of `kvferry coordinate`, which shares this uplink out.")
 ]
@@ -39,9 +37,7 @@ KeepMetadata = Annotated[
     bool, typer.Option("--keep-metadata", help="Let EXIF (place, time, camera) leave with a picture file.")
 ]
 Fallback = Annotated[bool, typer.Option("--fallback", help="Answer with the model on this side if the cloud cannot.")]
-ShipFirst = Annotated[
-    bool, typer.Option("--ship-first", help="Compress without looking at the question (protocol B).")
-]
+ShipFirst = Annotated[bool, typer.Option("--ship-first", help="Compress without looking at the question (protocol B).")]
 Tiers = Annotated[int, typer.Option(help="Send the most important tokens first, in so many parts.", min=1, max=64)]
 Uplink = Annotated[str | None, typer.Option(help="Emulate a link: a rate like 10mbit, or trace:FILE.")]
 Downlink = Annotated[str | None, typer.Option(help="The same for the way back.")]

@@ -32,6 +32,10 @@ Model = Annotated[str, typer.Argument(help="Shipped name, folder or Hub id.", sh
 """MODEL, first in line; see :func:`model_of`."""
 NamedModel = Annotated[str, typer.Option("--model", help="MODEL, by name.", show_default=False)]
 """The other way to say it."""
+Traces = Annotated[
+    str | None, typer.Option(help="Send OpenTelemetry spans to otlp (a collector) or console (stderr); extra 'otel'.")
+]
+"""For both ends."""
 
 
 def model_of(first: str, named: str, default: str = "") -> str:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from kvferry.cli.checks import metrics_address
-from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, waiting
+from kvferry.cli.console import Device, Dtype, Model, NamedModel, Traces, model_of, print_json, waiting
 from kvferry.telemetry import set_up_logs
+from kvferry.telemetry.traces import set_up_traces
 
 
 class LogFormat(StrEnum):
@@ -45,6 +46,7 @@ def serve(
     log_format: Annotated[
         LogFormat, typer.Option(help="Log lines for people, or one JSON object each with a line for every request.")
     ] = LogFormat.TEXT,
+    traces: Traces = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log requests, and why some were refused.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,
 ) -> None:
@@ -54,6 +56,8 @@ def serve(
     from kvferry.cloud import serve as run
 
     set_up_logs(log_format, verbose)
+    if traces:
+        set_up_traces(traces, "kvferry-cloud")
     limits = Limits(
         request_bytes=max_bytes,
         request_seconds=max_seconds,

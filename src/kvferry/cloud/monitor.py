@@ -6,15 +6,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from kvferry.errors import DeadlineError
 from kvferry.modes import mode_name
 from kvferry.telemetry import printable_id
 from kvferry.telemetry.logs import ACCESS
+from kvferry.telemetry.traces import Span, Value, span
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import kind_of
 
@@ -102,9 +103,9 @@ class Record:
         self.total_seconds = time.perf_counter() - self._began
         self.outcome = outcome or self.outcome
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, Value]:
         """For a log line: names and rounded numbers."""
-        numbers: dict[str, object] = {
+        numbers: dict[str, Value] = {
             "bytes": self.received_bytes,
             "tokens": self.tokens,
             "ratio": round(self.ratio, 2),
@@ -135,15 +136,23 @@ class Monitor:
         self._observers = observers
 
     @contextmanager
-    def request(self, seconds_left: Callable[[], float | None]) -> Iterator[Record]:
-        """The record of a request, for as long as it runs.
+    def request(
+        self, seconds_left: Callable[[], float | None], metadata: Iterable[tuple[str, Any]] | None = None
+    ) -> Iterator[Record]:
+        """The record of a request, for as long as it runs, with a span around it.
 
         Parameters
         ----------
         seconds_left : callable
             Until the edge's own deadline; None where it has none. A call that is cancelled when none are left was
             late.
+        metadata : pairs, optional
+            The call's, in which an edge's span may be named.
         """
+        with span("request", "server", metadata or ()) as around:
+            yield from self._followed(seconds_left, around)
+
+    def _followed(self, seconds_left: Callable[[], float | None], around: Span) -> Iterator[Record]:
         record = Record()
         for observer in self._observers:
             observer.began()
@@ -162,4 +171,8 @@ class Monitor:
         finally:
             for observer in self._observers:
                 observer.ended(record)
-            access.info("request", extra=record.as_dict())
+            line = record.as_dict()
+            around.note(line)
+            if record.outcome != OK:
+                around.failed(record.outcome)
+            access.info("request", extra=line)

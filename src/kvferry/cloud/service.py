@@ -18,6 +18,7 @@ from kvferry.cloud.sessions import Sessions, SessionShelf
 from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
 from kvferry.modes import RECEIVERS, ProtocolError, Receiver, receiver_kind, receiver_of
 from kvferry.telemetry import printable_id
+from kvferry.telemetry.traces import span
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from kvferry.wire.faults import to_wire
@@ -66,7 +67,7 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         self, requests: AsyncIterator[pb.AskRequest], context: Context
     ) -> None:
         """One question. gRPC cancels this coroutine when the edge cancels or its deadline passes."""
-        with self._monitor.request(context.time_remaining) as record:
+        with self._monitor.request(context.time_remaining, context.invocation_metadata()) as record:
             await self._ask(requests, context, record)
 
     async def _ask(self, requests: AsyncIterator[pb.AskRequest], context: Context, record: Record) -> None:
@@ -121,8 +122,10 @@ class _Conversation:
         turns = len(start.conversation.turns)
         accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)
         await self._write(pb.AskReply(accepted=accepted))
-        share = await self._receive(receiver)
-        await self._answer(receiver, store, start.max_new_tokens, share)
+        with span("receive"):
+            share = await self._receive(receiver)
+        with span("answer"):
+            await self._answer(receiver, store, start.max_new_tokens, share)
 
     def _receiver(self, start: pb.AskRequest.Start, store: SessionShelf) -> Receiver:
         """The first use of a mode may read weights for their fingerprint, so this runs in a thread."""

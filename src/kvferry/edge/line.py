@@ -15,6 +15,7 @@ from kvferry.edge.pilot import Pilot
 from kvferry.errors import DeadlineError, KVFerryError, LinkError
 from kvferry.link import Rate, ShapedLink, parse_address
 from kvferry.modes import BusyError, Holdings, Mode, NotHeldError
+from kvferry.telemetry import traces
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 
@@ -81,10 +82,14 @@ class Line:
 
     def cross(self, crossing: Crossing, mode: Mode, before: tuple[int, int] | None) -> Answer:
         """What a question comes to in the cloud; ``before`` is what the link had carried when it was asked."""
-        try:
-            answer = crossing.answer(self._done(crossing), mode)
-        finally:
-            self._learn(crossing)
+        with traces.span("ask", "client") as around:
+            around.note({"mode": mode.NAME})
+            try:
+                answer = crossing.answer(self._done(crossing), mode)
+            finally:
+                self._learn(crossing)
+                around.note({"request_id": crossing.start.request_id})
+            around.note({"bytes": answer.bitstream_bytes, "tokens": answer.tokens})
         after = self.carried
         if after is None or before is None:
             return answer
@@ -105,21 +110,24 @@ class Line:
         outgoing = crossing.outgoing()
         if self.pilot is not None:
             crossing.start.expected_bits_per_second = self.pilot.bits_per_second
-        call = self.stub.Ask(iter(outgoing), timeout=max(crossing.seconds_left, 0.0))
+        call = self.stub.Ask(iter(outgoing), timeout=max(crossing.seconds_left, 0.0), metadata=traces.metadata())
         outgoing.on_failure(call.cancel)
         crossing.cancel.stops(call.cancel)
         replies = crossing.replies(call)
         try:
             if not self._greeted:  # do no work for a cloud that may not be there
                 replies.expect_accepted(crossing.turns)
-            crossing.sender.prepare()
+            with traces.span("prepare"):
+                crossing.sender.prepare()
             crossing.cancel.check()
             if not self._greeted:
                 self._greeted = True
             else:
                 replies.expect_accepted(crossing.turns)
             outgoing.payload.set_result(crossing.chunks())
-            return crossing.follow()
+            done = crossing.follow()
+            traces.past("send", outgoing.first_byte_at, replies.received_at)
+            return done
         except grpc.RpcError as error:
             self._greeted = False
             crossing.cancel.check()
