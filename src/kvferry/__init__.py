@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kvferry.errors import (
+    AccessError,
     BitstreamError,
     BudgetError,
     CancelledError,
@@ -69,6 +70,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "VLM",
+    "AccessError",
     "Answer",
     "BitstreamError",
     "BudgetError",

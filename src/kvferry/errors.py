@@ -74,6 +74,10 @@ class LinkError(KVFerryError):
     """The other end cannot be reached, went away, or did not answer in time."""
 
 
+class AccessError(KVFerryError):
+    """The cloud does not know who asks, or does not allow it this."""
+
+
 class CancelledError(KVFerryError):
     """Whoever asked called the question off."""
 

@@ -15,7 +15,7 @@ from kvferry.cli.ask import ask
 from kvferry.cli.break_even import break_even
 from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.check import check
-from kvferry.cli.checks import check_model, checked
+from kvferry.cli.checks import check_model, check_saved, checked
 from kvferry.cli.compare import compare
 from kvferry.cli.coordinate import coordinate
 from kvferry.cli.demo import demo
@@ -25,6 +25,7 @@ from kvferry.cli.ending import run
 from kvferry.cli.evaluate import evaluate
 from kvferry.cli.export import export
 from kvferry.cli.inspect import inspect
+from kvferry.cli.keys import keys
 from kvferry.cli.link import link, trace
 from kvferry.cli.profile import profile
 from kvferry.cli.report import report
@@ -43,13 +44,14 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, edge, inspect, demo, check, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile, report, export, compare, coordinate, studio,
+    simulate, break_even, profile, report, export, compare, coordinate, studio, keys,
 )  # fmt: skip
 OTHERS: dict[Any, dict[str, Any]] = {
     profile: {"cloud": check_model, "edge": check_model},
     break_even: {"model": None},
     simulate: {"policy": None},
     trace: {"out": None},
+    keys: {"out": check_saved},
 }
 """Commands in which a parameter's name means something else than in the others."""
 QUIET = {"GRPC_VERBOSITY": "NONE", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

@@ -11,13 +11,17 @@ from rich.markup import escape
 
 from kvferry.cli.asked import pictures_and_question, read_messages, turn_of
 from kvferry.cli.connect import (
+    CA,
     Cloud,
     Coordinator,
     Deadline,
     Delay,
     Downlink,
+    EdgeCert,
+    EdgeKey,
     EdgeModel,
     Fallback,
+    InClear,
     KeepMetadata,
     MaxNewTokens,
     ModeText,
@@ -28,6 +32,7 @@ from kvferry.cli.connect import (
     RecipeText,
     ShipFirst,
     Tiers,
+    TokenFile,
     Uplink,
     connect,
 )  # fmt: skip
@@ -48,6 +53,11 @@ def ask(
         typer.Option(help="Instead: a JSON file of messages with role and content, pictures by their path."),
     ] = None,
     cloud: Cloud = "127.0.0.1:7421",
+    ca: CA = None,
+    cert: EdgeCert = None,
+    key: EdgeKey = None,
+    token_file: TokenFile = None,
+    insecure: InClear = False,
     model: EdgeModel = "testbed/cloud",
     device: Device = "",
     dtype: Dtype = "auto",
@@ -105,6 +115,7 @@ def ask(
         cloud, model, device, dtype, recipe, mode, points=points, policy=policy, coordinator=coordinator,
         no_pixels=no_pixels, no_embeds=no_embeds, keep_metadata=keep_metadata, fallback=fallback,
         ship_first=ship_first, uplink=uplink, downlink=downlink, delay=delay, deadline=deadline, json=json,
+        ca=ca, cert=cert, key=key, token_file=token_file, insecure=insecure,
     )  # fmt: skip
     said: list[str] = []
 

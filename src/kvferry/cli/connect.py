@@ -36,6 +36,18 @@ NoEmbeds = Annotated[bool, typer.Option("--no-embeds", help="Refuse modes that s
 KeepMetadata = Annotated[
     bool, typer.Option("--keep-metadata", help="Let EXIF (place, time, camera) leave with a picture file.")
 ]
+CA = Annotated[
+    str | None,
+    typer.Option(help="Speak TLS, and believe this CA's certificates: a file, or system. $KVFERRY_CA does the same."),
+]
+EdgeCert = Annotated[Path | None, typer.Option("--cert", help="This edge's certificate, or $KVFERRY_CERT.")]
+EdgeKey = Annotated[Path | None, typer.Option("--key", help="Its key, or $KVFERRY_KEY.")]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="A file with this edge's token; or $KVFERRY_TOKEN_FILE, or $KVFERRY_TOKEN itself.")
+]
+InClear = Annotated[
+    bool, typer.Option("--insecure", help="Speak to another machine without TLS; a token is not sent even so.")
+]
 Fallback = Annotated[bool, typer.Option("--fallback", help="Answer with the model on this side if the cloud cannot.")]
 ShipFirst = Annotated[bool, typer.Option("--ship-first", help="Compress without looking at the question (protocol B).")]
 Tiers = Annotated[int, typer.Option(help="Send the most important tokens first, in so many parts.", min=1, max=64)]
@@ -67,6 +79,11 @@ def connect(
     delay: float,
     deadline: float,
     json: bool,
+    ca: str | None,
+    cert: Path | None,
+    key: Path | None,
+    token_file: Path | None,
+    insecure: bool,
 ) -> Edge:
     """An edge with the model that its mode needs. What can be seen to be wrong is refused before that is loaded.
 
@@ -80,6 +97,7 @@ def connect(
     from kvferry.edge.checks import checked_mode
     from kvferry.modes import LocalMode
     from kvferry.policy import read_points
+    from kvferry.security import Credentials
 
     checked_deadline(deadline)
     auto = mode == "auto"
@@ -87,6 +105,9 @@ def connect(
         raise InputError("--mode auto and --points go together; `kvferry profile` makes points")
     if points is not None:
         read_points(points)
+    credentials = Credentials.found(ca, cert, key, token_file, insecure)
+    for address in filter(None, (cloud, coordinator)):
+        credentials.check_for(address)
     rules = [rule for rule, wanted in (("no-pixels", no_pixels), ("no-embeds", no_embeds)) if wanted]
     chosen = None if auto else checked_mode(mode, recipe, rules, ship_first)
     if not (fallback or auto or isinstance(chosen, LocalMode)):
@@ -109,4 +130,5 @@ def connect(
         privacy=rules,
         coordinator=coordinator,
         keep_metadata=keep_metadata,
+        credentials=credentials,
     )

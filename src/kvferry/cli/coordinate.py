@@ -8,15 +8,19 @@ from typing import Annotated
 import typer
 
 from kvferry.cli.console import print_json
+from kvferry.cli.guarded import Cert, ClientCA, Insecure, Key, TokensFile, guarded
 
 
 def coordinate(
     uplink: Annotated[
         str, typer.Option(help="The most that is shared out: a rate like 10mbit, trace:NAME (shipped) or trace:FILE.")
     ],
-    listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one. No TLS: trusted networks only.")] = (
-        "127.0.0.1:7422"
-    ),
+    listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:7422",
+    cert: Cert = None,
+    key: Key = None,
+    client_ca: ClientCA = None,
+    tokens: TokensFile = None,
+    insecure: Insecure = False,
     method: Annotated[str, typer.Option(help="equal, model_aware, max_min, quality or marginal.")] = "quality",
     lease: Annotated[float, typer.Option(help="Who is silent for so many seconds is no member any more.")] = 3.0,
     idle: Annotated[
@@ -28,6 +32,7 @@ def coordinate(
     """Share one uplink out among edges (`kvferry ask --coordinator`), until interrupted."""
     from kvferry.coordinator import coordinate as run
 
+    keys = guarded(listen, cert, key, client_ca, tokens, insecure)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(message)s")
 
     def ready(address: str) -> None:
@@ -36,4 +41,7 @@ def coordinate(
         else:
             print(f"sharing out {uplink} by {method}, listening on {address}", flush=True)
 
-    run(uplink, listen, method=method, lease_seconds=lease, idle_seconds=idle, on_ready=ready)
+    run(
+        uplink, listen, method=method, lease_seconds=lease, idle_seconds=idle, on_ready=ready, keys=keys, tokens=tokens,
+        insecure=insecure,
+    )  # fmt: skip

@@ -14,13 +14,17 @@ import typer
 
 from kvferry.cli.asked import check_pictures
 from kvferry.cli.connect import (
+    CA,
     Cloud,
     Coordinator,
     Deadline,
     Delay,
     Downlink,
+    EdgeCert,
+    EdgeKey,
     EdgeModel,
     Fallback,
+    InClear,
     KeepMetadata,
     MaxNewTokens,
     ModeText,
@@ -31,6 +35,7 @@ from kvferry.cli.connect import (
     RecipeText,
     ShipFirst,
     Tiers,
+    TokenFile,
     Uplink,
     connect,
 )  # fmt: skip
@@ -63,6 +68,11 @@ def edge(
     fps: Annotated[float, typer.Option(help="Frames a second.", min=0.001, max=1000)] = 0.5,
     count: Annotated[int | None, typer.Option(help="Stop after so many answers.", min=1)] = None,
     cloud: Cloud = "127.0.0.1:7421",
+    ca: CA = None,
+    cert: EdgeCert = None,
+    key: EdgeKey = None,
+    token_file: TokenFile = None,
+    insecure: InClear = False,
     model: EdgeModel = "testbed/cloud",
     device: Device = "",
     dtype: Dtype = "auto",
@@ -96,6 +106,7 @@ def edge(
         cloud, model, device, dtype, recipe, mode, points=points, policy=policy, coordinator=coordinator,
         no_pixels=no_pixels, no_embeds=no_embeds, keep_metadata=keep_metadata, fallback=fallback,
         ship_first=ship_first, uplink=uplink, downlink=downlink, delay=delay, deadline=deadline, json=json,
+        ca=ca, cert=cert, key=key, token_file=token_file, insecure=insecure,
     )  # fmt: skip
     console(json).print(f"ready after {time.perf_counter() - began:.1f} s", style="dim")
     options: dict[str, Any] = {

@@ -10,6 +10,7 @@ import typer
 
 from kvferry.cli.checks import metrics_address
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, Traces, model_of, print_json, waiting
+from kvferry.cli.guarded import Cert, ClientCA, Insecure, Key, TokensFile, guarded
 from kvferry.telemetry import set_up_logs
 from kvferry.telemetry.traces import set_up_traces
 
@@ -26,9 +27,12 @@ def serve(
     named: NamedModel = "",
     device: Device = "",
     dtype: Dtype = "auto",
-    listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one. No TLS: trusted networks only.")] = (
-        "127.0.0.1:7421"
-    ),
+    listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:7421",
+    cert: Cert = None,
+    key: Key = None,
+    client_ca: ClientCA = None,
+    tokens: TokensFile = None,
+    insecure: Insecure = False,
     max_seconds: Annotated[float, typer.Option(help="A question may take this long.", min=0.1)] = 120.0,
     max_bytes: Annotated[int, typer.Option(help="A question may bring so many bytes.", min=1)] = 512 * 1024 * 1024,
     max_waiting: Annotated[int, typer.Option(help="So many questions may wait for the model.", min=0)] = 16,
@@ -55,6 +59,7 @@ def serve(
     from kvferry.cloud import Limits
     from kvferry.cloud import serve as run
 
+    keys = guarded(listen, cert, key, client_ca, tokens, insecure)
     set_up_logs(log_format, verbose)
     if traces:
         set_up_traces(traces, "kvferry-cloud")
@@ -95,4 +100,4 @@ def serve(
                 counts = f", metrics on http://{at}/metrics" if at else ""
                 print(f"listening on {address} with {vlm.name} ({vlm.fingerprint[:12]}){counts}", flush=True)
 
-        run(vlm, listen, limits=limits, metrics=counted, on_ready=ready)
+        run(vlm, listen, limits=limits, metrics=counted, on_ready=ready, keys=keys, tokens=tokens, insecure=insecure)

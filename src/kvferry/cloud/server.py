@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -13,12 +14,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvferry.cloud.engine import Engine
+from kvferry.cloud.gate import Gate
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.monitor import Monitor
 from kvferry.cloud.service import FerryService
 from kvferry.cloud.sessions import Sessions
-from kvferry.errors import LinkError
-from kvferry.link import parse_address
+from kvferry.security import ServerKeys, Tokens
+from kvferry.security.access import Access, on_hangup
+from kvferry.security.tls import bind
 from kvferry.wire import service_pb2, service_pb2_grpc
 
 if TYPE_CHECKING:
@@ -45,10 +48,11 @@ def serve(
     limits: Limits | None = None,
     metrics: Metrics | None = None,
     on_ready: Callable[[str], None] | None = None,
+    keys: ServerKeys | None = None,
+    tokens: str | Path | None = None,
+    insecure: bool = False,
 ) -> None:
     """Serve ``vlm`` until SIGINT or SIGTERM; running answers then get a few seconds to finish.
-
-    There is no TLS: listen on loopback or a network you trust.
 
     Parameters
     ----------
@@ -58,19 +62,36 @@ def serve(
         Counts requests; see :class:`kvferry.cloud.metrics.Metrics`.
     on_ready : callable
         Called with the address listened on, as soon as questions can be asked.
+    keys : ServerKeys, optional
+        Speak TLS; new files under the same names are taken up by the next connection.
+    tokens : path, optional
+        Ask edges for a token of this file (:mod:`kvferry.security.tokens`); read again on SIGHUP.
+    insecure : bool
+        Listen without TLS where other machines can reach it.
 
     Raises
     ------
+    InputError
+        Without TLS on an address that other machines can reach; or a file of keys or tokens cannot be used.
     LinkError
         The port is taken or the host is not ours.
     """
-    asyncio.run(_serve(vlm, listen, limits or Limits(), metrics, on_ready))
+    asyncio.run(_serve(vlm, listen, limits or Limits(), metrics, on_ready, keys, tokens, insecure))
 
 
 async def _serve(
-    vlm: VLM, listen: str, limits: Limits, metrics: Metrics | None, on_ready: Callable[[str], None] | None
+    vlm: VLM,
+    listen: str,
+    limits: Limits,
+    metrics: Metrics | None,
+    on_ready: Callable[[str], None] | None,
+    keys: ServerKeys | None,
+    tokens: str | Path | None,
+    insecure: bool,
 ) -> None:
-    parse_address(listen)
+    access = Access(None if tokens is None else Tokens(tokens))
+    if access.tokens is not None:
+        on_hangup(access.tokens.reload)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError):  # not on this system, or not in this thread
@@ -91,11 +112,11 @@ async def _serve(
                 "held_sessions": ("Sessions that something is kept for.", lambda: len(service.sessions)),
             },
         )
-    service_pb2_grpc.add_FerryServicer_to_server(service, server)
+    service_pb2_grpc.add_FerryServicer_to_server(Gate(service, access), server)
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    address = _bind(server, listen)
+    address = bind(server, listen, keys, insecure)
     await server.start()
     for name in ("", SERVICE):
         await status.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -117,13 +138,3 @@ async def _tidy(sessions: Sessions) -> None:
         await asyncio.sleep(TIDY_SECONDS)
         sessions.expire()
 
-
-def _bind(server: grpc.aio.Server, listen: str) -> str:
-    """Listen; returns the address with the port that was taken."""
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise LinkError(f"cannot listen on {listen}: the port is taken or the host is not this machine; choose another")
-    return f"{listen.rpartition(':')[0]}:{port}"

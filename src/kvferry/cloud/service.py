@@ -17,6 +17,7 @@ from kvferry.cloud.monitor import Monitor, Record
 from kvferry.cloud.sessions import Sessions, SessionShelf
 from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
 from kvferry.modes import RECEIVERS, ProtocolError, Receiver, receiver_kind, receiver_of
+from kvferry.security.access import CALLER
 from kvferry.telemetry import printable_id
 from kvferry.telemetry.traces import span
 from kvferry.wire import service_pb2 as pb
@@ -117,7 +118,7 @@ class _Conversation:
 
     async def hold(self) -> None:
         start = await self._start()
-        store = self._sessions.store(start.session, start.hold)
+        store = self._sessions.store(start.session, start.hold, CALLER.get().owner)
         receiver = await self._engine.decode(self._receiver, start, store)
         turns = len(start.conversation.turns)
         accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)

@@ -32,6 +32,7 @@ class _Session:
     """What one edge is kept; handles count up and are never used again."""
 
     used_at: float
+    owner: str
     items: OrderedDict[int, _Held] = field(default_factory=OrderedDict)
     nbytes: int = 0
     next_handle: int = 1
@@ -41,7 +42,8 @@ class Sessions:
     """All sessions of a cloud. Safe to use from several threads.
 
     A session's id is 16 random bytes that only the edge it was made for is told; whoever does not know it can neither
-    read nor guess that the session exists, and nothing is shared between sessions, not even equal pictures.
+    read nor guess that the session exists, and nothing is shared between sessions, not even equal pictures. Where edges
+    have names (tokens, certificates), an id is worth nothing to any other than the one that opened the session.
 
     Where there is no room, the least recently used goes first: of the session itself where it has reached its own
     limit, else whole sessions, the one unused for longest first.
@@ -69,20 +71,21 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def store(self, session: bytes, hold: bool) -> SessionShelf:
-        """What one request sees of the session it names; an unknown name is that of a session that holds nothing."""
-        return SessionShelf(self, session, hold)
+    def store(self, session: bytes, hold: bool, owner: str = "") -> SessionShelf:
+        """What a request of ``owner`` sees of the session it names; an unknown name, or that of somebody else's
+        session, is that of a session that holds nothing."""
+        return SessionShelf(self, session, hold, owner)
 
     def expire(self) -> None:
         """Forget sessions that nobody has used for ``session_seconds``."""
         with self._lock:
             self._expire()
 
-    def take(self, session: bytes, handle: int, kind: type[T]) -> T:
+    def take(self, session: bytes, handle: int, kind: type[T], owner: str = "") -> T:
         """See :meth:`kvferry.modes.base.SessionStore.take`."""
         with self._lock:
             self._expire()
-            found = self._touched(session)
+            found = self._touched(session, owner)
             held = found.items.get(handle) if found is not None else None
             if found is None or held is None:
                 raise NotHeldError(
@@ -94,16 +97,18 @@ class Sessions:
             found.items.move_to_end(handle)
             return held.item
 
-    def put(self, session: bytes, digest: bytes, item: object, nbytes: int) -> tuple[bytes, int]:
+    def put(
+        self, session: bytes, digest: bytes, item: object, nbytes: int, owner: str = ""
+    ) -> tuple[bytes, int]:
         """Keep ``item``; the session (a new one if the named one is unknown) and the handle, 0 if there is no room."""
         nbytes += OVERHEAD
         with self._lock:
             self._expire()
             if nbytes > min(self._limits.session_bytes, self._limits.held_bytes):
-                return session if session in self._sessions else b"", 0
-            found = self._touched(session)
+                return session if self._touched(session, owner) else b"", 0
+            found = self._touched(session, owner)
             if found is None:
-                session, found = secrets.token_bytes(ID_BYTES), _Session(self._clock())
+                session, found = secrets.token_bytes(ID_BYTES), _Session(self._clock(), owner)
                 self._sessions[session] = found
             for handle, held in found.items.items():
                 if held.digest == digest:
@@ -111,11 +116,11 @@ class Sessions:
                     return session, handle
             return session, self._add(session, found, _Held(item, digest, nbytes))
 
-    def drop(self, session: bytes, handle: int) -> None:
+    def drop(self, session: bytes, handle: int, owner: str = "") -> None:
         """See :meth:`kvferry.modes.base.SessionStore.drop`."""
         with self._lock:
             found = self._sessions.get(session)
-            if found is not None and handle in found.items:
+            if found is not None and found.owner == owner and handle in found.items:
                 self._drop(found, handle)
 
     def _add(self, session: bytes, found: _Session, held: _Held) -> int:
@@ -131,11 +136,12 @@ class Sessions:
             self._make_room(session)
         return handle
 
-    def _touched(self, session: bytes) -> _Session | None:
+    def _touched(self, session: bytes, owner: str) -> _Session | None:
         found = self._sessions.get(session)
-        if found is not None:
-            found.used_at = self._clock()
-            self._sessions.move_to_end(session)
+        if found is None or found.owner != owner:
+            return None
+        found.used_at = self._clock()
+        self._sessions.move_to_end(session)
         return found
 
     def _expire(self) -> None:
@@ -166,7 +172,8 @@ class Sessions:
 class SessionShelf:
     """One request's view of its session; notes what it brought."""
 
-    def __init__(self, sessions: Sessions, session: bytes, hold: bool) -> None:
+    def __init__(self, sessions: Sessions, session: bytes, hold: bool, owner: str = "") -> None:
+        self._owner = owner
         self._sessions = sessions
         self._hold = hold
         self.session = session
@@ -174,16 +181,16 @@ class SessionShelf:
 
     def take(self, handle: int, kind: type[T]) -> T:
         """See :meth:`kvferry.modes.base.SessionStore.take`."""
-        return self._sessions.take(self.session, handle, kind)
+        return self._sessions.take(self.session, handle, kind, self._owner)
 
     def drop(self, handle: int) -> None:
         """See :meth:`kvferry.modes.base.SessionStore.drop`."""
-        self._sessions.drop(self.session, handle)
+        self._sessions.drop(self.session, handle, self._owner)
 
     def put(self, digest: bytes, item: object, nbytes: int) -> None:
         """See :meth:`kvferry.modes.base.SessionStore.put`."""
         if not self._hold or not digest:
             return
-        self.session, handle = self._sessions.put(self.session, digest, item, nbytes)
+        self.session, handle = self._sessions.put(self.session, digest, item, nbytes, self._owner)
         if handle:
             self.holdings.append(pb.AskReply.Holding(digest=digest, handle=handle))

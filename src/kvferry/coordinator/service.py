@@ -9,6 +9,7 @@ import math
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import grpc
 
@@ -18,6 +19,9 @@ from kvferry.errors import InputError, KVFerryError, LinkError
 from kvferry.link import parse_address
 from kvferry.policy import Context, OperatingPoint
 from kvferry.policy.allocation import ALLOCATORS, Agent
+from kvferry.security import ServerKeys, Tokens
+from kvferry.security.access import Access, on_hangup
+from kvferry.security.tls import bind
 from kvferry.wire import coordinate_pb2 as pb
 from kvferry.wire import coordinate_pb2_grpc
 from kvferry.wire.faults import ProtocolError, to_wire
@@ -38,8 +42,9 @@ OPTIONS = (
 class CoordinatorService(coordinate_pb2_grpc.CoordinatorServicer):  # type: ignore[misc]
     """Members' calls. What goes wrong in one is told to it and ends with it."""
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, access: Access | None = None) -> None:
         self._roster = roster
+        self.access = access or Access()
 
     async def Share(  # noqa: N802
         self,
@@ -47,6 +52,7 @@ class CoordinatorService(coordinate_pb2_grpc.CoordinatorServicer):  # type: igno
         context: grpc.aio.ServicerContext[pb.AgentMessage, pb.CoordinatorMessage],
     ) -> None:
         """One membership; it ends with the call, or when the agent has been silent for a lease."""
+        await self.access.admit(context, "share")
         messages, news, writing = aiter(requests), asyncio.Event(), asyncio.Lock()
         member: Member | None = None
         try:
@@ -133,8 +139,11 @@ def coordinate(
     lease_seconds: float = 3.0,
     idle_seconds: float = 10.0,
     on_ready: Callable[[str], None] | None = None,
+    keys: ServerKeys | None = None,
+    tokens: str | Path | None = None,
+    insecure: bool = False,
 ) -> None:
-    """Share an uplink out until SIGINT or SIGTERM. There is no TLS: listen on a network you trust.
+    """Share an uplink out until SIGINT or SIGTERM.
 
     Parameters
     ----------
@@ -150,11 +159,14 @@ def coordinate(
         Who asks nothing for so long is granted only what its fallback takes, until it asks again.
     on_ready : callable
         Called with the address listened on.
+    keys, tokens, insecure
+        As :func:`kvferry.cloud.serve` has them; a token needs the scope ``share``.
 
     Raises
     ------
     InputError
-        The uplink, the method, the lease, the idle time or the address is none.
+        The uplink, the method, the lease, the idle time or the address is none; without TLS on an address that other
+        machines can reach.
     LinkError
         The port is taken or the host is not ours.
     """
@@ -167,25 +179,30 @@ def coordinate(
     parse_address(listen)
     began, capacity = time.monotonic(), Capacity(bound_of(uplink))
     roster = Roster(ALLOCATORS[method], capacity, lease_seconds, idle_seconds, lambda: time.monotonic() - began)
-    asyncio.run(_serve(roster, listen, on_ready))
+    access = Access(None if tokens is None else Tokens(tokens))
+    asyncio.run(_serve(CoordinatorService(roster, access), roster, listen, on_ready, keys, insecure))
 
 
-async def _serve(roster: Roster, listen: str, on_ready: Callable[[str], None] | None) -> None:
+async def _serve(
+    service: CoordinatorService,
+    roster: Roster,
+    listen: str,
+    on_ready: Callable[[str], None] | None,
+    keys: ServerKeys | None,
+    insecure: bool,
+) -> None:
+    if service.access.tokens is not None:
+        on_hangup(service.access.tokens.reload)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError):  # not on this system, or not in this thread
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=OPTIONS)
-    coordinate_pb2_grpc.add_CoordinatorServicer_to_server(CoordinatorService(roster), server)
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise LinkError(f"cannot listen on {listen}: the port is taken or the host is not this machine; choose another")
+    coordinate_pb2_grpc.add_CoordinatorServicer_to_server(service, server)
+    address = bind(server, listen, keys, insecure)
     await server.start()
     if on_ready is not None:
-        on_ready(f"{listen.rpartition(':')[0]}:{port}")
+        on_ready(address)
     ticking = asyncio.create_task(_tick(roster))
     try:
         await stop.wait()

@@ -34,6 +34,7 @@ from kvferry.modes import (
     mode_name,
 )
 from kvferry.policy import Decision, PointTable, Way, explain
+from kvferry.security import Credentials
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class Edge:
     keep_metadata : bool
         Picture files that leave this device keep their EXIF (place, time, camera) and all else that is in them.
         Without, only the picture leaves; see :func:`kvferry.pictures.files.file_of`.
+    credentials : Credentials, optional
+        TLS and token, for the cloud and for the coordinator. By default what ``KVFERRY_CA``, ``KVFERRY_TOKEN`` and so
+        on say. Without TLS nothing is said to another machine than this, unless they are ``insecure``.
 
     Examples
     --------
@@ -97,6 +101,7 @@ class Edge:
         privacy: Collection[str] = (),
         coordinator: str | None = None,
         keep_metadata: bool = False,
+        credentials: Credentials | None = None,
     ) -> None:
         self._privacy = checked_rules(privacy)
         self._keep_metadata = keep_metadata
@@ -105,12 +110,15 @@ class Edge:
         self._vlm = vlm
         self._deadline = checked_deadline(deadline)
         table, way = None if points is None else one_table(points), Way.parse(policy)
-        self._line = Line(cloud, uplink, downlink, delay_ms, hold)
+        credentials = credentials or Credentials.found()
+        if coordinator is not None:
+            credentials.check_for(coordinator)
+        self._line = Line(cloud, uplink, downlink, delay_ms, hold, credentials)
         self._pilot = None if table is None else Pilot(table, way, self._line.translated)
         self._line.pilot = self._pilot
         if coordinator is not None and self._pilot is not None:
             meter, usable = Meter(), self._pilot.usable(vlm, self._privacy)
-            member = Membership(coordinator, usable, self._deadline, meter, socket.gethostname())
+            member = Membership(coordinator, usable, self._deadline, meter, socket.gethostname(), credentials)
             self._line.membership, self._line.pacer = member, Pacer(lambda: member.bits_per_second, meter)
 
     def close(self) -> None:
@@ -128,7 +136,9 @@ class Edge:
     def describe(self) -> dict[str, Any]:
         """What the cloud serves: its model's name and fingerprint, modes and limits."""
         try:
-            reply = self._line.stub.Describe(pb.DescribeRequest(), timeout=self._deadline)
+            reply = self._line.stub.Describe(
+                pb.DescribeRequest(), timeout=self._deadline, metadata=self._line.metadata
+            )
         except grpc.RpcError as error:
             raise self._line.translated(error, self._deadline) from None
         return {
@@ -327,7 +337,8 @@ class Edge:
             raise InputError("mode auto chooses among measured points; pass those of `kvferry profile` as points")
 
         def describe(request: pb.DescribeRequest, timeout: float) -> Any:
-            return self._line.stub.Describe.future(request, timeout=max(timeout, 0.0))
+            line = self._line
+            return line.stub.Describe.future(request, timeout=max(timeout, 0.0), metadata=line.metadata)
 
         known = Asked(asked, self._vlm, self._line.holdings, privacy)
         if (member := self._line.membership) is None:

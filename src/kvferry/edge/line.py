@@ -12,9 +12,10 @@ from kvferry.edge.call import Crossing
 from kvferry.edge.membership import Membership
 from kvferry.edge.pacing import Pacer
 from kvferry.edge.pilot import Pilot
-from kvferry.errors import DeadlineError, KVFerryError, LinkError
-from kvferry.link import Rate, ShapedLink, parse_address
+from kvferry.errors import AccessError, DeadlineError, KVFerryError, LinkError
+from kvferry.link import Rate, ShapedLink
 from kvferry.modes import BusyError, Holdings, Mode, NotHeldError
+from kvferry.security import Credentials
 from kvferry.telemetry import traces
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
@@ -34,6 +35,8 @@ class Line:
 
     Attributes
     ----------
+    metadata : tuple
+        What is said with every call: the token, if there is one.
     pilot : Pilot or None
         Is told how fast bytes were acknowledged.
     pacer : Pacer or None
@@ -43,9 +46,15 @@ class Line:
     """
 
     def __init__(
-        self, cloud: str, uplink: str | Rate | None, downlink: str | Rate | None, delay_ms: float, hold: bool
+        self,
+        cloud: str,
+        uplink: str | Rate | None,
+        downlink: str | Rate | None,
+        delay_ms: float,
+        hold: bool,
+        credentials: Credentials,
     ) -> None:
-        parse_address(cloud)
+        credentials.check_for(cloud)
         self.pilot: Pilot | None = None
         self.pacer: Pacer | None = None
         self.membership: Membership | None = None
@@ -54,7 +63,8 @@ class Line:
         self._link: ShapedLink | None = None
         if uplink is not None or downlink is not None or delay_ms:
             self._link = ShapedLink(cloud, uplink, downlink, delay_ms)
-        self._channel = grpc.insecure_channel(self._link.address if self._link else cloud, options=OPTIONS)
+        self.metadata = credentials.metadata()
+        self._channel = credentials.channel(cloud, OPTIONS, self._link.address if self._link else None)
         self.stub = service_pb2_grpc.FerryStub(self._channel)
         self._greeted = False
 
@@ -110,7 +120,8 @@ class Line:
         outgoing = crossing.outgoing()
         if self.pilot is not None:
             crossing.start.expected_bits_per_second = self.pilot.bits_per_second
-        call = self.stub.Ask(iter(outgoing), timeout=max(crossing.seconds_left, 0.0), metadata=traces.metadata())
+        metadata = (*self.metadata, *(traces.metadata() or ()))
+        call = self.stub.Ask(iter(outgoing), timeout=max(crossing.seconds_left, 0.0), metadata=metadata)
         outgoing.on_failure(call.cancel)
         crossing.cancel.stops(call.cancel)
         replies = crossing.replies(call)
@@ -154,6 +165,13 @@ class Line:
             return DeadlineError(f"no answer within {seconds:g} s; allow more time, or send less (a smaller recipe)")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             return BusyError(f"the cloud at {self._cloud} takes no more calls now ({details}); try again in a while")
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return AccessError(f"the cloud at {self._cloud} refuses: {details}")
+        if code == grpc.StatusCode.UNAVAILABLE and "handshake" in details.lower():
+            return LinkError(
+                f"no TLS with the cloud at {self._cloud} ({details}); see that --ca is its CA, that its certificate "
+                "names this host and has not expired, and that it believes --cert"
+            )
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return LinkError(f"what answers at {self._cloud} is no kvferry cloud, or an older one; check the address")
         if code == grpc.StatusCode.UNAVAILABLE:

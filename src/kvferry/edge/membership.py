@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import grpc
 
 from kvferry.edge.pacing import Meter
-from kvferry.errors import InputError, KVFerryError
-from kvferry.link import parse_address
+from kvferry.errors import AccessError, InputError, KVFerryError
 from kvferry.policy import Context, OperatingPoint
+from kvferry.security import Credentials
 from kvferry.wire import coordinate_pb2 as pb
 from kvferry.wire import coordinate_pb2_grpc
 from kvferry.wire.faults import from_wire
@@ -75,12 +75,18 @@ class Membership:
         Where the reports come from.
     name : str
         For the coordinator's log.
+    credentials : Credentials
     """
 
     def __init__(
-        self, coordinator: str, points: Sequence[OperatingPoint], deadline: float, meter: Meter, name: str = ""
+        self,
+        coordinator: str,
+        points: Sequence[OperatingPoint],
+        deadline: float,
+        meter: Meter,
+        name: str = "",
+        credentials: Credentials = Credentials(),  # noqa: B008 - frozen
     ) -> None:
-        parse_address(coordinator)
         plain = Context(deadline)
         self._points = [
             pb.AgentMessage.Point(mode=x.mode, quality=x.quality, bytes=x.nbytes, seconds=plain.fixed_seconds(x))
@@ -98,7 +104,8 @@ class Membership:
         self._refusal: KVFerryError | None = None
         self._closing = threading.Event()
         self.why_alone = ""
-        self._channel = grpc.insecure_channel(coordinator, options=OPTIONS)
+        self._metadata = credentials.metadata()
+        self._channel = credentials.channel(coordinator, OPTIONS)
         self._stub = coordinate_pb2_grpc.CoordinatorStub(self._channel)
         self._thread = threading.Thread(target=self._stay, name="kvferry-membership", daemon=True)
         self._thread.start()
@@ -114,7 +121,7 @@ class Membership:
 
         Raises
         ------
-        InputError
+        InputError, AccessError
             The coordinator will not have this edge; the message says why.
         """
         with self._news:
@@ -169,6 +176,11 @@ class Membership:
             except KVFerryError as error:
                 why = str(error)
             except grpc.RpcError as error:
+                if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                    with self._news:
+                        self._refusal = AccessError(f"the coordinator refuses: {error.details()}")
+                        self._news.notify_all()
+                    return
                 why = f"{error.code().name}: {error.details() or 'no details'}"
             except ValueError:  # the channel was closed before the call began
                 return
@@ -180,7 +192,7 @@ class Membership:
     def _belong(self) -> None:
         over = threading.Event()
         self._again = queue.SimpleQueue()  # what the old one holds is news to nobody: a join tells it all
-        call = self._stub.Share(self._messages(over, self._again))
+        call = self._stub.Share(self._messages(over, self._again), metadata=self._metadata)
         try:
             for reply in call:
                 if reply.WhichOneof("part") == "error":
