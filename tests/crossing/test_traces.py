@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +134,35 @@ except Exception as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "DependencyError traces need OpenTelemetry: pip install 'kvferry[otel]'" in done.stdout
+
+
+def test_a_collector_gets_them() -> None:
+    """Over OTLP, to where the usual variable says."""
+    got: list[tuple[str, bytes]] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    code = """
+from kvferry.telemetry import traces
+traces.set_up_traces("otlp", "kvferry-edge")
+with traces.span("ask", "client"): pass
+"""
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "127.0.0.1"}
+        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | where)
+        server.shutdown()
+    ((path, body),) = got
+    assert path == "/v1/traces"
+    assert b"kvferry.ask" in body
+    assert b"kvferry-edge" in body
 
 
 def test_no_such_place() -> None:
