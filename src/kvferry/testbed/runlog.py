@@ -13,6 +13,9 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from kvferry.errors import InputError
+from kvferry.testbed.state import load_state, save_state
+
 _SAVE = 300.0
 """Seconds after which a state is saved in any case."""
 
@@ -23,7 +26,7 @@ class Stage:
     Parameters
     ----------
     folder
-        Where `NAME.pt` (state) and `log.jsonl` lie.
+        Where `NAME.state` and `log.jsonl` lie.
     name
         The stage's name.
     modules
@@ -58,12 +61,14 @@ class Stage:
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
         self.done, self.seconds, self._saved = 0, 0.0, time.monotonic()
-        self.state_path = folder / f"{name}.pt"
+        self.state_path = folder / f"{name}.state"
         if resume and self.state_path.is_file():
             self._load()
+        elif resume and (old := folder / f"{name}.pt").is_file():
+            raise InputError(f"{old} was written by an older version and is not read (it is a pickle); start anew")
 
     def _load(self) -> None:
-        state = torch.load(self.state_path, weights_only=True, map_location="cpu")
+        state = load_state(self.state_path)
         for key, module in self.modules.items():
             module.load_state_dict(state["modules"][key])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -77,9 +82,7 @@ class Stage:
             "done": self.done,
             "seconds": self.seconds,
         }
-        partial = self.state_path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.state_path)
+        save_state(state, self.state_path)
         self._saved = time.monotonic()
 
     def _learning_rate(self, step: int) -> float:

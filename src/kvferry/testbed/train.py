@@ -18,6 +18,7 @@ import torch
 from .build import SIZES, build_model, write_folder
 from .joint import fold_in, train_joint, train_match
 from .language import SymbolicPicture, Task, train_symbolic
+from .state import load_state
 from .tower import DenseHeads, train_tower
 
 STAGES = ("tower", "symbolic", "joint", "export")
@@ -57,19 +58,19 @@ PLANS: dict[str, Plan] = {
 def _stored(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SystemExit(f"{path} is missing: run the stage that writes it first, or leave --only away")
-    state: dict[str, Any] = torch.load(path, weights_only=True)["modules"]
+    state: dict[str, Any] = load_state(path)["modules"]
     return state
 
 
 def load_parts(model: Any, run: Path, tower_run: Path) -> tuple[SymbolicPicture, DenseHeads]:
     """Put a trained tower and a trained language model into one model; returns symbolic vectors and dense heads."""
-    seen = _stored(tower_run / "tower.pt")
+    seen = _stored(tower_run / "tower.state")
     tower = model.model.visual
     kept = {name: weight for name, weight in seen["tower"].items() if not name.startswith("merger.mlp.2")}
     tower.load_state_dict(kept, strict=False)
     heads = DenseHeads(tower.merger.hidden_size)
     heads.load_state_dict(seen["heads"])
-    parts = _stored(run / "symbolic.pt")
+    parts = _stored(run / "symbolic.state")
     model.model.language_model.load_state_dict(parts["language"])
     model.lm_head.load_state_dict(parts["head"])
     symbols = SymbolicPicture(model.config.text_config.hidden_size)
@@ -80,7 +81,7 @@ def load_parts(model: Any, run: Path, tower_run: Path) -> tuple[SymbolicPicture,
 def export(name: str, run: Path, folder: Path) -> None:
     """Write the run's latest joint checkpoint as a model folder."""
     model = build_model(SIZES[name])
-    model.load_state_dict(_stored(run / "joint.pt")["model"])
+    model.load_state_dict(_stored(run / "joint.state")["model"])
     write_folder(model, folder)
 
 
@@ -99,7 +100,7 @@ def train(name: str, run: Path, *, seed: int, only: tuple[str, ...], tower_run: 
         )  # fmt: skip
     if "joint" in only:
         symbols, heads = load_parts(model, run, tower_run)
-        if not (resume and (run / "match.pt").is_file()):
+        if not (resume and (run / "match.state").is_file()):
             print(f"folded in: {fold_in(model, symbols, seed=seed):.3f} of the variance explained", flush=True)
         train_match(model, symbols, run, seed=seed, steps=plan.match_steps, rate=plan.match_rate, resume=resume)
         train_joint(

@@ -88,7 +88,8 @@ def test_a_stopped_run_goes_on_as_it_would_have(
         pupil = Pupil(str(language), "testbed/control", PLAN, seed=0, device="cpu")
         load_run(pupil, folder)
         texts = Texts(paragraphs, pupil.tokenizer, length=64)
-        assert float(stays(pupil, texts, 0).detach()) == pytest.approx(0, abs=1e-5) or (folder / "answer.pt").exists()
+        moved = float(stays(pupil, texts, 0).detach())
+        assert moved == pytest.approx(0, abs=1e-5) or (folder / "answer.state").exists()
         if stop:
             monkeypatch.setattr(train.Stage, "_learning_rate", stopping(train.Stage._learning_rate, stop))
         try:
@@ -124,7 +125,7 @@ def test_the_command_trains_measures_and_exports(
     short += ["--whole", "--minutes", "9"]
     monkeypatch.setattr(sys, "argv", [*words, *short])
     train.main()
-    assert {"tower.pt", "answer.pt", "log.jsonl", "model"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"tower.state", "answer.state", "log.jsonl", "model"} <= {path.name for path in tmp_path.iterdir()}
     assert load(tmp_path / "model").has_vision
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", [*words, "--validate", "2"])

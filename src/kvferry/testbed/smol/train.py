@@ -29,6 +29,7 @@ from kvferry.testbed.joint import token_weights
 from kvferry.testbed.language import accuracy_by_kind
 from kvferry.testbed.runlog import Stage
 from kvferry.testbed.slots import Batch
+from kvferry.testbed.state import load_state
 from kvferry.testbed.targets import multi_hot
 from kvferry.testbed.tower import DenseHeads, dense_loss, middle, speed_up
 from kvferry.testbed.words import IMAGE_PAD
@@ -241,17 +242,17 @@ def validate(pupil: Pupil, task: Task, *, steps: int, seed: int = 0, split: str 
 def load_run(pupil: Pupil, run: Path) -> None:
     """The newest tower, update and projector of a run, where there are such: its states, else what it exported."""
     exported = run / "model" / WEIGHTS
-    if exported.is_file() and not (run / "answer.pt").is_file():
+    if exported.is_file() and not (run / "answer.state").is_file():
         weights = load_file(exported)
         vision, words = "model.visual.", "model.language_model."
         tower = {name.removeprefix(vision): x for name, x in weights.items() if name.startswith(vision)}
         pupil.tower.load_state_dict(tower)
         pupil.update.take({name.removeprefix(words): x for name, x in weights.items() if name.startswith(words)})
     for name in ("tower", "answer"):
-        path = run / f"{name}.pt"
+        path = run / f"{name}.state"
         if not path.is_file():
             continue
-        state = torch.load(path, weights_only=True, map_location="cpu")["modules"]
+        state = load_state(path)["modules"]
         if name == "tower":
             kept = {key: x for key, x in state["tower"].items() if not key.startswith("merger.mlp.2")}
             pupil.tower.load_state_dict(kept, strict=False)
