@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from typing import Any
 
 from kvferry.bitstream import Writer, decompress_stream
@@ -257,7 +258,10 @@ def compress(source: Prefilled | KVCache, recipe: str | Recipe, tiers: int = 1, 
     InputError
         The cache holds NaN or infinity, or there are no such tiers.
     """
-    return b"".join(compress_frames(source, recipe, tiers, order))
+    out = BytesIO()  # joined, all pieces would be there twice
+    for piece in compress_frames(source, recipe, tiers, order):
+        out.write(piece)
+    return out.getvalue()
 
 
 def compress_frames(

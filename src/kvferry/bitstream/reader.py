@@ -171,7 +171,7 @@ class Reader:
         missing = set(range(len(self.header.shapes))) - self._come.keys()
         if missing:
             raise TruncatedError(
-                f"nothing of layers {_spans(missing)} has come yet; wait for more, or write the stream in tiers"
+                f"nothing of layers {spans(missing)} has come yet; wait for more, or write the stream in tiers"
             )
         share = 1.0 if len(self._whole) == len(self.header.shapes) else self._entries() / (self.header.entries or 1)
         return Partial(self._cache(self.header), share, self.total_bytes - len(self._buffer))
@@ -218,12 +218,13 @@ class Reader:
             stop = prefix.body + prefix.size
             if len(self._buffer) < stop + CHECKSUM.size:
                 break
-            framed = bytes(memoryview(self._buffer)[start:stop])
-            if self._chain.checksum(framed) != self._buffer[stop : stop + CHECKSUM.size]:
+            with memoryview(self._buffer) as octets:
+                framed, body = bytes(octets[start : prefix.body]), bytes(octets[prefix.body : stop])
+            if self._chain.checksum(framed, body) != self._buffer[stop : stop + CHECKSUM.size]:
                 raise CorruptError(
                     f"the checksum of a record of kind {prefix.kind} is wrong; have the stream sent again"
                 )
-            self._take(prefix.kind, framed[prefix.body - start :], stop + CHECKSUM.size - start)
+            self._take(prefix.kind, body, stop + CHECKSUM.size - start)
             start = stop + CHECKSUM.size
         return start
 
@@ -313,7 +314,7 @@ class Reader:
     def _take_trailer(self, header: Header) -> None:
         missing = set(range(len(header.shapes))) - self._whole
         if missing:
-            raise CorruptError(f"the stream ends without all of layers {_spans(missing)}")
+            raise CorruptError(f"the stream ends without all of layers {spans(missing)}")
         if header.entries is not None and header.entries != self._entries():
             raise CorruptError(f"{self._entries()} tokens came, where {header.entries} were announced")
         self.complete = True
@@ -345,7 +346,7 @@ def _size_of(
     )
 
 
-def _spans(layers: Collection[int]) -> str:
+def spans(layers: Collection[int]) -> str:
     """``0, 2 to 5, 9``."""
     text: list[str] = []
     ordered = sorted(layers)
@@ -367,32 +368,3 @@ def _merge(have: LayerCache, come: LayerCache) -> LayerCache:
         if bool((heads[-1].positions.diff() == 0).any()):
             raise CorruptError("two frames hold the same token")
     return LayerCache.join(heads)
-
-
-def decompress_stream(blob: bytes, device: str | torch.device = "cpu") -> KVCache:
-    """The cache in ``blob``, a whole stream."""
-    reader = Reader(device)
-    reader.feed(blob)
-    return reader.cache()
-
-
-def decompress_layers(
-    blob: bytes, layers: Collection[int], device: str | torch.device = "cpu"
-) -> dict[int, LayerCache]:
-    """Some layers of the cache in ``blob``, a whole stream; see :class:`Reader` for what is skipped.
-
-    Raises
-    ------
-    BitstreamError
-        As :meth:`Reader.feed`; checksums and positions of all frames are checked.
-    InputError
-        The stream has no such layer.
-    """
-    reader = Reader(device, layers=layers)
-    reader.feed(blob)
-    if not reader.complete or reader.header is None:
-        raise TruncatedError(f"the stream ends after {len(blob)} bytes, before its trailer; have it sent again")
-    missing = set(layers) - reader.layers.keys()
-    if missing:
-        raise InputError(f"the stream has layers 0 to {len(reader.header.shapes) - 1}, none numbered {_spans(missing)}")
-    return reader.layers

@@ -50,15 +50,18 @@ class Chain:
     def __init__(self) -> None:
         self._before = START
 
-    def checksum(self, framed: bytes) -> bytes:
-        """Of the next record, little-endian."""
-        self._before = CHECKSUM.pack(google_crc32c.extend(google_crc32c.value(self._before), framed))
+    def checksum(self, *framed: bytes) -> bytes:
+        """Of the next record, in one piece or in several; little-endian."""
+        crc = google_crc32c.value(self._before)
+        for part in framed:
+            crc = google_crc32c.extend(crc, part)
+        self._before = CHECKSUM.pack(crc)
         return self._before
 
     def record(self, kind: Kind, body: bytes) -> bytes:
         """The next record."""
-        framed = bytes([kind]) + write_varint(len(body)) + body
-        return framed + self.checksum(framed)
+        prefix = bytes([kind]) + write_varint(len(body))
+        return b"".join((prefix, body, self.checksum(prefix, body)))
 
 
 class Prefix(NamedTuple):

@@ -106,7 +106,10 @@ def _steps(bits: int) -> list[tuple[Any, ...]]:
 
 def split_words(words: Words) -> bytes:
     """All high bytes, then all low bytes."""
-    return (words >> 8).astype(np.uint8).tobytes() + words.astype(np.uint8).tobytes()
+    octets = np.empty((2, *words.shape), np.uint8)
+    octets[0] = words >> 8
+    octets[1] = words.astype(np.uint8)
+    return octets.tobytes()
 
 
 def join_words(octets: Bytes) -> Words:
