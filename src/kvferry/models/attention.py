@@ -113,7 +113,7 @@ class Observer:
         layers: int,
         rotary: Sequence[Rotary | None] = (),
     ) -> None:
-        self.layout, self._last = layout, layers - 1
+        self.layout, self._last, self._rotary = layout, layers - 1, rotary
         self._turns = {layer: turn for layer, turn in enumerate(rotary) if turn is not None}
         self._seen: dict[EvidenceRequest, dict[int, torch.Tensor]] = {x: {} for x in requests}
         self._queries: dict[int, list[torch.Tensor]] = {}
@@ -157,6 +157,27 @@ class Observer:
             self._queries.setdefault(layer, []).append(query[:, whole.part(first, count).rows.to(query.device)])
             if first + count == n:
                 self._foresee(layer, whole, rule.scaling)
+
+    def branch(self, layout: PromptLayout, requests: Sequence[EvidenceRequest]) -> Observer:
+        """An observer of another prompt that begins with the tokens read so far, some ``requests`` of this one's.
+
+        Raises
+        ------
+        EvidenceError
+            A row that was read counts otherwise in that prompt, such as one of its last ``window`` tokens.
+        """
+        other = Observer(requests, layout, self._last + 1, self._rotary)
+        read = max(self._read.values(), default=0)
+        for request in requests:
+            if not np.array_equal(rows_of(request, layout)[:read], rows_of(request, self.layout)[:read]):
+                raise EvidenceError(f"the {request.rows!r} rows reach into the {read} tokens that prompts share")
+            for layer, seen in self._seen[request].items():
+                grow = len(layout) - len(self.layout) if request.statistic == "sum" else 0
+                other._seen[request][layer] = pad(seen, (0, grow)) if grow else seen
+        other._read = dict(self._read)
+        if other._plans["queries", True].requests:
+            other._queries = {layer: list(parts) for layer, parts in self._queries.items()}
+        return other
 
     def evidence(self, length: int) -> Evidence:
         """What was seen; columns are cut to the first ``length``."""

@@ -98,11 +98,14 @@ class Decoder:
         self._past = Cache(layers=self._kept)
 
     def feed(
-        self, token_ids: Sequence[int], logits: int = 1, outputs: list[torch.Tensor] | None = None
+        self,
+        token_ids: Sequence[int] | Sequence[Sequence[int]],
+        logits: int = 1,
+        outputs: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Logits after the last ``logits`` of the given tokens, float32 ``[caches, logits, vocabulary]``.
 
-        ``outputs`` gets every layer's attention output, ``[caches, tokens, query_heads, d]``.
+        The tokens are the same for all caches, or as many for each. ``outputs`` gets every layer's attention output, ``[caches, tokens, query_heads, d]``.
 
         Raises
         ------
@@ -111,23 +114,25 @@ class Decoder:
         UnsupportedModelError
             The tokens reach to where the model turns keys otherwise than those in the cache.
         """
-        check_token_ids(self._model, token_ids)
+        rows = torch.tensor(token_ids, dtype=torch.long)
+        rows = rows if rows.ndim == 2 else rows[None]
+        check_token_ids(self._model, rows.flatten().tolist())
         device = self._model.device
-        positions = positions_after(self._layout, self.length, len(token_ids)).to(device)
+        positions = positions_after(self._layout, self.length, rows.shape[1]).to(device)
         reach = max(self._reach, int(positions.max()) + 1)
         check_same_turn(self._model, self._reach, reach)
         self._reach = reach
         wide = positions[:, None].expand(-1, self._batch, -1)
         with torch.inference_mode(), session(Session(kept=self._kept, outputs=outputs)):
             output = self._model(
-                input_ids=torch.tensor([list(token_ids)] * self._batch, device=device),
+                input_ids=rows.expand(self._batch, -1).to(device),
                 position_ids=wide[0] if len(wide) == 1 else wide,
                 past_key_values=self._past,
                 use_cache=True,
                 logits_to_keep=logits,
             )
-        self.length += len(token_ids)
-        self._fed += token_ids
+        self.length += rows.shape[1]
+        self._fed += rows[0].tolist()
         scores: torch.Tensor = output.logits.float()
         return scores
 

@@ -1,0 +1,60 @@
+"""``python -m study squad-prompt``: how SmolLM2 is asked, chosen on calibration paragraphs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from study.squad import DATA, FOLDER
+
+
+def squad_prompt(
+    data: Annotated[Path, typer.Option(help="Folder of calibration.jsonl.")] = DATA,
+    model: Annotated[str, typer.Option(help="Shipped name, folder or Hub id.")] = "smollm2",
+    n: Annotated[int, typer.Option(help="Questions.", min=1)] = 24,
+    tokens: Annotated[int, typer.Option(help="Of a prompt, at most.", min=384)] = 512,
+    out: Annotated[Path, typer.Option(help="JSON file.")] = FOLDER / "prompt.json",
+) -> None:
+    """Ask the full cache in every way, and keep the one that scores best by F1."""
+    import torch
+
+    from kvferry.evaluate.sweep import provenance
+    from kvferry.models import load
+    from kvferry.statistics import mean_interval
+    from study.squad.choosing import SCORES, Trial, best, room, trial
+    from study.squad.prompts import asked_about, candidates
+    from study.squad.texts import read_squad, texts
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    vlm = load(model, dtype="float32")
+    paragraphs = read_squad(data / "calibration.jsonl")
+    held: dict[str, list[Trial]] = {}
+    table = {}
+    least = min(room(vlm, x, tokens) for x in candidates(paragraphs))
+    count = lambda text: len(vlm.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    asked = list(texts(asked_about(paragraphs), count, max(least, 128), 4))
+    for prompt in candidates(paragraphs):
+        trials: list[Trial] = []
+        for text in asked:
+            if len(trials) < n:
+                trials += trial(vlm, prompt, text)
+        held[prompt.name] = trials[:n]
+        means = {x: mean_interval([t.scores[x] for t in held[prompt.name]]) for x in SCORES}
+        means["log-likelihood"] = mean_interval([t.likelihood for t in held[prompt.name]])
+        table[prompt.name] = {k: [x.mean, x.low, x.high] for k, x in means.items()}
+        figures = ", ".join(f"{k} {x.mean:.3f} [{x.low:.3f}, {x.high:.3f}]" for k, x in means.items())
+        print(f"{prompt.name}: {figures}, says {held[prompt.name][0].said!r}", flush=True)
+    found = {
+        "prompt": best(held), "n": min(len(x) for x in held.values()), "tokens": tokens, "candidates": table,
+        "said": {name: [x.said for x in trials[:5]] for name, trials in held.items()},
+        "command": "python -m study " + shlex.join(sys.argv[1:]), **provenance(vlm),
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"wrote {out}: {found['prompt']}")

@@ -1,0 +1,63 @@
+"""The prompt on which the full cache scores best, on calibration paragraphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvferry.models import VLM
+from study.squad.asking import in_cache
+from study.squad.board import Board
+from study.squad.prompts import Prompt
+from study.squad.reading import TAIL, Reader
+from study.squad.records import scores_of
+from study.squad.saying import Asking, ends_of, full_answers
+from study.squad.texts import Text
+
+SCORES = ("F1", "EM", "contains")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How the full cache did on one question: :data:`SCORES`, and the log-likelihood of the first accepted answer
+    and its end, in nats a token."""
+
+    said: str
+    scores: dict[str, float]
+    likelihood: float
+
+
+def trial(vlm: VLM, prompt: Prompt, text: Text) -> list[Trial]:
+    """Every question of a text, asked of the full cache."""
+    ids = prompt.before(vlm.tokenizer, text.words)
+    reader, ends, found = Reader(vlm, ids, ()), ends_of(vlm), []
+    for question in text.questions:
+        asked = prompt.asked(vlm.tokenizer, question.text)
+        read = in_cache(reader.read(asked, len(asked), len(ids) + len(asked) - 1))
+        visible = torch.ones(1, vlm.layers, vlm.kv_heads, read.cache.length, dtype=torch.bool)
+        asking = Asking(read.cache.length, (asked[-1],))
+        (full,) = full_answers(Board(vlm, read.cache.layers, visible), [asking], ends)
+        said = str(vlm.tokenizer.decode(list(full.along), skip_special_tokens=True)).strip()
+        true = prompt.answer(vlm.tokenizer, question.answers[0])
+        fed = [asked[-1], *true]
+        places = range(read.cache.length, read.cache.length + len(fed))
+        board = Board(vlm, read.cache.layers, visible)
+        logits = board.feed([0] * len(fed), fed, places, range(len(fed))).log_softmax(-1)
+        ended = logits[-1, sorted(ends)].logsumexp(-1)
+        known = logits[:-1].gather(1, torch.tensor(true)[:, None])[:, 0]
+        nats = float((known.sum() + ended) / len(fed))
+        found.append(Trial(said, scores_of(said, question.answers), round(nats, 4)))
+    return found
+
+
+def room(vlm: VLM, prompt: Prompt, tokens: int) -> int:
+    """Tokens of text that a prompt of ``tokens`` in all has room for, beside examples and question."""
+    return tokens - TAIL - len(prompt.before(vlm.tokenizer, ""))
+
+
+def best(found: Mapping[str, Sequence[Trial]]) -> str:
+    """The prompt with the highest mean F1."""
+    means = {name: sum(x.scores["F1"] for x in trials) / len(trials) for name, trials in found.items()}
+    return max(means, key=lambda name: means[name])
