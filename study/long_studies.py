@@ -28,6 +28,7 @@ class Study:
 
 def studies() -> dict[str, Study]:
     """By the word that ``python -m study long-runs`` and the names of raw files begin with."""
+
     def first(plan: Plan) -> range:
         return range(plan.n)
 

@@ -19,7 +19,7 @@ def squad_prompt(
     model: Annotated[str, typer.Option(help="Shipped name, folder or Hub id.")] = "smollm2",
     n: Annotated[int, typer.Option(help="Questions.", min=1)] = 24,
     tokens: Annotated[int, typer.Option(help="Of a prompt, at most.", min=384)] = 512,
-    out: Annotated[Path, typer.Option(help="JSON file.")] = FOLDER / "prompt.json",
+    folder: Annotated[Path, typer.Option(help="Where prompt.json goes.")] = FOLDER,
 ) -> None:
     """Ask the full cache in every way, and keep the one that scores best by F1."""
     import torch
@@ -27,7 +27,7 @@ def squad_prompt(
     from kvferry.evaluate.sweep import provenance
     from kvferry.models import load
     from kvferry.statistics import mean_interval
-    from study.squad.choosing import SCORES, Trial, best, room, trial
+    from study.squad.choosing import SCORES, Trial, chosen_prompt, counter, fits, room, trial
     from study.squad.prompts import asked_about, candidates
     from study.squad.texts import read_squad, texts
 
@@ -37,8 +37,7 @@ def squad_prompt(
     held: dict[str, list[Trial]] = {}
     table = {}
     least = min(room(vlm, x, tokens) for x in candidates(paragraphs))
-    count = lambda text: len(vlm.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
-    asked = list(texts(asked_about(paragraphs), count, max(least, 128), 4))
+    asked = list(texts(asked_about(paragraphs), counter(vlm), max(least, 128), 4))
     for prompt in candidates(paragraphs):
         trials: list[Trial] = []
         for text in asked:
@@ -51,10 +50,12 @@ def squad_prompt(
         figures = ", ".join(f"{k} {x.mean:.3f} [{x.low:.3f}, {x.high:.3f}]" for k, x in means.items())
         print(f"{prompt.name}: {figures}, says {held[prompt.name][0].said!r}", flush=True)
     found = {
-        "prompt": best(held), "n": min(len(x) for x in held.values()), "tokens": tokens, "candidates": table,
+        "n": min(len(x) for x in held.values()), "tokens": tokens, "candidates": table,
+        "fit": [x.name for x in candidates(paragraphs) if fits(vlm, x, tokens)],
         "said": {name: [x.said for x in trials[:5]] for name, trials in held.items()},
         "command": "python -m study " + shlex.join(sys.argv[1:]), **provenance(vlm),
     }  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    out = folder / "prompt.json"
     out.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"wrote {out}: {found['prompt']}")
+    print(f"wrote {out}: {chosen_prompt(vlm, folder, data, tokens).name}")

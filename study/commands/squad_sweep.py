@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -12,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from kvferry.errors import InputError
 from study.squad import DATA, FOLDER
 
 
@@ -22,6 +20,7 @@ def squad_sweep(
     n: Annotated[int, typer.Option(help="Questions that the file shall hold.", min=1)] = 200,
     minutes: Annotated[float, typer.Option(help="Stop after so many minutes of processor time.")] = 1e9,
     data: Annotated[Path, typer.Option(help="Folder of calibration.jsonl and test.jsonl.")] = DATA,
+    ask: Annotated[str, typer.Option("--prompt", help="Instead of the one that was chosen.")] = "",
     model: Annotated[str, typer.Option(help="Shipped name, folder or Hub id.")] = "smollm2",
     out: Annotated[Path | None, typer.Option(help="JSON lines, continued if they are there.")] = None,
 ) -> None:
@@ -31,7 +30,7 @@ def squad_sweep(
     from kvferry.evaluate.sweep import provenance
     from kvferry.models import load
     from study.squad.asking import Answering
-    from study.squad.choosing import room
+    from study.squad.choosing import chosen_prompt, counter, room
     from study.squad.plans import canonical, plan_of
     from study.squad.prompts import prompt_of
     from study.squad.records import append, begin
@@ -39,11 +38,8 @@ def squad_sweep(
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     wanted = plan_of(plan, tokens)
-    chosen = FOLDER / "prompt.json"
-    if not chosen.is_file():
-        raise InputError(f"no prompt was chosen yet ({chosen}); run `python -m study squad-prompt`")
     vlm = load(model, dtype="float32")
-    prompt = prompt_of(json.loads(chosen.read_text())["prompt"], read_squad(data / "calibration.jsonl"))
+    prompt = prompt_of(ask, read_squad(data / "calibration.jsonl")) if ask else chosen_prompt(vlm, FOLDER, data)
     out = out or FOLDER / f"{plan}-{tokens}.jsonl"
     head = {"command": "python -m study " + shlex.join(sys.argv[1:]), **provenance(vlm)}
     what = {
@@ -51,10 +47,9 @@ def squad_sweep(
         "rows": list(canonical(wanted.rows)), "questions": wanted.questions,
     }  # fmt: skip
     done = begin(out, what, head)
-    count = lambda text: len(vlm.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
     answering = Answering(vlm, prompt, wanted)
     first, held, began, new = 0, 0, time.process_time(), 0
-    for text in texts(read_squad(data / "test.jsonl"), count, room(vlm, prompt, tokens), wanted.questions):
+    for text in texts(read_squad(data / "test.jsonl"), counter(vlm), room(vlm, prompt, tokens), wanted.questions):
         if held >= n or time.process_time() - began > 60 * minutes:
             break
         if text.index not in done:

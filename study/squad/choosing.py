@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from kvferry.errors import InputError
 from kvferry.models import VLM
 from study.squad.asking import in_cache
 from study.squad.board import Board
-from study.squad.prompts import Prompt
+from study.squad.prompts import Prompt, candidates
 from study.squad.reading import TAIL, Reader
 from study.squad.records import scores_of
 from study.squad.saying import Asking, ends_of, full_answers
-from study.squad.texts import Text
+from study.squad.texts import Text, read_squad
 
 SCORES = ("F1", "EM", "contains")
 
@@ -52,12 +55,32 @@ def trial(vlm: VLM, prompt: Prompt, text: Text) -> list[Trial]:
     return found
 
 
+def chosen_prompt(vlm: VLM, folder: Path, data: Path, tokens: int = 512) -> Prompt:
+    """The one with the highest mean F1 among those whose examples leave the text half of ``tokens``.
+
+    Raises
+    ------
+    InputError
+        None was tried.
+    """
+    tried = folder / "prompt.json"
+    if not tried.is_file():
+        raise InputError(f"no prompt was tried yet ({tried}); run `python -m study squad-prompt`")
+    scores = {name: x["F1"][0] for name, x in json.loads(tried.read_text())["candidates"].items()}
+    fit = [x for x in candidates(read_squad(data / "calibration.jsonl")) if fits(vlm, x, tokens)]
+    return max(fit, key=lambda x: float(scores.get(x.name, 0)))
+
+
+def fits(vlm: VLM, prompt: Prompt, tokens: int) -> bool:
+    """Whether examples leave the text half of a prompt."""
+    return len(prompt.before(vlm.tokenizer, "")) <= tokens // 2
+
+
+def counter(vlm: VLM) -> Callable[[str], int]:
+    """How many tokens a string has."""
+    return lambda text: len(vlm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def room(vlm: VLM, prompt: Prompt, tokens: int) -> int:
     """Tokens of text that a prompt of ``tokens`` in all has room for, beside examples and question."""
     return tokens - TAIL - len(prompt.before(vlm.tokenizer, ""))
-
-
-def best(found: Mapping[str, Sequence[Trial]]) -> str:
-    """The prompt with the highest mean F1."""
-    means = {name: sum(x.scores["F1"] for x in trials) / len(trials) for name, trials in found.items()}
-    return max(means, key=lambda name: means[name])

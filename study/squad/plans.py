@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from kvferry.errors import InputError
 from kvferry.evaluate.records import Protocol
 from kvferry.recipe import Recipe
+from study.squad import FOLDER
 
 SCORERS = (
     "q2c", "snapkv", "h2o", "streaming", "random", "vlcache", "leaveout", "knorm", "keydiff", "value_norm",
@@ -72,6 +73,7 @@ PLANS = {
         "codecs", "A",
         (
             "full|bf16|zstd", *WIDTHS, *(f"full|int{bits}|zstd" for bits in (8, 4, 3, 2)),
+            f"full|mixed@{FOLDER}/protected.json", f"full|mixed@{FOLDER}/mixed.json",
             *(f"full|kivi:{bits}" for bits in (4, 2)), "full|turbo:4", "full|turbo:3.5", "full|turbo:3",
             *(f"{s}@{f:g}|int{bits}" for s in ("q2c", "snapkv") for f in (0.75, 0.5, 0.25) for bits in (8, 4, 3)),
         ),

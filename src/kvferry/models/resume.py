@@ -105,7 +105,8 @@ class Decoder:
     ) -> torch.Tensor:
         """Logits after the last ``logits`` of the given tokens, float32 ``[caches, logits, vocabulary]``.
 
-        The tokens are the same for all caches, or as many for each. ``outputs`` gets every layer's attention output, ``[caches, tokens, query_heads, d]``.
+        The tokens are the same for all caches, or as many for each. ``outputs`` gets every layer's attention output,
+        ``[caches, tokens, query_heads, d]``.
 
         Raises
         ------
