@@ -15,7 +15,9 @@ from kvferry.cli.console import model_of
 from kvferry.errors import InputError
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-NO_MODEL = {"inspect", "link", "trace", "simulate", "break-even", "export", "compare", "coordinate", "check", "keys"}
+NO_MODEL = {
+    "doctor", "inspect", "link", "trace", "simulate", "break-even", "export", "compare", "coordinate", "check", "keys",
+}  # fmt: skip
 """Commands that load none (check builds a small one): all others do."""
 
 

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kvferry import VLM, Answer, Edge, LinkError
 from kvferry.cloud.metrics import Metrics
+from kvferry.security.tokens import new_token
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from tests.crossing.process import CloudProcess
@@ -49,11 +50,16 @@ class Watched:
     def value(self, name: str, **labels: str) -> float:
         return self.samples().get((f"kvferry_{name}", tuple(sorted(labels.items()))), 0.0)
 
-    def lines(self, request_id: str = "") -> list[dict[str, object]]:
-        """The access lines, of one request or all."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()]
-        found = [line for line in lines if line["logger"] == "kvferry.access"]
-        return [line for line in found if request_id in ("", line["request_id"])]
+    def lines(self, request_id: str = "", least: int = 0) -> list[dict[str, object]]:
+        """The access lines, of one request or all; waits for the ``least`` that will come."""
+        until = time.monotonic() + 20
+        while True:
+            lines = [json.loads(line) for line in self.log.read_text().splitlines()]
+            found = [line for line in lines if line["logger"] == "kvferry.access"]
+            found = [line for line in found if request_id in ("", line["request_id"])]
+            if len(found) >= least or time.monotonic() > until:
+                return found
+            time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +141,7 @@ def test_a_late_and_a_refused_request(watched: Watched, vlm: VLM) -> None:
         with pytest.raises(grpc.RpcError) as ended:
             list(call)
     assert ended.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    until = time.monotonic() + 20
-    while not watched.lines("late") and time.monotonic() < until:  # the cloud's own clock tells it
-        time.sleep(0.02)
+    watched.lines("late", least=1)  # the cloud's own clock tells it
     start.request_id, start.fingerprint = "refused", "another"
     (reply,) = raw(watched, pb.AskRequest(start=start))
     assert reply.error.kind == pb.ERROR_KIND_FINGERPRINT
@@ -213,3 +217,16 @@ def test_the_page_lists_the_metrics_that_there_are(watched: Watched, answers: di
             plain = name.removeprefix("kvferry_").removesuffix("_bucket")
             here |= {(plain, label) for label, _ in labels if label != "le"} or {(plain, "")}
     assert told == here
+
+
+def test_who_may_not_ask_is_counted_too(model_folder: Path, tmp_path: Path) -> None:
+    new_token(tmp_path / "tokens.toml", "camera")
+    log, words = tmp_path / "cloud.log", ("--metrics", "0", "--log-format", "json")
+    with CloudProcess(model_folder, *words, "--tokens", str(tmp_path / "tokens.toml"), log=log) as process:
+        watched = Watched(process, log)
+        with pytest.raises(grpc.RpcError) as ended:
+            raw(watched, pb.AskRequest(start=pb.AskRequest.Start(mode=pb.MODE_PROMPT, max_new_tokens=1)))
+        assert ended.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert [line["outcome"] for line in watched.lines(least=1)] == ["denied"]
+        assert watched.value("errors_total", kind="denied") == 1
+        assert process.stop() == 0

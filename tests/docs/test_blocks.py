@@ -32,6 +32,13 @@ from kvferry.cli.app import app
 modes = ["--mode", "kv:full|int4", "--mode", "image", "--mode", "embeds:int4"]
 app(["profile", "--n", "1", *modes], standalone_mode=False)
 """
+CONFIGURATION = """
+from pathlib import Path
+from tests.docs.blocks import ROOT, blocks_of
+
+page = [block for block in blocks_of(ROOT / "docs" / "operations.md") if block.text.startswith("# kvferry.toml")]
+Path("kvferry.toml").write_text(page[0].text)
+"""
 PREAMBLES = {
     "README.md": """
 from pathlib import Path
@@ -40,6 +47,7 @@ from tests.docs.stock import save_llava
 save_llava(Path("llava-hf/llava-1.5-7b-hf"))
 """,
     "docs/agents.md": POINTS,
+    "docs/operations.md": CONFIGURATION,
     "docs/policy.md": POINTS,
 }
 """What a page takes for granted: a checkpoint, here small and random, where its name says; measured points."""

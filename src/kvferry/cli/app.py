@@ -17,9 +17,11 @@ from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.check import check
 from kvferry.cli.checks import check_model, check_saved, checked
 from kvferry.cli.compare import compare
+from kvferry.cli.configured import TABLES, configured
 from kvferry.cli.coordinate import coordinate
 from kvferry.cli.demo import demo
 from kvferry.cli.diagnose import diagnose
+from kvferry.cli.doctor import doctor
 from kvferry.cli.edge import edge
 from kvferry.cli.ending import run
 from kvferry.cli.evaluate import evaluate
@@ -44,7 +46,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     serve, ask, edge, inspect, demo, check, analyze, sweep, tune, calibrate, calibrate_skip, diagnose, link, trace,
-    simulate, break_even, profile, report, export, compare, coordinate, studio, keys,
+    simulate, break_even, profile, report, export, compare, coordinate, studio, keys, doctor,
 )  # fmt: skip
 OTHERS: dict[Any, dict[str, Any]] = {
     profile: {"cloud": check_model, "edge": check_model},
@@ -52,13 +54,15 @@ OTHERS: dict[Any, dict[str, Any]] = {
     simulate: {"policy": None},
     trace: {"out": None},
     keys: {"out": check_saved},
+    doctor: {"model": None},
 }
 """Commands in which a parameter's name means something else than in the others."""
 QUIET = {"GRPC_VERBOSITY": "NONE", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """Other people's log lines and loading bars stay away, unless the environment says otherwise."""
 
 for command in COMMANDS:
-    app.command()(checked(command, OTHERS.get(command)))
+    whole = checked(command, OTHERS.get(command))
+    app.command()(configured(whole) if command.__name__ in TABLES else whole)
 app.command("eval")(checked(evaluate))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from kvferry.cloud.monitor import DENIED, Record
 from kvferry.cloud.service import FerryService
 from kvferry.modes import mode_name
 from kvferry.security.access import CALLER, Access
@@ -34,13 +35,21 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         self, requests: AsyncIterator[pb.AskRequest], context: Context
     ) -> None:
         """One question, if its caller may ask in its mode."""
+        with self._service.monitor.request(context.time_remaining, context.invocation_metadata()) as record:
+            try:
+                await self._ask(requests, context, record)
+            except grpc.aio.AbortError:
+                record.ended(DENIED)
+                raise
+
+    async def _ask(self, requests: AsyncIterator[pb.AskRequest], context: Context, record: Record) -> None:
         caller = await self._access.admit(context)
         messages = aiter(requests)
         first = await anext(messages, None)
         if first is not None and first.HasField("start") and first.start.mode in pb.Mode.values():
             await self._access.check(context, caller, f"ask:{mode_name(first.start.mode)}")
         CALLER.set(caller)
-        await self._service.Ask(_from(first, messages), context)
+        await self._service.answer(_from(first, messages), context, record)
 
 
 async def _from(first: pb.AskRequest | None, others: AsyncIterator[pb.AskRequest]) -> AsyncIterator[pb.AskRequest]:

@@ -21,7 +21,7 @@ from kvferry.wire.faults import kind_of
 
 LEAST_BYTES = 4096
 """Fewer bytes behind the first chunk say nothing about a rate."""
-OK, CANCELLED = "ok", "cancelled"
+OK, CANCELLED, DENIED = "ok", "cancelled", "denied"
 access = logging.getLogger(ACCESS)
 
 
@@ -36,7 +36,8 @@ class Record:
     mode : str
         Empty before a start that names one.
     outcome : str
-        ``ok``, ``cancelled``, or the kind of the error (``deadline``, ``corrupt``, ...: ``ErrorKind`` of the protocol).
+        ``ok``, ``cancelled``, ``denied`` (to this caller), or the kind of the error (``deadline``, ``corrupt``, ...:
+        ``ErrorKind`` of the protocol).
     expected_bits_per_second, achieved_bits_per_second : float
         What the edge's forecast said of its uplink, and how fast the chunks arrived; 0 where that is not known.
     bf16_bytes : int
@@ -95,7 +96,7 @@ class Record:
 
     def failed(self, error: BaseException) -> None:
         """It ended with an error that the edge is told."""
-        self.outcome = kind_of(error)
+        self.outcome = kind_of(error) if self.outcome == OK else self.outcome
         self.deadline_missed = isinstance(error, DeadlineError)
 
     def ended(self, outcome: str | None = None) -> None:

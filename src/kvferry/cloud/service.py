@@ -43,7 +43,7 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
 
     def __init__(self, vlm: VLM, engine: Engine, limits: Limits, monitor: Monitor | None = None) -> None:
         self._vlm = vlm
-        self._monitor = monitor or Monitor()
+        self.monitor = monitor or Monitor()
         self._engine = engine
         self._limits = limits
         self.sessions = Sessions(limits)
@@ -62,16 +62,18 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
             max_request_bytes=self._limits.request_bytes,
             max_request_seconds=self._limits.request_seconds,
             queue_seconds=self._engine.queue_seconds,
+            unix_seconds=time.time(),
         )
 
     async def Ask(  # noqa: N802
         self, requests: AsyncIterator[pb.AskRequest], context: Context
     ) -> None:
         """One question. gRPC cancels this coroutine when the edge cancels or its deadline passes."""
-        with self._monitor.request(context.time_remaining, context.invocation_metadata()) as record:
-            await self._ask(requests, context, record)
+        with self.monitor.request(context.time_remaining, context.invocation_metadata()) as record:
+            await self.answer(requests, context, record)
 
-    async def _ask(self, requests: AsyncIterator[pb.AskRequest], context: Context, record: Record) -> None:
+    async def answer(self, requests: AsyncIterator[pb.AskRequest], context: Context, record: Record) -> None:
+        """:meth:`Ask`, for whoever has begun the record."""
         conversation = _Conversation(self._vlm, self._engine, self._limits, self.sessions, requests, context, record)
         try:
             async with asyncio.timeout(self._limits.request_seconds):

@@ -150,6 +150,7 @@ class Edge:
             "max_request_bytes": reply.max_request_bytes,
             "max_request_seconds": reply.max_request_seconds,
             "queue_seconds": reply.queue_seconds,
+            "unix_seconds": reply.unix_seconds,
         }
 
     def ask(

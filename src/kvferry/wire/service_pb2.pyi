@@ -224,7 +224,7 @@ class DescribeRequest(_message.Message):
     def __init__(self, filler: _Optional[bytes] = ...) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("kvferry_version", "model", "fingerprint", "has_vision", "modes", "max_request_bytes", "max_request_seconds", "queue_seconds")
+    __slots__ = ("kvferry_version", "model", "fingerprint", "has_vision", "modes", "max_request_bytes", "max_request_seconds", "unix_seconds", "queue_seconds")
     KVFERRY_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +232,7 @@ class DescribeReply(_message.Message):
     MODES_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_SECONDS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     kvferry_version: str
     model: str
@@ -240,5 +241,6 @@ class DescribeReply(_message.Message):
     modes: _containers.RepeatedScalarFieldContainer[Mode]
     max_request_bytes: int
     max_request_seconds: float
+    unix_seconds: float
     queue_seconds: float
-    def __init__(self, kvferry_version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., has_vision: _Optional[bool] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ..., max_request_bytes: _Optional[int] = ..., max_request_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ...) -> None: ...
+    def __init__(self, kvferry_version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., has_vision: _Optional[bool] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ..., max_request_bytes: _Optional[int] = ..., max_request_seconds: _Optional[float] = ..., unix_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ...) -> None: ...
