@@ -15,7 +15,10 @@ import pytest
 from kvferry import VLM, Edge, InputError, KVFerryError
 from kvferry.cloud import Limits
 from kvferry.cloud.engine import Engine
+from kvferry.cloud.gate import Gate
 from kvferry.cloud.service import FerryService
+from kvferry.security import Tokens
+from kvferry.security.access import Access
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 
@@ -23,15 +26,17 @@ QUESTION = "what colour is the circle?"
 
 
 @contextmanager
-def served(vlm: VLM, limits: Limits) -> Iterator[str]:
-    """The address of a server with these limits."""
+def served(vlm: VLM, limits: Limits, tokens: Path | None = None) -> Iterator[str]:
+    """The address of a server with these limits, that asks for these tokens."""
     ready: Future[str] = Future()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def serve() -> None:
         server, engine = grpc.aio.server(), Engine(limits.waiting)
-        service_pb2_grpc.add_FerryServicer_to_server(FerryService(vlm, engine, limits), server)
+        access = Access(None if tokens is None else Tokens(tokens))
+        gate = Gate(FerryService(vlm, engine, limits), access, limits)
+        service_pb2_grpc.add_FerryServicer_to_server(gate, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         ready.set_result(f"127.0.0.1:{port}")

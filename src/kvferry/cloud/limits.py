@@ -20,7 +20,14 @@ class Limits:
     waiting : int
         Questions that may wait for the model, beside the one it works on.
     calls : int
-        Open conversations; more are turned away by gRPC.
+        Open questions; one more takes the place of one that sends nothing, or is told that the cloud is busy.
+    peer_calls : int
+        Open questions of one edge; edges that show neither token nor certificate are told apart by their address, but
+        on loopback not at all.
+    start_seconds, idle_seconds : float
+        How long a call may say nothing before its start, and then before it has sent everything.
+    resume_seconds : float
+        How long a question waits for an edge whose connection broke.
     held_bytes, session_bytes : int
         Of what is kept for further questions, for all sessions together and for one; 0 keeps nothing.
     session_seconds : float
@@ -32,6 +39,10 @@ class Limits:
     new_tokens: int = 1024
     waiting: int = 16
     calls: int = 64
+    peer_calls: int = 16
+    start_seconds: float = 5.0
+    idle_seconds: float = 30.0
+    resume_seconds: float = 10.0
     held_bytes: int = 1024 * 1024 * 1024
     session_bytes: int = 256 * 1024 * 1024
     session_seconds: float = 600.0

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +33,11 @@ if TYPE_CHECKING:
     from kvferry.models import VLM
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["Ferry"].full_name
+log = logging.getLogger(__name__)
 GRACE_SECONDS = 3.0
+"""From SIGTERM to the end of the process, whatever runs."""
+RESERVE_SECONDS = 0.7
+"""Of that for last words and for closing."""
 TIDY_SECONDS = 5.0
 MESSAGE_BYTES = 1024 * 1024
 OPTIONS = (
@@ -96,7 +104,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError):  # not on this system, or not in this thread
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=limits.calls)
+    server = grpc.aio.server(options=OPTIONS)  # the gate counts; health and Describe are never turned away
     engine = Engine(limits.waiting)
     service = FerryService(vlm, engine, limits, Monitor() if metrics is None else Monitor(metrics))
     if metrics is not None:
@@ -112,7 +120,8 @@ async def _serve(
                 "held_sessions": ("Sessions that something is kept for.", lambda: len(service.sessions)),
             },
         )
-    service_pb2_grpc.add_FerryServicer_to_server(Gate(service, access), server)
+    gate = Gate(service, access, limits)
+    service_pb2_grpc.add_FerryServicer_to_server(gate, server)
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -126,10 +135,25 @@ async def _serve(
     try:
         await stop.wait()
     finally:
+        _leave_in(GRACE_SECONDS)
         tidying.cancel()
         await status.enter_graceful_shutdown()
-        await server.stop(GRACE_SECONDS)
+        await gate.drain(GRACE_SECONDS - RESERVE_SECONDS)
+        await server.stop(0)
         await asyncio.to_thread(engine.close)
+
+
+def _leave_in(seconds: float) -> None:
+    """End the process then, if work that nobody can stop still holds it up: a model's step, a decoder."""
+
+    def leave() -> None:
+        log.warning("work that cannot be stopped holds up the end; leaving it")
+        sys.stdout.flush()
+        os._exit(0)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True  # the interpreter waits for other threads as it ends, and this one still ends that
+    timer.start()
 
 
 async def _tidy(sessions: Sessions) -> None:

@@ -27,6 +27,18 @@ class BusyError(LinkError):
     """The cloud has as much to do as it is willing to queue."""
 
 
+class QuotaError(BusyError):
+    """This caller has asked for as much as it may."""
+
+
+class EndingError(LinkError):
+    """The cloud is shutting down."""
+
+
+class LostError(LinkError):
+    """The cloud knows nothing of the question that was to be resumed; :class:`kvferry.Edge` then asks it again."""
+
+
 class NotHeldError(LinkError):
     """The cloud no longer holds what a session's handle stands for; :class:`kvferry.Edge` then sends it again."""
 
@@ -46,6 +58,9 @@ KINDS: dict[type[KVFerryError], pb.ErrorKind] = {
     CorruptError: pb.ERROR_KIND_CORRUPT,
     VersionError: pb.ERROR_KIND_VERSION,
     NotHeldError: pb.ERROR_KIND_NOT_HELD,
+    QuotaError: pb.ERROR_KIND_QUOTA,
+    EndingError: pb.ERROR_KIND_ENDING,
+    LostError: pb.ERROR_KIND_LOST,
 }
 _CLASSES = {kind: error for error, kind in KINDS.items()}
 

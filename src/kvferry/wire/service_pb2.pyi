@@ -32,6 +32,9 @@ class ErrorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_KIND_TRUNCATED: _ClassVar[ErrorKind]
     ERROR_KIND_CORRUPT: _ClassVar[ErrorKind]
     ERROR_KIND_VERSION: _ClassVar[ErrorKind]
+    ERROR_KIND_QUOTA: _ClassVar[ErrorKind]
+    ERROR_KIND_ENDING: _ClassVar[ErrorKind]
+    ERROR_KIND_LOST: _ClassVar[ErrorKind]
     ERROR_KIND_NOT_HELD: _ClassVar[ErrorKind]
 MODE_UNSPECIFIED: Mode
 MODE_KV: Mode
@@ -53,10 +56,13 @@ ERROR_KIND_BITSTREAM: ErrorKind
 ERROR_KIND_TRUNCATED: ErrorKind
 ERROR_KIND_CORRUPT: ErrorKind
 ERROR_KIND_VERSION: ErrorKind
+ERROR_KIND_QUOTA: ErrorKind
+ERROR_KIND_ENDING: ErrorKind
+ERROR_KIND_LOST: ErrorKind
 ERROR_KIND_NOT_HELD: ErrorKind
 
 class AskRequest(_message.Message):
-    __slots__ = ("start", "chunk", "end")
+    __slots__ = ("start", "chunk", "end", "resume", "beat")
     class Item(_message.Message):
         __slots__ = ("digest", "size", "handle")
         DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -87,7 +93,7 @@ class AskRequest(_message.Message):
         part: bool
         def __init__(self, digest: _Optional[bytes] = ..., handle: _Optional[int] = ..., turns: _Optional[_Iterable[_Union[AskRequest.Turn, _Mapping]]] = ..., part: _Optional[bool] = ...) -> None: ...
     class Start(_message.Message):
-        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by", "conversation", "expected_bits_per_second")
+        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by", "conversation", "resumable", "expected_bits_per_second")
         REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
         MODE_FIELD_NUMBER: _ClassVar[int]
         MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +105,7 @@ class AskRequest(_message.Message):
         HOLD_FIELD_NUMBER: _ClassVar[int]
         ANSWER_BY_FIELD_NUMBER: _ClassVar[int]
         CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+        RESUMABLE_FIELD_NUMBER: _ClassVar[int]
         EXPECTED_BITS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
         request_id: str
         mode: Mode
@@ -111,37 +118,58 @@ class AskRequest(_message.Message):
         hold: bool
         answer_by: float
         conversation: AskRequest.Conversation
+        resumable: bool
         expected_bits_per_second: float
-        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ..., answer_by: _Optional[float] = ..., conversation: _Optional[_Union[AskRequest.Conversation, _Mapping]] = ..., expected_bits_per_second: _Optional[float] = ...) -> None: ...
+        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ..., answer_by: _Optional[float] = ..., conversation: _Optional[_Union[AskRequest.Conversation, _Mapping]] = ..., resumable: _Optional[bool] = ..., expected_bits_per_second: _Optional[float] = ...) -> None: ...
     class Chunk(_message.Message):
-        __slots__ = ("data",)
+        __slots__ = ("data", "offset")
         DATA_FIELD_NUMBER: _ClassVar[int]
+        OFFSET_FIELD_NUMBER: _ClassVar[int]
         data: bytes
-        def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+        offset: int
+        def __init__(self, data: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
     class End(_message.Message):
         __slots__ = ("bytes",)
         BYTES_FIELD_NUMBER: _ClassVar[int]
         bytes: int
         def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+    class Resume(_message.Message):
+        __slots__ = ("passage", "replies")
+        PASSAGE_FIELD_NUMBER: _ClassVar[int]
+        REPLIES_FIELD_NUMBER: _ClassVar[int]
+        passage: bytes
+        replies: int
+        def __init__(self, passage: _Optional[bytes] = ..., replies: _Optional[int] = ...) -> None: ...
+    class Beat(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
     START_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    BEAT_FIELD_NUMBER: _ClassVar[int]
     start: AskRequest.Start
     chunk: AskRequest.Chunk
     end: AskRequest.End
-    def __init__(self, start: _Optional[_Union[AskRequest.Start, _Mapping]] = ..., chunk: _Optional[_Union[AskRequest.Chunk, _Mapping]] = ..., end: _Optional[_Union[AskRequest.End, _Mapping]] = ...) -> None: ...
+    resume: AskRequest.Resume
+    beat: AskRequest.Beat
+    def __init__(self, start: _Optional[_Union[AskRequest.Start, _Mapping]] = ..., chunk: _Optional[_Union[AskRequest.Chunk, _Mapping]] = ..., end: _Optional[_Union[AskRequest.End, _Mapping]] = ..., resume: _Optional[_Union[AskRequest.Resume, _Mapping]] = ..., beat: _Optional[_Union[AskRequest.Beat, _Mapping]] = ...) -> None: ...
 
 class AskReply(_message.Message):
-    __slots__ = ("accepted", "received", "token", "done", "error", "enough")
+    __slots__ = ("accepted", "received", "token", "done", "error", "enough", "resumed", "beat")
     class Accepted(_message.Message):
-        __slots__ = ("fingerprint", "model", "turns")
+        __slots__ = ("fingerprint", "model", "turns", "passage", "beat_seconds")
         FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
         MODEL_FIELD_NUMBER: _ClassVar[int]
         TURNS_FIELD_NUMBER: _ClassVar[int]
+        PASSAGE_FIELD_NUMBER: _ClassVar[int]
+        BEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
         fingerprint: str
         model: str
         turns: int
-        def __init__(self, fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., turns: _Optional[int] = ...) -> None: ...
+        passage: bytes
+        beat_seconds: float
+        def __init__(self, fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., turns: _Optional[int] = ..., passage: _Optional[bytes] = ..., beat_seconds: _Optional[float] = ...) -> None: ...
     class Received(_message.Message):
         __slots__ = ("bytes",)
         BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -203,19 +231,33 @@ class AskReply(_message.Message):
         kind: ErrorKind
         message: str
         def __init__(self, kind: _Optional[_Union[ErrorKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
+    class Resumed(_message.Message):
+        __slots__ = ("bytes", "complete")
+        BYTES_FIELD_NUMBER: _ClassVar[int]
+        COMPLETE_FIELD_NUMBER: _ClassVar[int]
+        bytes: int
+        complete: bool
+        def __init__(self, bytes: _Optional[int] = ..., complete: _Optional[bool] = ...) -> None: ...
+    class Beat(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ENOUGH_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    BEAT_FIELD_NUMBER: _ClassVar[int]
     accepted: AskReply.Accepted
     received: AskReply.Received
     token: AskReply.Token
     done: AskReply.Done
     error: AskReply.Error
     enough: AskReply.Enough
-    def __init__(self, accepted: _Optional[_Union[AskReply.Accepted, _Mapping]] = ..., received: _Optional[_Union[AskReply.Received, _Mapping]] = ..., token: _Optional[_Union[AskReply.Token, _Mapping]] = ..., done: _Optional[_Union[AskReply.Done, _Mapping]] = ..., error: _Optional[_Union[AskReply.Error, _Mapping]] = ..., enough: _Optional[_Union[AskReply.Enough, _Mapping]] = ...) -> None: ...
+    resumed: AskReply.Resumed
+    beat: AskReply.Beat
+    def __init__(self, accepted: _Optional[_Union[AskReply.Accepted, _Mapping]] = ..., received: _Optional[_Union[AskReply.Received, _Mapping]] = ..., token: _Optional[_Union[AskReply.Token, _Mapping]] = ..., done: _Optional[_Union[AskReply.Done, _Mapping]] = ..., error: _Optional[_Union[AskReply.Error, _Mapping]] = ..., enough: _Optional[_Union[AskReply.Enough, _Mapping]] = ..., resumed: _Optional[_Union[AskReply.Resumed, _Mapping]] = ..., beat: _Optional[_Union[AskReply.Beat, _Mapping]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("filler",)
@@ -244,3 +286,13 @@ class DescribeReply(_message.Message):
     unix_seconds: float
     queue_seconds: float
     def __init__(self, kvferry_version: _Optional[str] = ..., model: _Optional[str] = ..., fingerprint: _Optional[str] = ..., has_vision: _Optional[bool] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ..., max_request_bytes: _Optional[int] = ..., max_request_seconds: _Optional[float] = ..., unix_seconds: _Optional[float] = ..., queue_seconds: _Optional[float] = ...) -> None: ...
+
+class AbandonRequest(_message.Message):
+    __slots__ = ("passage",)
+    PASSAGE_FIELD_NUMBER: _ClassVar[int]
+    passage: bytes
+    def __init__(self, passage: _Optional[bytes] = ...) -> None: ...
+
+class AbandonReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -40,6 +40,12 @@ class FerryStub:
     names that by its handle and brings nothing but its question, after those that the edge has answered by itself since.
     Where it is not held, the next turn is the first request again, with all turns since then: the cloud reads the old
     answers as it once said them. Where a picture joins, it is such a first request too, with that picture in it.
+
+    Passages. An edge that can go on after its connection broke sets Start.resumable, and is told in Accepted what its
+    question is called. When the call breaks, the cloud goes on with the question for a while. A new call that begins with
+    Resume takes it over: the cloud says how many of the bytes it has, the edge sends those after them, and the cloud
+    repeats the replies that the edge has not seen. No byte is read twice and no token is said twice. Only the caller that
+    asked may resume, and a call that still hangs about elsewhere ends. Whoever no longer wants the answer says Abandon.
     """
 
     def __init__(self, channel):
@@ -58,6 +64,11 @@ class FerryStub:
                 request_serializer=kvferry_dot_v1_dot_service__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=kvferry_dot_v1_dot_service__pb2.DescribeReply.FromString,
                 _registered_method=True)
+        self.Abandon = channel.unary_unary(
+                '/kvferry.v1.Ferry/Abandon',
+                request_serializer=kvferry_dot_v1_dot_service__pb2.AbandonRequest.SerializeToString,
+                response_deserializer=kvferry_dot_v1_dot_service__pb2.AbandonReply.FromString,
+                _registered_method=True)
 
 
 class FerryServicer:
@@ -75,6 +86,12 @@ class FerryServicer:
     names that by its handle and brings nothing but its question, after those that the edge has answered by itself since.
     Where it is not held, the next turn is the first request again, with all turns since then: the cloud reads the old
     answers as it once said them. Where a picture joins, it is such a first request too, with that picture in it.
+
+    Passages. An edge that can go on after its connection broke sets Start.resumable, and is told in Accepted what its
+    question is called. When the call breaks, the cloud goes on with the question for a while. A new call that begins with
+    Resume takes it over: the cloud says how many of the bytes it has, the edge sends those after them, and the cloud
+    repeats the replies that the edge has not seen. No byte is read twice and no token is said twice. Only the caller that
+    asked may resume, and a call that still hangs about elsewhere ends. Whoever no longer wants the answer says Abandon.
     """
 
     def Ask(self, request_iterator, context):
@@ -92,6 +109,13 @@ class FerryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Abandon(self, request, context):
+        """Nobody will resume this passage: its question ends at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FerryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -104,6 +128,11 @@ def add_FerryServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=kvferry_dot_v1_dot_service__pb2.DescribeRequest.FromString,
                     response_serializer=kvferry_dot_v1_dot_service__pb2.DescribeReply.SerializeToString,
+            ),
+            'Abandon': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abandon,
+                    request_deserializer=kvferry_dot_v1_dot_service__pb2.AbandonRequest.FromString,
+                    response_serializer=kvferry_dot_v1_dot_service__pb2.AbandonReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -128,6 +157,12 @@ class Ferry:
     names that by its handle and brings nothing but its question, after those that the edge has answered by itself since.
     Where it is not held, the next turn is the first request again, with all turns since then: the cloud reads the old
     answers as it once said them. Where a picture joins, it is such a first request too, with that picture in it.
+
+    Passages. An edge that can go on after its connection broke sets Start.resumable, and is told in Accepted what its
+    question is called. When the call breaks, the cloud goes on with the question for a while. A new call that begins with
+    Resume takes it over: the cloud says how many of the bytes it has, the edge sends those after them, and the cloud
+    repeats the replies that the edge has not seen. No byte is read twice and no token is said twice. Only the caller that
+    asked may resume, and a call that still hangs about elsewhere ends. Whoever no longer wants the answer says Abandon.
     """
 
     @staticmethod
@@ -174,6 +209,33 @@ class Ferry:
             '/kvferry.v1.Ferry/Describe',
             kvferry_dot_v1_dot_service__pb2.DescribeRequest.SerializeToString,
             kvferry_dot_v1_dot_service__pb2.DescribeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Abandon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvferry.v1.Ferry/Abandon',
+            kvferry_dot_v1_dot_service__pb2.AbandonRequest.SerializeToString,
+            kvferry_dot_v1_dot_service__pb2.AbandonReply.FromString,
             options,
             channel_credentials,
             insecure,
