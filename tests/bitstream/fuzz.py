@@ -23,6 +23,7 @@ import torch
 
 from kvferry.bitstream import Reader, inspect
 from kvferry.bitstream import header as headers
+from kvferry.bitstream.bounds import Bounds
 from kvferry.bitstream.positions import Places, write_sparse
 from kvferry.bitstream.records import START, Chain, Kind, compress, decompress, parse, read_prefix
 from kvferry.bitstream.varints import Numbers, write_varints
@@ -146,7 +147,7 @@ def in_fields(records: Records, others: list[Records], rng: random.Random) -> by
 
 def in_positions(records: Records, others: list[Records], rng: random.Random) -> bytes:
     """Positions written in other forms, some of them one token off, repeated, or outside the prompt."""
-    header = headers.decode(parse(pb.Header, records[0][1]), MOST_CACHE)
+    header = headers.decode(parse(pb.Header, records[0][1]), Bounds(MOST_CACHE))
     places, layer = Places(header.layout.visual[: header.length]), 0
     for index, (kind, body) in enumerate(records[1:-1], 1):
         frame = parse(pb.Frame, body)
@@ -250,6 +251,8 @@ def _check(restored: Any) -> None:
             inside = bool(((positions >= 0) & (positions < restored.length)).all())
             if not inside or not bool((positions.diff() > 0).all()):
                 raise AssertionError(f"positions {positions.tolist()} of {restored.length}")
+        if not bool(layer.keys.isfinite().all() and layer.values.isfinite().all()):
+            raise AssertionError("NaN or infinity")
 
 
 def hostile(seed: int) -> Iterator[tuple[str, bytes, random.Random]]:

@@ -11,6 +11,7 @@ from hypothesis import given
 from kvferry.bitstream import header as headers
 from kvferry.bitstream import layout as layouts
 from kvferry.bitstream import positions
+from kvferry.bitstream.bounds import Bounds
 from kvferry.bitstream.positions import Kept, Places, read_sparse, write_sparse
 from kvferry.bitstream.records import ZSTD_MAGIC, compress, decompress
 from kvferry.bitstream.varints import read_varint, read_varints, write_varints
@@ -242,7 +243,7 @@ def test_a_fingerprint_takes_half_its_letters() -> None:
     for fingerprint, size in (("ab" * 32, 32), ("AB", 0), ("abc", 0), ("", 0), ("sha:ab", 0)):
         message = headers.encode(replace(cache(), fingerprint=fingerprint))
         assert len(message.digest) == size
-        assert headers.decode(message, 1 << 30).fingerprint == fingerprint
+        assert headers.decode(message, Bounds(1 << 30)).fingerprint == fingerprint
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_headers_that_cannot_be(layer: dict[str, int]) -> None:
     good = {"repeat": 1, "kv_heads": 2, "key_dim": 8, "value_dim": 8, "dtype": 1}
     message.layers.append(pb.LayerShape(**{**good, **layer}))  # type: ignore[arg-type]
     with pytest.raises(CorruptError):
-        headers.decode(message, 1 << 30)
+        headers.decode(message, Bounds(1 << 30))
 
 
 @pytest.mark.parametrize("change", [{"pending": 32}, {"pending": 2**32 - 1}, {"tiers": 65}])
@@ -271,7 +272,7 @@ def test_lengths_and_tiers_that_cannot_be(change: dict[str, int]) -> None:
     for name, value in change.items():
         setattr(message, name, value)
     with pytest.raises(CorruptError):
-        headers.decode(message, 1 << 30)
+        headers.decode(message, Bounds(1 << 30))
 
 
 def test_values_of_another_width_than_keys() -> None:
@@ -280,7 +281,7 @@ def test_values_of_another_width_than_keys() -> None:
     for source, size in ((one, 0), (wide, 16)):
         message = headers.encode(source)
         assert message.layers[0].value_dim == size
-        shape = headers.decode(message, 1 << 30).shapes[0]
+        shape = headers.decode(message, Bounds(1 << 30)).shapes[0]
         assert (shape.key_dim, shape.value_dim) == (8, size or 8)
 
 

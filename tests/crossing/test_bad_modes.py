@@ -77,9 +77,11 @@ def test_words_bring_nothing_else(vlm: VLM) -> None:
 def test_embeddings_come_back(vlm: VLM, picture: Path) -> None:
     (seen,) = vlm.look([picture])
     tokens, hidden = seen.embeds.shape
-    data = pack_embeds(seen, Integer(8)) + b"rest"
-    back, rest = unpack_embeds(data, Integer(8), hidden, 2)
-    assert (rest, back.grid) == (b"rest", seen.grid)
+    data = pack_embeds(seen, Integer(8))
+    back = unpack_embeds(data, Integer(8), hidden, 2)
+    assert back.grid == seen.grid
+    with pytest.raises(CorruptError, match="4 bytes after the last"):
+        unpack_embeds(data + b"rest", Integer(8), hidden, 2)
     halves = seen.embeds.float().view(tokens, 2, -1)
     step = halves.abs().amax(-1, keepdim=True) / 127 * 1.008
     assert ((back.embeds.float().view(tokens, 2, -1) - halves).abs() <= step / 2 + halves.abs() / 256 + 1e-6).all()

@@ -84,7 +84,7 @@ def test_what_is_not_our_error_stays_in_the_log(vlm: VLM, caplog: pytest.LogCapt
     class Broken:
         """A model whose memory runs out."""
 
-        name, fingerprint, has_vision, training = vlm.name, vlm.fingerprint, True, None
+        name, fingerprint, has_vision, training, bounds = vlm.name, vlm.fingerprint, True, None, vlm.bounds
 
         def prefill(self, *_: object) -> None:
             raise MemoryError("secret detail")

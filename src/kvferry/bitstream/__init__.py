@@ -1,7 +1,8 @@
 """How kept tokens lie in bytes: a versioned, checked stream that decodes while it arrives."""
 
+from kvferry.bitstream.frame_size import FrameSize
 from kvferry.bitstream.header import MAX_TIERS, Header
-from kvferry.bitstream.reader import FrameSize, Partial, Reader
+from kvferry.bitstream.reader import Partial, Reader
 from kvferry.bitstream.report import Report, Share, inspect
 from kvferry.bitstream.whole import decompress_layers, decompress_stream
 from kvferry.bitstream.writer import Writer

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from kvferry.bitstream import layout as layouts
+from kvferry.bitstream.bounds import Bounds
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs import AnyCodec, for_stage, parse_codec
 from kvferry.errors import CorruptError, InputError, RecipeError, VersionError
@@ -16,6 +17,8 @@ from kvferry.wire import bitstream_pb2 as pb
 MAX_LAYERS = 4096
 MAX_DIM = 1 << 16
 MAX_TIERS = 64
+MOST_FIELDS = 64 + 6 * MAX_LAYERS
+"""Of a header, with those of its layers."""
 DTYPES = {"bfloat16": pb.BFLOAT16, "float16": pb.FLOAT16, "float32": pb.FLOAT32}
 """By PyTorch's names."""
 _HEXADECIMAL = re.compile(r"(?:[0-9a-f]{2})+")
@@ -110,14 +113,14 @@ def encode(cache: KVCache, tiers: int = 1) -> pb.Header:
     return message
 
 
-def decode(message: pb.Header, max_bytes: int) -> Header:
-    """The header, every number in it within bounds; ``max_bytes`` limits the full cache in BF16."""
+def decode(message: pb.Header, bounds: Bounds) -> Header:
+    """The header, every number in it within ``bounds``."""
     shapes: list[Shape] = []
     for layer in message.layers:
         if not 0 < layer.repeat <= MAX_LAYERS - len(shapes):
             raise CorruptError(f"more layers than {MAX_LAYERS}, or none")
         shapes += [_checked(layer)] * layer.repeat
-    layout = layouts.decode(message.layout)
+    layout = layouts.decode(message.layout, bounds.tokens)
     if not shapes or message.pending >= len(layout):
         raise CorruptError(f"{len(shapes)} layers for all but {message.pending} of {len(layout)} tokens")
     if message.tiers > MAX_TIERS:
@@ -132,11 +135,7 @@ def decode(message: pb.Header, max_bytes: int) -> Header:
         tiers=message.tiers or 1,
         entries=message.entries if message.tiers > 1 else None,
     )
-    if header.full_bf16_bytes > max_bytes:
-        raise CorruptError(
-            f"the full cache would be {header.full_bf16_bytes} bytes; this reader takes {max_bytes} "
-            "(raise max_bytes if that is right)"
-        )
+    bounds.check(header)
     return header
 
 

@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kvferry.bounds import MAX_TOKENS
 from kvferry.cache import Modality, PromptLayout, Role
 from kvferry.errors import CorruptError
 from kvferry.wire.bitstream_pb2 import Layout
 
-MAX_TOKENS = 1 << 22
+MAX_SEGMENTS = 1 << 16
+MAX_GRIDS = 1 << 12
 _INT32 = np.iinfo(np.int32)
 Positions = npt.NDArray[np.int32]
 
@@ -37,13 +39,17 @@ def encode(layout: PromptLayout) -> Layout:
     return message
 
 
-def decode(message: Layout) -> PromptLayout:
-    """The layout, or :class:`CorruptError`; nothing larger than :data:`MAX_TOKENS` tokens is ever allocated."""
+def decode(message: Layout, most: int = MAX_TOKENS) -> PromptLayout:
+    """The layout, or :class:`CorruptError`; nothing larger than ``most`` tokens is ever allocated."""
+    if len(message.segments) > 3 * MAX_SEGMENTS or len(message.grids) > 3 * MAX_GRIDS:
+        raise CorruptError(f"a prompt of more than {MAX_SEGMENTS} segments, or of more than {MAX_GRIDS} pictures")
     segments = _segments(message)
     counts = [segment.size for segment in segments]
     n = sum(counts)
-    if not 0 < n <= MAX_TOKENS or 0 in counts:
-        raise CorruptError(f"a prompt of {n} tokens (possible are 1 to {MAX_TOKENS})")
+    if not 0 < n <= most or 0 in counts:
+        raise CorruptError(f"a prompt of {n} tokens (possible are 1 to {most})")
+    if len(message.token_ids) > n:
+        raise CorruptError("the prompt's tokens do not fit its segments")
     kinds = np.array([segment.kind for segment in segments], np.int64)
     modality, role = kinds % 4, kinds // 4
     if modality.max() > max(Modality) or role.max() > max(Role):

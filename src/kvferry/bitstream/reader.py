@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from kvferry.bitstream import header as headers
+from kvferry.bitstream.bounds import MAX_CACHE, MAX_HEADER, Bounds, Reserve, no_reserve
+from kvferry.bitstream.frame_size import FrameSize, size_of
 from kvferry.bitstream.header import Header, Shape
 from kvferry.bitstream.positions import Kept, Places
 from kvferry.bitstream.records import (
     CHECKSUM,
     FIRST_OPTIONAL_KIND,
     MAGIC,
-    MAX_HEADER,
     START,
     VERSION,
     Chain,
@@ -24,41 +24,15 @@ from kvferry.bitstream.records import (
 )
 from kvferry.cache import KVCache, LayerCache
 from kvferry.codecs import Codec, JointCoder, decoder_of
+from kvferry.codecs.checks import check_numbers
 from kvferry.errors import BitstreamError, CorruptError, InputError, TruncatedError, VersionError
 from kvferry.lazy import torch
 from kvferry.wire import bitstream_pb2 as pb
 
-MAX_CACHE = 1 << 32
-
-
-@dataclass(frozen=True)
-class FrameSize:
-    """Where the bytes of one frame went; ``overhead_bytes`` is everything but positions and payload.
-
-    ``tier`` counts the frames of the layer. ``kept`` is per head, and the mean, rounded down, where heads keep
-    differently many: ``counts`` then says how many each. ``visual`` of the ``entries``, which are all heads' tokens,
-    are visual. ``rows`` is 1 where all heads keep the same tokens; ``form`` is how the positions are written;
-    ``unpacked_bytes`` is the payload's size before the lossless stage. ``layers`` from ``layer`` on are in the frame.
-    """
-
-    layer: int
-    tier: int
-    kept: int
-    entries: int
-    visual: int
-    rows: int
-    form: str
-    position_bytes: int
-    payload_bytes: int
-    unpacked_bytes: int
-    overhead_bytes: int
-    counts: tuple[int, ...] = ()
-    layers: int = 1
-
-    @property
-    def total(self) -> int:
-        """All bytes of the frame."""
-        return self.position_bytes + self.payload_bytes + self.overhead_bytes
+MAX_SMALL = 1 << 12
+"""Bytes that a trailer, or what a codec adds to its numbers, may take."""
+_LAYOUT_BYTES = 64
+"""Of memory that a prompt's token takes."""
 
 
 class Partial(NamedTuple):
@@ -85,6 +59,10 @@ class Reader:
     layers : collection of int, optional
         Keep these layers only. The payloads of others are not decoded, unless the codec remembers something from
         frame to frame. There is no :meth:`cache` then, only :attr:`layers`.
+    bounds : Bounds, optional
+        Instead of ``max_bytes``: all that a stream may announce.
+    reserve : callable
+        Told how many bytes are about to be taken for what is decoded, before they are.
 
     Attributes
     ----------
@@ -103,6 +81,8 @@ class Reader:
         device: str | torch.device = "cpu",
         max_bytes: int = MAX_CACHE,
         layers: Collection[int] | None = None,
+        bounds: Bounds | None = None,
+        reserve: Reserve = no_reserve,
     ) -> None:
         self.header: Header | None = None
         self.layers: dict[int, LayerCache] = {}
@@ -111,7 +91,8 @@ class Reader:
         self.header_bytes = 0
         self.total_bytes = 0
         self._device = device
-        self._max_bytes = max_bytes
+        self._bounds = bounds or Bounds(max_bytes)
+        self._reserve = reserve
         self._wanted = None if layers is None else frozenset(layers)
         self._buffer = bytearray()
         self._started = False
@@ -230,8 +211,10 @@ class Reader:
 
     def _limit(self, kind: int) -> int:
         """The largest size that a record of this kind can have."""
-        if kind != Kind.FRAME or self.header is None:
-            return MAX_HEADER
+        if self.header is None:
+            return self._bounds.header_bytes if kind in (Kind.HEADER, Kind.HEADER_ZSTD) else MAX_HEADER
+        if kind != Kind.FRAME:
+            return MAX_SMALL
         limits = [self._layer_limit(shape) for shape in self.header.shapes]
         return (sum(limits) if isinstance(self._coder, JointCoder) else max(limits)) + 1024
 
@@ -251,7 +234,8 @@ class Reader:
         if (self.header is None) != (kind in (Kind.HEADER, Kind.HEADER_ZSTD)):
             raise CorruptError(f"a {Kind(kind).name} record in the wrong place")
         if self.header is None:
-            self._take_header(decompress(body, MAX_HEADER) if kind == Kind.HEADER_ZSTD else body)
+            limit = self._bounds.header_bytes
+            self._take_header(decompress(body, limit) if kind == Kind.HEADER_ZSTD else body)
             self.header_bytes = len(START) + size
         elif kind == Kind.FRAME:
             self._take_frame(self.header, parse(pb.Frame, body), size)
@@ -260,7 +244,9 @@ class Reader:
             self._take_trailer(self.header)
 
     def _take_header(self, body: bytes) -> None:
-        header = headers.decode(parse(pb.Header, body), self._max_bytes)
+        self._reserve(2 * len(body))
+        header = headers.decode(parse(pb.Header, body, headers.MOST_FIELDS), self._bounds)
+        self._reserve(_LAYOUT_BYTES * len(header.layout))
         self._compressed = header.lossless
         codec = header.codec
         self._coder: Codec | JointCoder = decoder_of(codec, header.fingerprint)
@@ -288,13 +274,16 @@ class Reader:
             if message.last or tier + 1 == header.tiers:
                 self._whole.add(each)
         self._next = layers[-1] + 1 if layers[-1] + 1 < len(header.shapes) else 0
-        self.frames.append(_size_of(message, header, layers, tier, kept, unpacked, size))
+        self.frames.append(size_of(message, header, layers, tier, kept, unpacked, size))
 
     def _decode(self, header: Header, layers: range, kept: Kept, message: pb.Frame) -> int:
         """Keep the tokens of a frame; returns how large its payload was before the lossless stage."""
         shape, payload = header.shapes[layers[0]], message.payload
+        entries = kept.rows.size * (1 if kept.counts else shape.kv_heads // len(kept.rows)) * len(layers)
+        per_token = shape.key_dim + shape.value_dim
         if self._compressed and not message.stored:
-            payload = decompress(payload, self._layer_limit(shape) * len(layers))
+            payload = decompress(payload, entries * (8 * per_token + 64) + MAX_SMALL)
+        self._reserve(len(payload) + entries * (2 * per_token + 8))
         index = torch.from_numpy(kept.rows).expand(1 if kept.counts else shape.kv_heads, -1).contiguous()
         if isinstance(self._coder, JointCoder):
             if len(kept.rows) != 1 or kept.counts or shape.key_dim != shape.value_dim:
@@ -305,6 +294,7 @@ class Reader:
             shapes = ((*index.shape, shape.key_dim), (*index.shape, shape.value_dim))
             pairs = [self._coder.decode(layers[0], payload, *shapes, index, header.layout)]
         for layer, (keys, values) in zip(layers, pairs, strict=True):
+            check_numbers(layer, keys=keys, values=values)
             if self._wanted is None or layer in self._wanted:
                 device = self._device
                 tokens = LayerCache(keys.to(device), values.to(device), index.to(device), kept.counts)
@@ -318,32 +308,6 @@ class Reader:
         if header.entries is not None and header.entries != self._entries():
             raise CorruptError(f"{self._entries()} tokens came, where {header.entries} were announced")
         self.complete = True
-
-
-def _size_of(
-    message: pb.Frame, header: Header, layers: range, tier: int, kept: Kept, unpacked: int, size: int
-) -> FrameSize:
-    form = message.WhichOneof("positions") or "frame"
-    where, encoded = 0 if form == "frame" else len(getattr(message, form)), len(message.payload)
-    heads = header.shapes[layers[0]].kv_heads
-    copies = heads // kept.heads
-    every = copies * len(layers)
-    visual = header.layout.visual[: header.length]
-    return FrameSize(
-        layer=layers[0],
-        layers=len(layers),
-        tier=tier,
-        kept=kept.rows.size * copies // heads,
-        entries=kept.rows.size * every,
-        visual=int(visual[kept.rows].sum()) * every,
-        rows=kept.heads,
-        form=form,
-        position_bytes=where,
-        payload_bytes=encoded,
-        unpacked_bytes=unpacked,
-        overhead_bytes=size - where - encoded,
-        counts=kept.counts,
-    )
 
 
 def spans(layers: Collection[int]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import google_crc32c
 import zstandard
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from kvferry.bitstream.varints import read_varint, write_varint
 from kvferry.errors import CorruptError, VersionError
@@ -19,9 +18,12 @@ VERSION = 3
 START = MAGIC + bytes([VERSION])
 CHECKSUM = struct.Struct("<I")
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-MAX_HEADER = 1 << 24
 FIRST_OPTIONAL_KIND = 128
 FIRST_OPTIONAL_FIELD = 1000
+MOST_FIELDS = 256
+"""Of a message: a frame has eight."""
+_FIXED = {1: 8, 5: 4}
+"""Bytes of protobuf's fixed-size forms."""
 
 M = TypeVar("M", bound=Message)
 
@@ -99,25 +101,60 @@ def decompress(data: bytes, limit: int) -> bytes:
         raise CorruptError(f"a compressed part does not decompress: {error}") from None
 
 
-def parse(kind: type[M], body: bytes) -> M:
-    """A protobuf message; fields that are unknown and not optional are refused."""
+def parse(kind: type[M], body: bytes, most_fields: int = MOST_FIELDS) -> M:
+    """A protobuf message; fields that are unknown and not optional are refused.
+
+    Fields are counted, in messages within messages too, before any memory is taken for them: two bytes of an empty
+    message are a hundred once they are parsed. More than ``most_fields`` are refused; packed numbers are one field.
+    """
+    kinds, spans = [kind.DESCRIPTOR], [memoryview(body)]
+    while kinds:
+        descriptor, data, at = kinds.pop(), spans.pop(), 0
+        while at < len(data):
+            most_fields -= 1
+            if most_fields < 0:
+                raise CorruptError(f"a {kind.DESCRIPTOR.name} of more fields than any has")
+            field, start, at = _field(kind, data, at)
+            known = descriptor.fields_by_number.get(field)
+            if known is None and field < FIRST_OPTIONAL_FIELD:
+                raise VersionError(f"field {field} of {descriptor.name} comes from a newer version; update kvferry")
+            if known is not None and known.message_type is not None:
+                kinds.append(known.message_type)
+                spans.append(data[start:at])
     message = kind()
     try:
         message.ParseFromString(body)
     except DecodeError:
-        raise CorruptError(f"a {kind.DESCRIPTOR.name} does not parse") from None
-    _refuse_unknown(message)
+        raise _unparsed(kind) from None
     return message
 
 
-def _refuse_unknown(message: Message) -> None:
-    unknowns: Any = UnknownFieldSet(message)
-    for unknown in unknowns:
-        if unknown.field_number < FIRST_OPTIONAL_FIELD:
-            raise VersionError(
-                f"field {unknown.field_number} of {message.DESCRIPTOR.name} comes from a newer version; update kvferry"
-            )
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for child in value if field.is_repeated else (value,):
-                _refuse_unknown(child)
+def _field(kind: type[Message], data: memoryview, at: int) -> tuple[int, int, int]:
+    """The number of the field at ``at``, and where its value starts and stops."""
+    tag, at = _number(kind, data, at)
+    if (form := tag & 7) == 0:
+        stop = _number(kind, data, at)[1]
+    elif form == 2:
+        size, at = _number(kind, data, at)
+        stop = at + size
+    elif form in _FIXED:
+        stop = at + _FIXED[form]
+    else:
+        raise _unparsed(kind)
+    if stop > len(data):
+        raise _unparsed(kind)
+    return tag >> 3, at, stop
+
+
+def _number(kind: type[Message], data: memoryview, at: int) -> tuple[int, int]:
+    """A protobuf varint, and where it stops."""
+    value = 0
+    for place, octet in enumerate(data[at : at + 10]):
+        value |= (octet & 0x7F) << 7 * place
+        if octet < 0x80:
+            return value, at + place + 1
+    raise _unparsed(kind)
+
+
+def _unparsed(kind: type[Message]) -> CorruptError:
+    return CorruptError(f"a {kind.DESCRIPTOR.name} does not parse")

@@ -8,8 +8,9 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from kvferry.bitstream.bounds import MAX_HEADER
 from kvferry.bitstream.reader import FrameSize, Reader
-from kvferry.bitstream.records import MAX_HEADER, START, Kind, decompress, parse, read_prefix
+from kvferry.bitstream.records import START, Kind, decompress, parse, read_prefix
 from kvferry.cache import Modality
 from kvferry.errors import TruncatedError
 from kvferry.summary import Summary, summarise_cache

@@ -9,12 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from kvferry.codecs.base import Shape
-from kvferry.codecs.checks import not_finite
+from kvferry.codecs.checks import INFINITY, check_words, not_finite
 from kvferry.codecs.packing import Bytes, join_words, split_words
 from kvferry.codecs.side import Sided, What, bfloat16_of
 from kvferry.lazy import torch
-
-_INFINITY = 0x7F80
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class BF16(Sided):
     def encode_side(self, layer: int, what: What, tensor: torch.Tensor, positions: torch.Tensor) -> bytes:
         """See :class:`~kvferry.codecs.side.Side`."""
         words = tensor.to(torch.bfloat16).cpu().contiguous().view(torch.int16)
-        if words.numel() and int((words & 0x7FFF).max()) >= _INFINITY:
+        if words.numel() and int((words & 0x7FFF).max()) >= INFINITY:
             raise not_finite(layer, what)
         return split_words(words.numpy().view(np.uint16).transpose(0, 2, 1))
 
@@ -40,5 +38,6 @@ class BF16(Sided):
     def decode_side(self, what: What, octets: Bytes, shape: Shape, positions: torch.Tensor) -> torch.Tensor:
         """See :class:`~kvferry.codecs.side.Side`."""
         heads, kept, dim = shape
-        words = join_words(octets).reshape(heads, dim, kept).transpose(0, 2, 1)
-        return bfloat16_of(np.ascontiguousarray(words))
+        words = join_words(octets)
+        check_words(words)
+        return bfloat16_of(np.ascontiguousarray(words.reshape(heads, dim, kept).transpose(0, 2, 1)))

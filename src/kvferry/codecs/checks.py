@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
+import numpy.typing as npt
+
 from kvferry.codecs.base import LIMIT, Shape
 from kvferry.errors import CorruptError, InputError, KVFerryWarning
 from kvferry.lazy import torch
+
+INFINITY = 0x7F80
+"""Bits of bfloat16's; above it, without the sign, is NaN."""
 
 
 def not_finite(layer: int, what: str) -> InputError:
@@ -43,6 +49,33 @@ def check_size(layer: int, payload: bytes, expected: int) -> None:
     """Refuse a payload that is not exactly as long as its shapes say."""
     if len(payload) != expected:
         raise CorruptError(f"layer {layer}: a payload of {len(payload)} bytes, where its shapes need {expected}")
+
+
+def check_numbers(layer: int, **tensors: torch.Tensor) -> None:
+    """Refuse decoded numbers (any float dtype) that are none: a scale or a number of the payload was NaN or infinite.
+
+    Raises
+    ------
+    CorruptError
+        By the name of the layer and of the tensor.
+    """
+    for what, tensor in tensors.items():
+        total = tensor.sum(dtype=torch.float32)  # far faster than to look at each; it may overflow, too
+        if not bool(total.isfinite()) and not bool(tensor.isfinite().all()):
+            raise CorruptError(
+                f"the {what} of layer {layer} decode to NaN or infinity, which no encoder writes; have them sent again"
+            )
+
+
+def check_words(words: npt.NDArray[np.uint16]) -> None:
+    """Refuse bfloat16 words of a payload (scales, bounds, exact numbers) that are NaN or infinite.
+
+    Raises
+    ------
+    CorruptError
+    """
+    if words.size and int((words & 0x7FFF).max()) >= INFINITY:
+        raise CorruptError("a scale or a number of the payload is NaN or infinite, which no encoder writes")
 
 
 def warn_beyond(name: str, ratio: float, reachable: tuple[float, float]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.bf16 import BF16
-from kvferry.codecs.checks import check_size, check_tokens, warn_beyond
+from kvferry.codecs.checks import check_numbers, check_size, check_tokens, warn_beyond
 from kvferry.codecs.fp8 import FP8
 from kvferry.codecs.groups import ERROR, Group, dequantize, plan, quantize
 from kvferry.codecs.packing import Bytes
@@ -160,7 +160,8 @@ class KVTCCoder:
         for number, ((codec, mine), flat) in enumerate(zip(exact, shapes, strict=True)):
             for side, what in enumerate(_BOTH):
                 numbers = codec.decode_side(what, parts[2 * number + side], flat, positions)
-                out[side, :, :, mine] = numbers.nan_to_num().view(layers, heads, -1, dim)
+                check_numbers(0, **{what: numbers})
+                out[side, :, :, mine] = numbers.view(layers, heads, -1, dim)
         rows = torch.stack(
             [self._decode(axes, part, tokens) for axes, part in zip(both, parts[4:], strict=True)], 1
         ).view(tokens, 2, layers, heads, dim)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.codecs.base import LIMIT, Shape
-from kvferry.codecs.checks import not_finite
+from kvferry.codecs.checks import check_words, not_finite
 from kvferry.codecs.packing import Bytes, Words, compiled, pack, unpack
 from kvferry.codecs.side import bfloat16_of, finite, round_up, words_of
 from kvferry.lazy import torch
@@ -22,7 +22,6 @@ _BLOCK = 1024
 """Tokens at a time on the plain path: what lies between input and payload stays in the processor's cache."""
 _TURNED = 64
 """Tokens at a time where the order changes."""
-_INFINITY = 0x7F80
 _SMALLEST = 0x0080
 """Bits of the smallest normal bfloat16: below it, a scale's reciprocal may be beyond float32."""
 _LARGEST = int(np.float32(LIMIT).view(np.uint32)) >> 16
@@ -56,7 +55,8 @@ def quantize_packed(layer: int, what: str, tensor: torch.Tensor, bits: int) -> t
 
 
 def restore(words: Words, levels: Bytes, bits: int, shape: Shape) -> torch.Tensor:
-    """What :func:`quantize` gave, as numbers ``[heads, n, d]`` in bfloat16."""
+    """What :func:`quantize` gave, as numbers ``[heads, n, d]`` in bfloat16; scales that are none are refused."""
+    check_words(words)
     out = torch.empty(shape, dtype=torch.bfloat16)
     if not _restore_compiled(words, levels, bits, out):
         rows, scales = out.view(-1, shape[2]), bfloat16_of(words.reshape(-1)).float()
@@ -69,7 +69,8 @@ def restore(words: Words, levels: Bytes, bits: int, shape: Shape) -> torch.Tenso
 
 
 def restore_packed(words: Words, packed: Bytes, bits: int, shape: Shape) -> torch.Tensor:
-    """What :func:`quantize_packed` gave, as numbers ``[heads, n, d]`` in bfloat16."""
+    """What :func:`quantize_packed` gave, as numbers ``[heads, n, d]`` in bfloat16; as :func:`restore`."""
+    check_words(words)
     if bits == 4:
         out = torch.empty(shape, dtype=torch.bfloat16)
         if _restore_compiled(words, packed, bits, out):
@@ -108,7 +109,7 @@ def _quantize_compiled(layer: int, what: str, tensor: torch.Tensor, bits: int, w
 
 def _restore_compiled(words: Words, numbers: Bytes, bits: int, out: torch.Tensor) -> bool:
     """Fill ``out`` from an octet or a nibble a level; false where the plain path has to."""
-    if bits == 1 or out.shape[2] % 2 or not (kernels := compiled(out.numel())) or (words & 0x7FFF).max() >= _INFINITY:
+    if bits == 1 or out.shape[2] % 2 or not (kernels := compiled(out.numel())):
         return False
     pairs = words_of(out).reshape(-1, out.shape[2]).view(np.uint32)
     kernels.restore(np.require(_pairs(numbers, pairs), requirements="A"), bits, words.reshape(-1), pairs)

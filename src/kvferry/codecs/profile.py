@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import LIMIT
-from kvferry.errors import InputError
+from kvferry.errors import CorruptError, InputError
 from kvferry.lazy import torch
 from kvferry.rope import Rotary
 
@@ -235,9 +235,17 @@ def to_rows(
 def from_rows(
     rotary: Sequence[Rotary | None], rows: torch.Tensor, shape: tuple[int, int, int], where: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Undo :func:`to_rows`: keys and values in bfloat16; what is no number becomes 0. ``shape`` is the profile's."""
+    """Undo :func:`to_rows`: keys and values in bfloat16. ``shape`` is the profile's.
+
+    Raises
+    ------
+    CorruptError
+        What is no number: the payload's scales or symbols were beyond what an encoder writes.
+    """
     layers, heads, dim = shape
-    x = rows.nan_to_num().clamp(-LIMIT, LIMIT).view(len(rows), layers, heads, 2, dim)
+    if bool(rows.isnan().any()):
+        raise CorruptError("the keys and values decode to NaN, which no encoder writes; have them sent again")
+    x = rows.clamp(-LIMIT, LIMIT).view(len(rows), layers, heads, 2, dim)
     keys, values = x.permute(3, 1, 2, 0, 4)
     return _turned(rotary, keys, where, forwards=True).bfloat16(), values.bfloat16()
 

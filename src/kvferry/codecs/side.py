@@ -8,7 +8,7 @@ import numpy as np
 
 from kvferry.cache import PromptLayout
 from kvferry.codecs.base import LIMIT, Shape
-from kvferry.codecs.checks import check_size, not_finite
+from kvferry.codecs.checks import check_size, check_words, not_finite
 from kvferry.codecs.packing import Bytes, Words, join_words, split_words
 from kvferry.lazy import torch
 
@@ -76,8 +76,10 @@ def to_words(tensor: torch.Tensor) -> bytes:
 
 
 def from_words(octets: Bytes) -> torch.Tensor:
-    """Undo :func:`to_words`: a flat tensor in float32."""
-    return bfloat16_of(join_words(octets)).float()
+    """Undo :func:`to_words`: a flat tensor in float32; :class:`~kvferry.errors.CorruptError` on NaN and infinity."""
+    words = join_words(octets)
+    check_words(words)
+    return bfloat16_of(words).float()
 
 
 def bfloat16_of(words: Words) -> torch.Tensor:

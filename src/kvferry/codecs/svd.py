@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ class SVD:
             raise CorruptError(f"layer {layer}: a matrix without a rank")
         rank, peak = _HEAD.unpack_from(rest)
         size = self._size(rank, n, heads, dim)
-        if (rank != _DIRECT and not 1 <= rank <= min(n, heads * dim)) or len(rest) < size:
+        if not math.isfinite(peak) or (rank != _DIRECT and not 1 <= rank <= min(n, heads * dim)) or len(rest) < size:
             raise CorruptError(f"layer {layer}: a matrix of {n} tokens and rank {rank} in {len(rest)} bytes")
         body, rest = rest[_HEAD.size : size], rest[size:]
         if rank == _DIRECT:
@@ -141,7 +142,7 @@ class SVD:
         cut = self._bytes(1, rank, n)
         u, v = self._vectors(body[:cut], (1, rank, n)), self._vectors(body[cut:], (1, rank, heads * dim))
         tokens = (u[0].double().T @ v[0].double()) * peak
-        tokens = tokens.nan_to_num(0.0, LIMIT, -LIMIT).clamp(-LIMIT, LIMIT).reshape(n, heads, dim)
+        tokens = tokens.clamp(-LIMIT, LIMIT).reshape(n, heads, dim)
         return tokens.permute(1, 0, 2).to(torch.bfloat16), rest
 
     def _vectors(self, body: memoryview, shape: Shape) -> torch.Tensor:

@@ -239,7 +239,7 @@ def pictures_sent(
         packed = [pack_embeds(picture, codec) for picture in seen]
         hidden = vlm.model.config.get_text_config(decoder=True).hidden_size
         merge = int(getattr(vlm.image_processor, "merge_size", 1))
-        yield f"embeds:{name}", sum(map(len, packed)), [unpack_embeds(x, codec, hidden, merge)[0] for x in packed]
+        yield f"embeds:{name}", sum(map(len, packed)), [unpack_embeds(x, codec, hidden, merge) for x in packed]
 
 
 def _select(source: Prefilled, recipe: Recipe) -> Selection:

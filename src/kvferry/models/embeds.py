@@ -110,9 +110,8 @@ def visual_tokens(grid: Grid, merge_size: int) -> int:
     return count
 
 
-def check_total(pictures: Sequence[VisualEmbeds]) -> None:
+def check_total(total: int) -> None:
     """Refuse more visual tokens than one prompt takes, before the next picture is unfolded."""
-    total = sum(len(picture.embeds) for picture in pictures)
     if total > MAX_VISUAL_TOKENS:
         raise InputError(f"pictures of {total:,} visual tokens, more than {MAX_VISUAL_TOKENS:,}; scale them down")
 

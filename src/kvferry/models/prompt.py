@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,9 @@ class Prompter:
         self._has_grid = hasattr(image_processor, "merge_size")
         self._visual = visual_token_ids(config)
         self._special = _special_strings(tokenizer, self._visual)
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        read = {int(x) for x in tokenizer.convert_tokens_to_ids(list(self._special)) if x is not None}
+        self._control = frozenset((read - {unknown}) | set(self._visual))
 
     def build(self, images: Sequence[Picture], context: str | None, question: str | None) -> Prompt:
         """Tokens, pixels and roles of a prompt; without a question it ends where the question would go.
@@ -83,6 +87,7 @@ class Prompter:
         if context is not None:
             first, last = self._span_from_end(before, start, start + len(context))
             roles[scene - first : scene - last] = Role.CONTEXT
+            self._check_ids(inputs["input_ids"][0, scene - first : scene - last].tolist(), "context")
         if question is not None:
             ids, asked = self._ask(template, question)
             roles = np.concatenate([roles, np.array(_roles(asked), dtype=np.uint8)])
@@ -111,6 +116,8 @@ class Prompter:
         tokens = self._tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         read = list(zip(tokens["input_ids"], tokens["offset_mapping"], strict=True))
         roles = roles_of(spans, read, inputs["input_ids"][0].numpy(), tuple(self._visual))
+        words = (roles != Role.SPECIAL) & ~np.isin(inputs["input_ids"][0].numpy(), list(self._visual))
+        self._check_ids(inputs["input_ids"][0].numpy()[words].tolist(), "text of a message")
         asked = np.flatnonzero(roles == Role.QUESTION)
         if not len(asked):
             raise UnsupportedModelError("the question cannot be found in this model's prompt; use prefill_inputs()")
@@ -145,7 +152,21 @@ class Prompter:
         while found := [special for special in self._special if special in text]:
             text = text.replace(found[0], "")
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return [token for token in ids if token not in self._control]
+
+    @cached_property
+    def structure(self) -> frozenset[int]:
+        """Tokens by which the template tells turns and pictures apart; no answer holds one.
+
+        Others that are special, such as those of boxes, a model may say.
+        """
+        try:
+            text = self._render(int(bool(self._visual)), _QUESTION, _ANSWER, _NEXT)
+        except UnsupportedModelError:
+            return self._control
+        written = set(self._tokenizer(text)["input_ids"]) & self._control
+        ends = {getattr(self._tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+        return frozenset(written | set(self._visual) | (ends & self._control))
 
     def check_text(self, text: str | None, name: str) -> None:
         """Refuse empty words and words that the tokenizer would read as template tokens."""
@@ -156,6 +177,14 @@ class Prompter:
         for special in self._special:
             if special in text:
                 raise InputError(f"the {name} contains the template token {special!r}; remove it")
+        self._check_ids(self._tokenizer(text, add_special_tokens=False)["input_ids"], name)
+
+    def _check_ids(self, ids: Iterable[int], name: str) -> None:
+        """Refuse the caller's words where the tokenizer, which may change case or width, read a template token."""
+        for token in ids:
+            if token in self._control:
+                special = self._tokenizer.convert_ids_to_tokens(int(token))
+                raise InputError(f"the {name} is read as the template token {special!r}; write it otherwise")
 
     def _template(self, images: int, context: bool) -> Template:
         text = self._render(images, (_CONTEXT + "\n" if context else "") + _QUESTION)
@@ -267,7 +296,9 @@ class Prompter:
         if straddles:
             ids, spans, _ = self._after("", template.space + question + template.after)
             anchor = ""
-        end = len(anchor) + len(template.space) + len(question)
+        start = len(anchor) + len(template.space)
+        end = start + len(question)
+        self._check_ids((token for token, (a, _) in zip(ids, spans, strict=True) if start <= a < end), "question")
         return ids, [a < end for a, _ in spans]
 
     def _after(self, anchor: str, text: str) -> tuple[list[int], list[tuple[int, int]], bool]:

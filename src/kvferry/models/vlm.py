@@ -15,6 +15,7 @@ from kvferry.errors import FingerprintError, InputError, UnsupportedModelError
 from kvferry.evidence import EvidenceRequest, Prefilled
 from kvferry.messages import Messages
 from kvferry.models.attention import attach
+from kvferry.models.bounds import bounds_of
 from kvferry.models.embeds import VisualEmbeds, look
 from kvferry.models.fingerprint import fingerprint_of, prompt_fingerprint, vision_fingerprint
 from kvferry.models.layout import layout_of, layout_with_roles
@@ -81,6 +82,7 @@ class VLM:
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
         self.fingerprint = fingerprint or fingerprint_of(model)
         self.training = training
+        self.bounds = bounds_of(model, self.fingerprint)
         self._prompter = Prompter(model.config, self.tokenizer, processor, self.image_processor)
         attach(model)
 
@@ -284,16 +286,9 @@ class VLM:
         feed, roles = self._feed(cache, question, len(said))
         return recall(self.model, cache, feed, said, roles)
 
-    def answer(
-        self,
-        cache: KVCache | Prefilled,
-        question: str | None = None,
-        *,
-        max_new_tokens: int = 16,
-        on_token: Callable[[int, str], None] | None = None,
-    ) -> str:
-        """The text of :meth:`resume`."""
-        return self.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token).text
+    def answer(self, cache: KVCache | Prefilled, question: str | None = None, **options: Any) -> str:
+        """The text of :meth:`resume`, which says what the options are."""
+        return self.resume(cache, question, **options).text
 
     def turn_ids(self, question: str) -> list[int]:
         """Token ids from the end of an answer to where the answer to a further question begins."""
@@ -302,6 +297,13 @@ class VLM:
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer that another model gave, for :meth:`recall`; template tokens in it are left out."""
         return self._prompter.answer(text)
+
+    def check_said(self, token_ids: Sequence[int]) -> None:
+        """Refuse token ids that no answer of this model holds: template tokens, and what is in no vocabulary."""
+        check_token_ids(self.model, token_ids)
+        if found := self._prompter.structure.intersection(token_ids):
+            name = self.tokenizer.convert_ids_to_tokens(min(found))
+            raise InputError(f"an answer holds the template token {name!r}; tell it in words")
 
     def score(self, cache: KVCache, token_ids: Sequence[int], question: str | None = None) -> torch.Tensor:
         """Logits for every one of ``token_ids`` as an answer, and for what follows it, in one pass.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvferry.cache import KVCache
 from kvferry.modes.base import OnToken, Sender, SessionStore
-from kvferry.modes.checks import check_question
+from kvferry.modes.checks import check_question, check_turns
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.receiver import ModeReceiver
 from kvferry.wire import service_pb2 as pb
@@ -180,8 +180,11 @@ class TurnReceiver:
             raise ProtocolError("a question goes on from a held conversation, and nothing else; update the edge")
         if any(turn.answer and turn.text for turn in talk.turns):
             raise ProtocolError("an answer is told by token ids or in words, not both; update the edge")
+        check_turns(talk.turns, vlm.bounds.longest)
         for turn in talk.turns:
-            check_question(turn.question)
+            check_question(turn.question, vlm.bounds.longest)
+            if turn.answer:
+                vlm.check_said(turn.answer)
         self._vlm = vlm
         self._talk = talk
         self._store = store

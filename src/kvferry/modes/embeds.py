@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import numpy as np
 from kvferry.bitstream.records import CHECKSUM, compress, crc32c, decompress, parse
 from kvferry.cache import Modality, PromptLayout, Role
 from kvferry.codecs import BF16, Codec, Integer, codec_text, parse_codec
+from kvferry.codecs.checks import check_numbers
 from kvferry.errors import CorruptError, FingerprintError, InputError, RecipeError, TruncatedError
 from kvferry.lazy import torch
 from kvferry.modes.base import Question, SessionStore
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from kvferry.summary import Summary
 
 SIZE = struct.Struct("<I")
+OVERHEAD = 64
+"""Bytes that a message adds to its payload at most."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class EmbedsReceiver(NeedsAll):
         del max_bytes  # the service bounds what arrives, and the grid what it unfolds to
         from kvferry.models.embeds import VisualEmbeds, check_embeds
 
-        check_question(start.question)
+        check_question(start.question, vlm.bounds.longest)
         check_count(len(start.items))
         if start.fingerprint != vlm.vision_fingerprint:
             raise FingerprintError(
@@ -152,32 +154,25 @@ class EmbedsReceiver(NeedsAll):
         self.prefill_seconds = 0.0
         self._vlm = vlm
         self._question = start.question
-        self._codec = EmbedsMode.parse(start.recipe).codec
         self._items = start.items
         self._store = store
         self._held = [store.take(item.handle, VisualEmbeds) if item.handle else None for item in start.items]
-        self._data = bytearray()
         self._pictures: list[VisualEmbeds] = []
+        hidden = int(vlm.model.config.get_text_config(decoder=True).hidden_size)
+        merge = int(getattr(vlm.image_processor, "merge_size", 1))
+        coming = sum(held is None for held in self._held)
+        known = sum(len(held.embeds) for held in self._held if held is not None)
+        self._unpacker = Unpacker(EmbedsMode.parse(start.recipe).codec, hidden, merge, coming, known)
 
     def feed(self, data: bytes) -> None:
-        self._data += data
+        self._unpacker.feed(data)
 
     def finish(self) -> None:
-        from kvferry.models.embeds import check_total
-
-        hidden = int(self._vlm.model.config.get_text_config(decoder=True).hidden_size)
-        merge = int(getattr(self._vlm.image_processor, "merge_size", 1))
-        rest = bytes(self._data)
+        coming = iter(self._unpacker.finish())
         for item, held in zip(self._items, self._held, strict=True):
-            if held is not None:
-                self._pictures.append(held)
-                continue
-            picture, rest = unpack_embeds(rest, self._codec, hidden, merge)
-            self._pictures.append(picture)
-            check_total(self._pictures)
-            self._store.put(item.digest, picture, picture.nbytes)
-        if rest:
-            raise CorruptError(f"{len(rest)} bytes after the last picture's embeddings; send them again")
+            self._pictures.append(next(coming) if held is None else held)
+            if held is None:
+                self._store.put(item.digest, self._pictures[-1], self._pictures[-1].nbytes)
 
     def ground(self) -> tuple[KVCache, str | None]:
         began = time.perf_counter()
@@ -201,35 +196,90 @@ def pack_embeds(picture: VisualEmbeds, codec: Codec) -> bytes:
     return SIZE.pack(len(data)) + data + CHECKSUM.pack(crc32c(data))
 
 
-def unpack_embeds(data: bytes, codec: Codec, hidden: int, merge_size: int) -> tuple[VisualEmbeds, bytes]:
-    """The first picture in ``data``, in bfloat16, and the bytes behind it.
+class Unpacker:
+    """Visual embeddings from bytes as they arrive; no more is kept of them than one picture can take.
+
+    Parameters
+    ----------
+    hidden, merge_size : int
+        Of the model.
+    pictures : int
+        That will come.
+    tokens : int
+        Visual tokens of the prompt's other pictures.
 
     Raises
     ------
-    TruncatedError, CorruptError, InputError
-        The bytes end too early, are not what was sent, or do not fit the model.
+    CorruptError, InputError
+        :meth:`feed`: the bytes cannot be right; at the first that is too many.
     """
-    from kvferry.models.embeds import VisualEmbeds, check_shape, visual_tokens
 
-    size = SIZE.unpack_from(data)[0] if len(data) >= SIZE.size else 0
-    end = SIZE.size + size
-    if len(data) < end + CHECKSUM.size:
-        raise TruncatedError(f"visual embeddings end after {len(data)} bytes; send them again")
-    body = data[SIZE.size : end]
-    if CHECKSUM.unpack_from(data, end)[0] != crc32c(body):
-        raise CorruptError("visual embeddings arrived damaged (checksum); send them again")
-    message = parse(modes_pb2.Embeddings, body)
-    if len(message.grid) != 3:
-        raise CorruptError(f"a patch grid of {len(message.grid)} numbers, where 3 were expected")
-    grid = (message.grid[0], message.grid[1], message.grid[2])
-    tokens = visual_tokens(grid, merge_size)
-    most = math.ceil(tokens * hidden * 2) + 16 * tokens
-    payload = decompress(message.payload, most) if message.zstd else message.payload
-    shape = (1, tokens, hidden // 2)
-    halves = codec.decode(0, payload, shape, shape, *_stand_in(tokens))
-    picture = VisualEmbeds(torch.cat(halves, dim=-1)[0], grid)
-    check_shape(picture, hidden, merge_size)
-    return picture, data[end + CHECKSUM.size :]
+    def __init__(self, codec: Codec, hidden: int, merge_size: int, pictures: int, tokens: int = 0) -> None:
+        self._codec, self._hidden, self._merge_size = codec, hidden, merge_size
+        self._coming, self._tokens = pictures, tokens
+        self._data = bytearray()
+        self._done: list[VisualEmbeds] = []
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes."""
+        self._data += data
+        while len(self._data) >= SIZE.size and self._coming:
+            size = SIZE.unpack_from(self._data)[0]
+            if size > self._most(self._room) + OVERHEAD:
+                raise CorruptError(f"{size:,} bytes announced, more than the embeddings of one prompt take")
+            end = SIZE.size + size + CHECKSUM.size
+            if len(self._data) < end:
+                return
+            body = bytes(self._data[SIZE.size : end - CHECKSUM.size])
+            if CHECKSUM.unpack_from(self._data, end - CHECKSUM.size)[0] != crc32c(body):
+                raise CorruptError("visual embeddings arrived damaged (checksum); send them again")
+            del self._data[:end]
+            self._done.append(self._picture(body))
+            self._coming -= 1
+        if self._data and not self._coming:
+            raise CorruptError(f"{len(self._data)} bytes after the last picture's embeddings; send them again")
+
+    def finish(self) -> list[VisualEmbeds]:
+        """All of them, in bfloat16; :class:`TruncatedError` where they have not all come."""
+        if self._coming:
+            raise TruncatedError(f"visual embeddings end after {len(self._data)} bytes; send them again")
+        return self._done
+
+    @property
+    def _room(self) -> int:
+        """Visual tokens that the prompt still takes."""
+        from kvferry.models.embeds import MAX_VISUAL_TOKENS
+
+        return max(MAX_VISUAL_TOKENS - self._tokens, 0)
+
+    def _most(self, tokens: int) -> int:
+        """Bytes of a payload."""
+        return tokens * (2 * self._hidden + 16)
+
+    def _picture(self, body: bytes) -> VisualEmbeds:
+        from kvferry.models.embeds import VisualEmbeds, check_shape, check_total, visual_tokens
+
+        message = parse(modes_pb2.Embeddings, body)
+        if len(message.grid) != 3:
+            raise CorruptError(f"a patch grid of {len(message.grid)} numbers, where 3 were expected")
+        grid = (message.grid[0], message.grid[1], message.grid[2])
+        tokens = visual_tokens(grid, self._merge_size)
+        self._tokens += tokens
+        check_total(self._tokens)
+        payload = decompress(message.payload, self._most(tokens)) if message.zstd else message.payload
+        shape = (1, tokens, self._hidden // 2)
+        keys, values = self._codec.decode(0, payload, shape, shape, *_stand_in(tokens))
+        check_numbers(0, embeddings=keys, others=values)
+        picture = VisualEmbeds(torch.cat((keys, values), dim=-1)[0], grid)
+        check_shape(picture, self._hidden, self._merge_size)
+        return picture
+
+
+def unpack_embeds(data: bytes, codec: Codec, hidden: int, merge_size: int) -> VisualEmbeds:
+    """What :func:`pack_embeds` was given, in bfloat16; see :class:`Unpacker`."""
+    unpacker = Unpacker(codec, hidden, merge_size, 1)
+    unpacker.feed(data)
+    return unpacker.finish()[0]
 
 
 def _stand_in(tokens: int) -> tuple[torch.Tensor, PromptLayout]:

@@ -156,7 +156,7 @@ class ImageReceiver(NeedsAll):
     """The cloud's half."""
 
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
-        check_question(start.question)
+        check_question(start.question, vlm.bounds.longest)
         if start.items and not vlm.has_vision:
             raise InputError(f"{vlm.name} reads text only; ask without a picture")
         self.prefill_seconds = 0.0
@@ -166,8 +166,8 @@ class ImageReceiver(NeedsAll):
         self._data = bytearray()
 
     def feed(self, data: bytes) -> None:
+        self._files.check_size(len(self._data) + len(data))
         self._data += data
-        self._files.check_size(len(self._data))
 
     def finish(self) -> None:
         self._pictures = self._files.open(bytes(self._data))

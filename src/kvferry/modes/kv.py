@@ -9,6 +9,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, ClassVar
 
 from kvferry.bitstream import MAX_TIERS, Reader
+from kvferry.bitstream.bounds import Bounds
 from kvferry.bitstream.header import codec_of, lossless
 from kvferry.cache import KVCache
 from kvferry.errors import DeadlineError, FingerprintError, InputError, TruncatedError
@@ -176,7 +177,7 @@ class KVReceiver(ModeReceiver):
     """
 
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
-        del max_bytes  # a bitstream's unfolded size is bounded by its reader
+        del max_bytes  # a bitstream's unfolded size is bounded by its reader, and by the model's own shape
         _check_fingerprint(start.fingerprint, vlm)
         steps = _steps(start.recipe)
         for recipe in steps:
@@ -184,23 +185,23 @@ class KVReceiver(ModeReceiver):
             lossless(recipe)
         if len(start.items) > 1 or (start.items and not start.question):
             raise ProtocolError("mode kv brings one scene, and with it a question; update the edge")
+        if start.question:
+            check_question(start.question, vlm.bounds.longest)
         self._vlm = vlm
         self._question = start.question or None
         self._item = start.items[0] if start.items else None
         self._store = store
         self._steps = len(steps)
-        self._readers = [Reader()]
+        self._bounds = Bounds(tokens=vlm.bounds.tokens, model=vlm.bounds)
+        self._readers = [Reader(bounds=self._bounds)]
         self._cache = store.take(self._item.handle, KVCache) if self._item and self._item.handle else None
 
     def feed(self, data: bytes) -> None:
         if self._cache is not None:
             raise ProtocolError("bytes for a scene that the session holds already; update the edge")
         if self._readers[-1].complete and len(self._readers) < self._steps:
-            self._readers.append(Reader())
-        reader = self._readers[-1]
-        reader.feed(data)
-        if reader.header is not None:
-            _check_fingerprint(reader.header.fingerprint, self._vlm)
+            self._readers.append(Reader(bounds=self._bounds))
+        self._readers[-1].feed(data)
 
     def finish(self) -> None:
         if self._cache is None:

@@ -77,7 +77,7 @@ class PromptReceiver(NeedsAll):
 
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
         del store, max_bytes
-        check_question(start.question)
+        check_question(start.question, vlm.bounds.longest)
         if start.items:
             raise ProtocolError("mode prompt brings no pictures; use mode image")
         self.prefill_seconds = 0.0

@@ -30,6 +30,7 @@ from kvferry.recipe import Recipe
 from kvferry.selection import evict
 from kvferry.wire import modes_pb2
 from kvferry.wire import service_pb2 as pb
+from kvferry.wire.faults import ProtocolError
 
 if TYPE_CHECKING:
     from kvferry.cache import KVCache
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from kvferry.summary import Summary
 
 DEFAULT_FRACTION = 0.25
+SET_BYTES = (1 << 14) // 8 + 64
+"""Most that a set of a prompt's visual tokens takes, of which there are at most 16,384."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class ScoutReceiver(NeedsAll):
     """
 
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
-        check_question(start.question)
+        check_question(start.question, vlm.bounds.longest)
         if start.fingerprint != vlm.prompt_fingerprint:
             raise FingerprintError(
                 f"the positions come from the tokenizer and patch grid {start.fingerprint[:12] or '(none named)'}, "
@@ -177,6 +180,8 @@ class ScoutReceiver(NeedsAll):
         self._base: Mask | None = None
 
     def feed(self, data: bytes) -> None:
+        if len(self._data) + len(data) > self._files.announced + SET_BYTES:
+            raise ProtocolError("more bytes than the announced pictures and a set of their tokens take")
         self._data += data
 
     def finish(self) -> None:
