@@ -38,7 +38,7 @@ def soon() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def victim(model_folder: Path) -> Iterator[CloudProcess]:
     """A server to be mistreated; it starts while others are tested."""
-    with CloudProcess(model_folder, "--max-waiting", "0") as process:
+    with CloudProcess(model_folder, "--max-waiting", "0", "--together", "1") as process:
         yield process
 
 

@@ -33,7 +33,7 @@ def served(vlm: VLM, limits: Limits, tokens: Path | None = None) -> Iterator[str
     stop = asyncio.Event()
 
     async def serve() -> None:
-        server, engine = grpc.aio.server(), Engine(limits.waiting)
+        server, engine = grpc.aio.server(), Engine(limits.waiting, limits.together)
         access = Access(None if tokens is None else Tokens(tokens))
         gate = Gate(FerryService(vlm, engine, limits), access, limits)
         service_pb2_grpc.add_FerryServicer_to_server(gate, server)
@@ -84,9 +84,10 @@ def test_what_is_not_our_error_stays_in_the_log(vlm: VLM, caplog: pytest.LogCapt
     class Broken:
         """A model whose memory runs out."""
 
-        name, fingerprint, has_vision, training, bounds = vlm.name, vlm.fingerprint, True, None, vlm.bounds
+        name, fingerprint, has_vision, training = vlm.name, vlm.fingerprint, True, None
+        bounds, tokenizer = vlm.bounds, vlm.tokenizer
 
-        def prefill(self, *_: object) -> None:
+        def prompt_of(self, *_: object) -> None:
             raise MemoryError("secret detail")
 
     cloud = served(Broken(), Limits())  # type: ignore[arg-type]

@@ -36,6 +36,7 @@ def serve(
     max_seconds: Annotated[float, typer.Option(help="A question may take this long.", min=0.1)] = 120.0,
     max_bytes: Annotated[int, typer.Option(help="A question may bring so many bytes.", min=1)] = 512 * 1024 * 1024,
     max_waiting: Annotated[int, typer.Option(help="So many questions may wait for the model.", min=0)] = 16,
+    together: Annotated[int, typer.Option(help="So many questions the model works on at once.", min=1)] = 16,
     max_held_bytes: Annotated[
         int, typer.Option(help="So much is kept for further questions; 0 keeps nothing.", min=0)
     ] = 1024 * 1024 * 1024,
@@ -67,6 +68,7 @@ def serve(
         request_bytes=max_bytes,
         request_seconds=max_seconds,
         waiting=max_waiting,
+        together=together,
         held_bytes=max_held_bytes,
         session_bytes=max_session_bytes,
         session_seconds=session_seconds,

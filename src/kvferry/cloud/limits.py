@@ -18,7 +18,9 @@ class Limits:
     new_tokens : int
         Per answer.
     waiting : int
-        Questions that may wait for the model, beside the one it works on.
+        Questions that may wait, or be on their way, beside those that the model works on.
+    together : int
+        Questions that the model works on at the same time: their answers are decoded together.
     calls : int
         Open questions; one more takes the place of one that sends nothing, or is told that the cloud is busy.
     peer_calls : int
@@ -38,6 +40,7 @@ class Limits:
     request_seconds: float = 120.0
     new_tokens: int = 1024
     waiting: int = 16
+    together: int = 16
     calls: int = 64
     peer_calls: int = 16
     start_seconds: float = 5.0

@@ -105,7 +105,7 @@ async def _serve(
         with contextlib.suppress(NotImplementedError, RuntimeError):  # not on this system, or not in this thread
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=OPTIONS)  # the gate counts; health and Describe are never turned away
-    engine = Engine(limits.waiting)
+    engine = Engine(limits.waiting, limits.together)
     service = FerryService(vlm, engine, limits, Monitor() if metrics is None else Monitor(metrics))
     if metrics is not None:
         metrics.watch(

@@ -201,15 +201,15 @@ class _Conversation:
         await self._write(pb.AskReply(received=pb.AskReply.Received(bytes=self._received)))
 
     async def _answer(self, receiver: Receiver, store: SessionShelf, max_new_tokens: int, share: float) -> None:
-        async with self._engine.answering(receiver, max_new_tokens) as answering:
+        async with self._engine.answering(self._vlm, receiver, max_new_tokens, CALLER.get().owner) as answering:
             async for token_id, text in answering:
                 await self._write(pb.AskReply(token=pb.AskReply.Token(id=token_id, text=text)))
             result = await answering.result()
         timings = pb.AskReply.Timings(
             decode=self._decode_seconds,
-            queue=answering.queue_seconds,
+            queue=answering.work.queue_seconds,
             prefill=receiver.prefill_seconds,
-            first_token=answering.first_token_seconds,
+            first_token=answering.work.first_token_seconds,
             total=time.perf_counter() - self._began,
         )
         done = pb.AskReply.Done(

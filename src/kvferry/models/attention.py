@@ -33,6 +33,8 @@ from kvferry.evidence import Evidence, EvidenceRequest
 from kvferry.models.blockwise import Rule, attend, column_sums, densities, density
 from kvferry.models.queries import coming_queries
 from kvferry.models.rotary import forget_lengths
+from kvferry.models.steady import attend as steady_attention
+from kvferry.models.steady import is_steady
 from kvferry.models.support import text_config, text_config_key
 from kvferry.rope import Rotary
 
@@ -289,7 +291,11 @@ def _attend(
             own = None if mask is None else mask[:, real, start:]
             observer.observe(layer, q[:, real], k[:, start:], replace(rule, mask=own), max(0, past - start))
     output: torch.Tensor
-    if rule.softcap is None and rule.sinks is None and rule.dropped is None:
+    if rule.dropped is None and is_steady(module):
+        output = steady_attention(
+            query, key, value, attention_mask, rule.scaling, causal=rule.causal, softcap=softcap, sinks=s_aux
+        )
+    elif rule.softcap is None and rule.sinks is None and rule.dropped is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     else:
         rules = [replace(rule, mask=mask) for mask in masks]

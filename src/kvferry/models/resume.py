@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from kvferry.cache import KVCache, Modality, PromptLayout, Role
+from kvferry.cache import KVCache, LayerCache, Modality, PromptLayout, Role
 from kvferry.errors import FingerprintError, InputError
 from kvferry.models.attention import Session, attached, session
 from kvferry.models.cache_layers import KeptLayer, RaggedLayer
@@ -53,7 +53,7 @@ def kept_layers(
     """
     windows = layer_windows(model)
     for cache in caches:
-        _check_fit(model, cache)
+        check_fit(model, cache)
     like = like or [torch.empty(0, dtype=model.dtype, device=model.device)] * len(windows)
     starts = [length - cache.length for cache in caches]
     return [
@@ -62,7 +62,7 @@ def kept_layers(
     ]
 
 
-def _check_fit(model: PreTrainedModel, cache: KVCache) -> None:
+def check_fit(model: PreTrainedModel, cache: KVCache) -> None:
     """A cache may come from far away: shapes and token ids must be what this model can take."""
     wanted = kv_shapes(model)
     shapes = [(layer.heads, t.shape[2]) for layer in cache for t in (layer.keys, layer.values)]
@@ -86,7 +86,7 @@ class Decoder:
     """Feeds tokens on top of caches of one prompt, at their true positions and without any state in the model."""
 
     def __init__(self, model: PreTrainedModel, *caches: KVCache) -> None:
-        self._model = model
+        self.model = model
         self._layout, self.length = caches[0].layout, caches[0].length
         self._reach = self._layout.next_position
         if any(x.length != self.length or x.layout.rope_delta != self._layout.rope_delta for x in caches):
@@ -117,15 +117,15 @@ class Decoder:
         """
         rows = torch.tensor(token_ids, dtype=torch.long)
         rows = rows if rows.ndim == 2 else rows[None]
-        check_token_ids(self._model, rows.flatten().tolist())
-        device = self._model.device
+        check_token_ids(self.model, rows.flatten().tolist())
+        device = self.model.device
         positions = positions_after(self._layout, self.length, rows.shape[1]).to(device)
         reach = max(self._reach, int(positions.max()) + 1)
-        check_same_turn(self._model, self._reach, reach)
+        check_same_turn(self.model, self._reach, reach)
         self._reach = reach
         wide = positions[:, None].expand(-1, self._batch, -1)
         with torch.inference_mode(), session(Session(kept=self._kept, outputs=outputs)):
-            output = self._model(
+            output = self.model(
                 input_ids=rows.expand(self._batch, -1).to(device),
                 position_ids=wide[0] if len(wide) == 1 else wide,
                 past_key_values=self._past,
@@ -137,20 +137,32 @@ class Decoder:
         scores: torch.Tensor = output.logits.float()
         return scores
 
+    @property
+    def layers(self) -> tuple[LayerCache, ...]:
+        """What the layers of the one cache hold now."""
+        return tuple(x.stored() for x in self._kept)
+
     def cache(self, roles: Sequence[Role]) -> KVCache:
         """The one cache with all that was fed on top of it; ``roles`` are those of the tokens beyond its prompt."""
         (before,) = self._caches
-        layout = before.layout
-        new = self._fed[len(layout) - before.length :]
-        positions = positions_after(layout, len(layout), len(new)).numpy().astype(np.int32)
-        longer = replace(
-            layout,
-            token_ids=np.concatenate([layout.token_ids, np.array(new, dtype=np.int32)]),
-            modality=np.concatenate([layout.modality, np.full(len(new), Modality.TEXT, dtype=np.uint8)]),
-            role=np.concatenate([layout.role, np.array(roles, dtype=np.uint8)]),
-            positions=np.concatenate([layout.positions, positions], axis=1),
-        )
-        return replace(before, layers=tuple(x.stored() for x in self._kept), layout=longer, length=self.length)
+        return longer_cache(before, self.layers, self._fed, roles)
+
+
+def longer_cache(
+    before: KVCache, layers: Sequence[LayerCache], fed: Sequence[int], roles: Sequence[Role]
+) -> KVCache:
+    """``before`` with all that was fed on top of it; ``roles`` are those of the tokens beyond its prompt."""
+    layout = before.layout
+    new = fed[len(layout) - before.length :]
+    positions = positions_after(layout, len(layout), len(new)).numpy().astype(np.int32)
+    longer = replace(
+        layout,
+        token_ids=np.concatenate([layout.token_ids, np.array(new, dtype=np.int32)]),
+        modality=np.concatenate([layout.modality, np.full(len(new), Modality.TEXT, dtype=np.uint8)]),
+        role=np.concatenate([layout.role, np.array(roles, dtype=np.uint8)]),
+        positions=np.concatenate([layout.positions, positions], axis=1),
+    )
+    return replace(before, layers=tuple(layers), layout=longer, length=before.length + len(fed))
 
 
 def positions_after(layout: PromptLayout, start: int, count: int) -> torch.Tensor:
@@ -223,24 +235,5 @@ def continue_from(
         else:
             if keep is not None:
                 decoder.feed(feed)
-    longer = None if keep is None else decoder.cache([*keep, *_answered(said)])
+    longer = None if keep is None else decoder.cache([*keep, *[Role.CONTEXT] * len(said)])
     return Continuation("", tuple(said), first, time.perf_counter() - began, longer)
-
-
-def recall(
-    model: PreTrainedModel, cache: KVCache, token_ids: Sequence[int], said: Sequence[int], roles: Sequence[Role]
-) -> KVCache:
-    """The longer cache that :func:`continue_from` keeps, of an answer that was given before.
-
-    Tokens are fed one by one as they were then: fed together they would make the same cache but for rounding, and an
-    answer might then differ. ``token_ids`` and ``roles`` are those of the question, as there.
-    """
-    with attached(model):
-        decoder = Decoder(model, cache)
-        for block in (token_ids, *([token] for token in said)):
-            decoder.feed(block)
-    return decoder.cache([*roles, *_answered(said)])
-
-
-def _answered(said: Sequence[int]) -> list[Role]:
-    return [Role.CONTEXT] * len(said)

@@ -85,6 +85,11 @@ def frequencies_at(model: PreTrainedModel, reach: int) -> tuple[Any, ...]:
     )
 
 
+def moves(model: PreTrainedModel) -> bool:
+    """Whether the frequencies of a pass depend on how far it reaches, for all of its sequences together."""
+    return bool(_moving_rotations(model))
+
+
 def check_same_turn(model: PreTrainedModel, before: int, after: int) -> None:
     """A cache that reaches ``before`` must not go on to ``after`` where LongRoPE changes to its other frequencies.
 

@@ -20,9 +20,10 @@ from kvferry.models.embeds import VisualEmbeds, look
 from kvferry.models.fingerprint import fingerprint_of, prompt_fingerprint, vision_fingerprint
 from kvferry.models.layout import layout_of, layout_with_roles
 from kvferry.models.prefill import Watch, read_prompt, requests_of
-from kvferry.models.prompt import Prompter
-from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from, recall
+from kvferry.models.prompt import Prompt, Prompter
+from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from
 from kvferry.models.rotary import rotary_of
+from kvferry.models.steps import Pace, finished, recalled
 from kvferry.models.stream import TextStream
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
 from kvferry.pictures import open_picture
@@ -185,6 +186,19 @@ class VLM:
         """
         if question is not None and proxy_question is not None:
             raise InputError("proxy_question is for scenes without a question; pass only one of the two")
+        prompt, layout, scene = self.prompt_of(images, question, messages, context, proxy_question)
+        length = prompt.scene if scene else len(layout) - 1
+        wanted = tuple(dict.fromkeys((*requests_of(recipe), *requests)))
+        return read_prompt(
+            self.model, prompt.inputs, layout, wanted, length=length, fingerprint=self.fingerprint, scene=scene,
+            watch=watch, construct=construct,
+        )  # fmt: skip
+
+    def prompt_of(
+        self, images: Sequence[Any] | Any, question: str | None = None,
+        messages: Messages | Sequence[Any] | None = None, context: str | None = None, proxy_question: str | None = None,
+    ) -> tuple[Prompt, PromptLayout, bool]:  # fmt: skip
+        """What :meth:`prefill` reads, and whether that is a scene without a question."""
         asked = question if question is not None else proxy_question
         if messages is not None:
             if asked is not None or context is not None:
@@ -198,20 +212,7 @@ class VLM:
             prompt = self._prompter.build(pictures, context, asked)
         layout = layout_with_roles(self.model, prompt.inputs, prompt.roles, prompt.scene)
         self._check_length(layout)
-        scene = question is None
-        length = prompt.scene if scene else len(layout) - 1
-        wanted = tuple(dict.fromkeys((*requests_of(recipe), *requests)))
-        return read_prompt(
-            self.model,
-            prompt.inputs,
-            layout,
-            wanted,
-            length=length,
-            fingerprint=self.fingerprint,
-            scene=scene,
-            watch=watch,
-            construct=construct,
-        )
+        return prompt, layout, question is None
 
     def prefill_tokens(self, token_ids: Sequence[int], *, requests: Sequence[EvidenceRequest] = ()) -> Prefilled:
         """Read a text that is already tokenised, without a template, into a cache of all its tokens but the last.
@@ -268,23 +269,23 @@ class VLM:
             A question is missing, there already is one, or the conversation has become longer than the model reads.
         """
         cache = cache.cache if isinstance(cache, Prefilled) else cache
-        self._check(cache)
-        feed, roles = self._feed(cache, question)
+        self.check(cache)
+        feed, roles = self.feed(cache, question)
         stream = TextStream(self.tokenizer, on_token)
         done = continue_from(self.model, cache, feed, max_new_tokens, on_token=stream.add, keep=roles if keep else None)
         return replace(done, text=stream.finish())
 
     def recall(self, cache: KVCache, said: Sequence[int], question: str | None = None) -> KVCache:
-        """The cache that :meth:`resume` keeps, of an answer that was given before, equal to the bit.
+        """The cache that :meth:`resume` keeps, of an answer that was given before; read in parts, so but for rounding.
 
         Parameters
         ----------
         said : sequence of int
             The answer's token ids; ``cache`` and ``question`` are those of :meth:`resume`.
         """
-        self._check(cache)
-        feed, roles = self._feed(cache, question, len(said))
-        return recall(self.model, cache, feed, said, roles)
+        self.check(cache)
+        feed, roles = self.feed(cache, question, len(said))
+        return finished(recalled(self.model, cache, feed, said, roles, Pace()))
 
     def answer(self, cache: KVCache | Prefilled, question: str | None = None, **options: Any) -> str:
         """The text of :meth:`resume`, which says what the options are."""
@@ -337,7 +338,7 @@ class VLM:
             The caches stand for different prompts.
         """
         for cache in caches:
-            self._check(cache)
+            self.check(cache)
         feed = [*self.to_feed(caches[0], question), *(int(x) for x in token_ids)]
         return Decoder(self.model, *caches).feed(feed, logits=len(token_ids) + 1, outputs=outputs)
 
@@ -349,7 +350,7 @@ class VLM:
         InputError
             A question is missing, or there already is one.
         """
-        return self._feed(cache, question)[0]
+        return self.feed(cache, question)[0]
 
     def _pictures(self, images: Sequence[Any] | Any) -> list[Any]:
         many = images if isinstance(images, (list, tuple)) else [images]
@@ -368,15 +369,16 @@ class VLM:
                 "shorten the text, scale the pictures down, or begin a new conversation"
             )
 
-    def _check(self, cache: KVCache) -> None:
+    def check(self, cache: KVCache) -> None:
+        """Refuse a cache that another model made."""
         if cache.fingerprint != self.fingerprint:
             made_by = f" ({cache.model_name})" if cache.model_name else ""
             raise FingerprintError(
                 f"this cache was made by another model{made_by}, not by {self.name}; load the model that made it"
             )
 
-    def _feed(self, cache: KVCache, question: str | None, more: int = 0) -> tuple[list[int], list[Role]]:
-        """What to feed on top of a cache, and the roles of those tokens that its prompt lacks."""
+    def feed(self, cache: KVCache, question: str | None, more: int = 0) -> tuple[list[int], list[Role]]:
+        """What to feed on top of a cache, with ``more`` tokens behind it, and the roles of those its prompt lacks."""
         if len(cache.pending):
             if question is not None:
                 raise InputError("this cache already holds a question; leave question out, or cache a scene without")

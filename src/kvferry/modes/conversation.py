@@ -19,6 +19,7 @@ from kvferry.wire.faults import ProtocolError
 
 if TYPE_CHECKING:
     from kvferry.models import VLM, Continuation
+    from kvferry.models.steps import Pace, Steps
     from kvferry.summary import Summary
 
 DIGEST_BYTES = 32
@@ -224,26 +225,39 @@ class TurnReceiver:
         """See :class:`kvferry.modes.base.Receiver`."""
         return 1.0 if self._first is None else self._first.settle()
 
-    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
-        """See :class:`kvferry.modes.base.Receiver`; what it leaves takes the place of the conversation so far."""
+    def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
+        """See :class:`ModeReceiver`: the cache to answer from, and the question where the cache does not hold it."""
+        from kvferry.models.steps import brought_up
+
         began = time.perf_counter()
-        cache, question = self._so_far()
+        turns = self._talk.turns
+        said = [self._vlm.answer_ids(turn.text) if turn.text else list(turn.answer) for turn in turns]
+        asked = [turn.question for turn in turns]
+        if self._held is not None:
+            so_far = yield from brought_up(self._vlm, self._held, asked[0], said[1:], asked[1:], pace)
+        else:
+            assert self._first is not None
+            first = yield from self._first.grounding(pace)
+            so_far = yield from brought_up(self._vlm, *first, said, asked, pace)
         self._seconds = time.perf_counter() - began
-        done = self._vlm.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token, keep=True)
+        return so_far
+
+    keeps = True
+
+    def ended(self, done: Continuation) -> None:
+        """What the answer leaves takes the place of the conversation so far."""
         if done.cache is not None:
             self._store.drop(self._talk.handle)
             self._store.put(self._talk.digest, done.cache, done.cache.nbytes)
-        return done
 
-    def _so_far(self) -> tuple[KVCache, str | None]:
-        """The cache to answer from, and the question where the cache does not hold it."""
-        turns = self._talk.turns
-        said = [self._vlm.answer_ids(turn.text) if turn.text else turn.answer for turn in turns]
-        asked = [turn.question for turn in turns]
-        if self._held is not None:
-            return brought_up(self._vlm, self._held, asked[0], said[1:], asked[1:])
-        assert self._first is not None
-        return brought_up(self._vlm, *self._first.ground(), said, asked)
+    def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
+        """See :class:`kvferry.modes.base.Receiver`."""
+        from kvferry.models.steps import Pace, finished
+
+        cache, question = finished(self.grounding(Pace()))
+        done = self._vlm.resume(cache, question, max_new_tokens=max_new_tokens, on_token=on_token, keep=True)
+        self.ended(done)
+        return done
 
 
 def brought_up(
@@ -258,6 +272,6 @@ def brought_up(
     said, asked
         Each answer's token ids, and the question that followed.
     """
-    for answer, following in zip(said, asked, strict=True):
-        cache, question = vlm.recall(cache, answer, question), following
-    return cache, question
+    from kvferry.models import steps
+
+    return steps.finished(steps.brought_up(vlm, cache, question, said, asked, steps.Pace()))

@@ -28,6 +28,7 @@ from kvferry.wire import service_pb2 as pb
 if TYPE_CHECKING:
     from kvferry.cache import KVCache
     from kvferry.models import VLM, VisualEmbeds
+    from kvferry.models.steps import Pace, Steps
     from kvferry.summary import Summary
 
 SIZE = struct.Struct("<I")
@@ -174,11 +175,13 @@ class EmbedsReceiver(NeedsAll):
             if held is None:
                 self._store.put(item.digest, self._pictures[-1], self._pictures[-1].nbytes)
 
-    def ground(self) -> tuple[KVCache, str | None]:
+    def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
+        from kvferry.models.steps import reading
+
         began = time.perf_counter()
-        prefilled = self._vlm.prefill(self._pictures, self._question)
+        cache = yield from reading(self._vlm, self._pictures, self._question, pace)
         self.prefill_seconds = time.perf_counter() - began
-        return prefilled.cache, None
+        return cache, None
 
 
 def pack_embeds(picture: VisualEmbeds, codec: Codec) -> bytes:

@@ -24,6 +24,7 @@ from kvferry.wire import service_pb2 as pb
 if TYPE_CHECKING:
     from kvferry.cache import KVCache
     from kvferry.models import VLM
+    from kvferry.models.steps import Pace, Steps
     from kvferry.summary import Summary
 
 
@@ -173,8 +174,10 @@ class ImageReceiver(NeedsAll):
         self._pictures = self._files.open(bytes(self._data))
         self.note = note_on(self._vlm, self._pictures)
 
-    def ground(self) -> tuple[KVCache, str | None]:
+    def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
+        from kvferry.models.steps import reading
+
         began = time.perf_counter()
-        prefilled = self._vlm.prefill(self._pictures, self._question)
+        cache = yield from reading(self._vlm, self._pictures, self._question, pace)
         self.prefill_seconds = time.perf_counter() - began
-        return prefilled.cache, None
+        return cache, None

@@ -18,6 +18,7 @@ from kvferry.wire.faults import ProtocolError
 if TYPE_CHECKING:
     from kvferry.cache import KVCache
     from kvferry.models import VLM
+    from kvferry.models.steps import Pace, Steps
     from kvferry.summary import Summary
 
 
@@ -91,8 +92,10 @@ class PromptReceiver(NeedsAll):
     def finish(self) -> None:
         """Nothing follows the start."""
 
-    def ground(self) -> tuple[KVCache, str | None]:
+    def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
+        from kvferry.models.steps import reading
+
         began = time.perf_counter()
-        prefilled = self._vlm.prefill((), self._question)
+        cache = yield from reading(self._vlm, (), self._question, pace)
         self.prefill_seconds = time.perf_counter() - began
-        return prefilled.cache, None
+        return cache, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from kvferry.selection import Selection, kept_count
 from kvferry.selection.vlcache import VLCache
 
 if TYPE_CHECKING:
+    from kvferry.cache import KVCache
     from kvferry.evidence import Prefilled
 
 DEFAULT_SCORER = VLCache()
@@ -63,9 +64,9 @@ def kept_visual(prefilled: Prefilled, recipe: Recipe) -> Mask:
     return mask
 
 
-def selection_of(prefilled: Prefilled, mask: Mask) -> Selection:
+def selection_of(prefilled: Prefilled | KVCache, mask: Mask) -> Selection:
     """All text and the visual tokens in ``mask``, alike in every layer and head."""
-    cache = prefilled.cache
+    cache: Any = getattr(prefilled, "cache", prefilled)
     keep = ~cache.layout.visual[: cache.length]
     keep[cache.layout.visual[: cache.length]] = mask
     where = torch.from_numpy(np.flatnonzero(keep))

@@ -11,6 +11,7 @@ from kvferry.modes.base import OnToken
 if TYPE_CHECKING:
     from kvferry.cache import KVCache
     from kvferry.models import VLM, Continuation
+    from kvferry.models.steps import Pace, Steps
 
 
 class ModeReceiver(ABC):
@@ -41,6 +42,17 @@ class ModeReceiver(ABC):
     def ground(self) -> tuple[KVCache, str | None]:
         """The cache to answer from, and the question where the cache does not hold it."""
 
+    def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
+        """:meth:`ground` in steps of the model; here it is one."""
+        yield
+        return self.ground()
+
+    keeps: bool = False
+    """Whether :meth:`ended` wants the cache that an answer leaves."""
+
+    def ended(self, done: Continuation) -> None:  # noqa: B027, most have nothing to do
+        """The answer is there."""
+
     def answer(self, max_new_tokens: int, on_token: OnToken) -> Continuation:
         """See :meth:`Receiver.answer`."""
         cache, question = self.ground()
@@ -48,7 +60,14 @@ class ModeReceiver(ABC):
 
 
 class NeedsAll(ModeReceiver):
-    """A receiver that can do nothing with the beginning of what was sent."""
+    """A receiver that can do nothing with the beginning of what was sent; :meth:`ground` or :meth:`grounding` is its
+    own."""
+
+    def ground(self) -> tuple[KVCache, str | None]:
+        """See :class:`ModeReceiver`."""
+        from kvferry.models.steps import Pace, finished
+
+        return finished(self.grounding(Pace()))
 
     def settle(self) -> float:
         """See :meth:`Receiver.settle`."""

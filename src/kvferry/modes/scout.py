@@ -35,6 +35,7 @@ from kvferry.wire.faults import ProtocolError
 if TYPE_CHECKING:
     from kvferry.cache import KVCache
     from kvferry.models import VLM
+    from kvferry.models.steps import Pace, Steps
     from kvferry.summary import Summary
 
 DEFAULT_FRACTION = 0.25
@@ -196,10 +197,12 @@ class ScoutReceiver(NeedsAll):
         if self._message.base:
             self._base = self._store.take(self._message.base, np.ndarray)
 
-    def ground(self) -> tuple[KVCache, str | None]:
+    def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
+        from kvferry.models.steps import reading
+
         began = time.perf_counter()
-        prefilled = self._vlm.prefill(self._pictures, self._question)
-        layout = prefilled.cache.layout
+        cache = yield from reading(self._vlm, self._pictures, self._question, pace)
+        layout = cache.layout
         tokens = int(layout.visual.sum())
         if self._checksum != _checksum(self._body, tokens):
             raise CorruptError(
@@ -208,6 +211,6 @@ class ScoutReceiver(NeedsAll):
             )
         mask = decode_set(self._message, tokens, layout.grids, self._base)
         self._store.put(set_digest(mask, self._files.digests), mask, mask.nbytes)
-        kept = evict(prefilled.cache, selection_of(prefilled, mask))
+        kept = evict(cache, selection_of(cache, mask))
         self.prefill_seconds = time.perf_counter() - began
         return kept, None
