@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from kvferry.cli.checks import metrics_address
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, Traces, model_of, print_json, waiting
 from kvferry.cli.guarded import Cert, ClientCA, Insecure, Key, TokensFile, guarded
+from kvferry.errors import InputError
 from kvferry.telemetry import set_up_logs
 from kvferry.telemetry.traces import set_up_traces
 
@@ -42,6 +44,14 @@ def serve(
     ] = 1024 * 1024 * 1024,
     max_session_bytes: Annotated[int, typer.Option(help="So much of it for one edge.", min=0)] = 256 * 1024 * 1024,
     session_seconds: Annotated[float, typer.Option(help="What is unused for so long is forgotten.", min=0)] = 600.0,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Keep it beyond this process too: a folder, or redis://host:port/0 (extra 'redis')."),
+    ] = None,
+    store_key: Annotated[
+        Path | None, typer.Option(help="Seal what is stored with the key in this file (openssl rand -hex 32).")
+    ] = None,
+    max_stored_bytes: Annotated[int, typer.Option(help="So much lies in the folder.", min=1)] = 8 * 1024**3,
     metrics: Annotated[
         str | None,
         typer.Option(
@@ -59,6 +69,7 @@ def serve(
     model = model_of(model, named, "testbed/cloud")
     from kvferry.cloud import Limits
     from kvferry.cloud import serve as run
+    from kvferry.cloud.store import Backing, open_store
 
     keys = guarded(listen, cert, key, client_ca, tokens, insecure)
     set_up_logs(log_format, verbose)
@@ -73,6 +84,9 @@ def serve(
         session_bytes=max_session_bytes,
         session_seconds=session_seconds,
     )
+    if store_key is not None and store is None:
+        raise InputError("--store-key seals what --store keeps; name a store, or leave the key out")
+    opened = None if store is None else open_store(store, store_key, session_seconds, max_stored_bytes)
     counted, at = None, ""
     with contextlib.ExitStack() as stack:
         if metrics:
@@ -102,4 +116,8 @@ def serve(
                 counts = f", metrics on http://{at}/metrics" if at else ""
                 print(f"listening on {address} with {vlm.name} ({vlm.fingerprint[:12]}){counts}", flush=True)
 
-        run(vlm, listen, limits=limits, metrics=counted, on_ready=ready, keys=keys, tokens=tokens, insecure=insecure)
+        backing = None if opened is None else Backing(*opened, vlm.fingerprint)
+        run(
+            vlm, listen, limits=limits, metrics=counted, on_ready=ready, keys=keys, tokens=tokens, insecure=insecure,
+            backing=backing,
+        )  # fmt: skip

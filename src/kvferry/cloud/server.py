@@ -30,6 +30,7 @@ from kvferry.wire import service_pb2, service_pb2_grpc
 
 if TYPE_CHECKING:
     from kvferry.cloud.metrics import Metrics
+    from kvferry.cloud.store import Backing
     from kvferry.models import VLM
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["Ferry"].full_name
@@ -59,6 +60,7 @@ def serve(
     keys: ServerKeys | None = None,
     tokens: str | Path | None = None,
     insecure: bool = False,
+    backing: Backing | None = None,
 ) -> None:
     """Serve ``vlm`` until SIGINT or SIGTERM; running answers then get a few seconds to finish.
 
@@ -76,6 +78,8 @@ def serve(
         Ask edges for a token of this file (:mod:`kvferry.security.tokens`); read again on SIGHUP.
     insecure : bool
         Listen without TLS where other machines can reach it.
+    backing : Backing, optional
+        Where what sessions hold outlives this process; closed at the end.
 
     Raises
     ------
@@ -84,7 +88,7 @@ def serve(
     LinkError
         The port is taken or the host is not ours.
     """
-    asyncio.run(_serve(vlm, listen, limits or Limits(), metrics, on_ready, keys, tokens, insecure))
+    asyncio.run(_serve(vlm, listen, limits or Limits(), metrics, on_ready, keys, tokens, insecure, backing))
 
 
 async def _serve(
@@ -96,6 +100,7 @@ async def _serve(
     keys: ServerKeys | None,
     tokens: str | Path | None,
     insecure: bool,
+    backing: Backing | None,
 ) -> None:
     access = Access(None if tokens is None else Tokens(tokens))
     if access.tokens is not None:
@@ -106,7 +111,7 @@ async def _serve(
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=OPTIONS)  # the gate counts; health and Describe are never turned away
     engine = Engine(limits.waiting, limits.together)
-    service = FerryService(vlm, engine, limits, Monitor() if metrics is None else Monitor(metrics))
+    service = FerryService(vlm, engine, limits, Monitor() if metrics is None else Monitor(metrics), backing)
     if metrics is not None:
         metrics.watch(
             vlm,
@@ -141,6 +146,8 @@ async def _serve(
         await gate.drain(GRACE_SECONDS - RESERVE_SECONDS)
         await server.stop(0)
         await asyncio.to_thread(engine.close)
+        if backing is not None:
+            await asyncio.to_thread(backing.close)
 
 
 def _leave_in(seconds: float) -> None:
@@ -161,4 +168,3 @@ async def _tidy(sessions: Sessions) -> None:
     while True:
         await asyncio.sleep(TIDY_SECONDS)
         sessions.expire()
-

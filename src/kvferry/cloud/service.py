@@ -25,6 +25,7 @@ from kvferry.wire import service_pb2_grpc
 from kvferry.wire.faults import to_wire
 
 if TYPE_CHECKING:
+    from kvferry.cloud.store import Backing
     from kvferry.models import VLM
 
     Context = grpc.aio.ServicerContext[pb.AskRequest, pb.AskReply]
@@ -41,12 +42,19 @@ class _TimeToAnswer(Exception):  # noqa: N818
 class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
     """Answers questions on one model. Whatever goes wrong in one conversation is told to it and ends with it."""
 
-    def __init__(self, vlm: VLM, engine: Engine, limits: Limits, monitor: Monitor | None = None) -> None:
+    def __init__(
+        self,
+        vlm: VLM,
+        engine: Engine,
+        limits: Limits,
+        monitor: Monitor | None = None,
+        backing: Backing | None = None,
+    ) -> None:
         self._vlm = vlm
         self.monitor = monitor or Monitor()
         self._engine = engine
         self._limits = limits
-        self.sessions = Sessions(limits)
+        self.sessions = Sessions(limits, backing=backing)
 
     async def Describe(  # noqa: N802
         self, request: pb.DescribeRequest, context: object

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from kvferry.cloud.limits import Limits
+from kvferry.cloud.store.backing import BLOCK, Backing
 from kvferry.modes import NotHeldError, ProtocolError
 from kvferry.wire import service_pb2 as pb
 
 T = TypeVar("T")
 ID_BYTES = 16
+LAST = 2**32 - 1
+"""The largest handle that there is."""
 OVERHEAD = 1024
 """Bytes that anything held counts beside its own, so that many small things are bounded too."""
 
@@ -36,6 +39,8 @@ class _Session:
     items: OrderedDict[int, _Held] = field(default_factory=OrderedDict)
     nbytes: int = 0
     next_handle: int = 1
+    last_handle: int = LAST
+    stored: bool = False
 
 
 class Sessions:
@@ -51,13 +56,18 @@ class Sessions:
     Parameters
     ----------
     limits : Limits
-        ``held_bytes``, ``session_bytes`` and ``session_seconds``.
+        ``held_bytes``, ``session_bytes`` and ``session_seconds``, of what is in memory.
+    backing : Backing, optional
+        Where what is held is stored too: what is not in memory any more is looked for there.
     clock : callable
         Seconds that only go forward.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, limits: Limits, clock: Callable[[], float] = time.monotonic, backing: Backing | None = None
+    ) -> None:
         self._limits = limits
+        self._backing = backing
         self._clock = clock
         self._lock = threading.Lock()
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
@@ -85,21 +95,19 @@ class Sessions:
         """See :meth:`kvferry.modes.base.SessionStore.take`."""
         with self._lock:
             self._expire()
-            found = self._touched(session, owner)
-            held = found.items.get(handle) if found is not None else None
-            if found is None or held is None:
-                raise NotHeldError(
-                    "the cloud does not hold that any more (it restarted, or the session was idle or too large); send "
-                    "it again"
-                )
-            if not isinstance(held.item, kind):
-                raise ProtocolError(f"handle {handle} names no {kind.__name__} in this session; update the edge")
-            found.items.move_to_end(handle)
-            return held.item
+            held = self._found(session, handle, owner)
+        if held is None:
+            held = self._fetched(session, handle, owner)
+        if held is None:
+            raise NotHeldError(
+                "the cloud does not hold that any more (it restarted, or the session was idle or too large); send it "
+                "again"
+            )
+        if not isinstance(held.item, kind):
+            raise ProtocolError(f"handle {handle} names no {kind.__name__} in this session; update the edge")
+        return held.item
 
-    def put(
-        self, session: bytes, digest: bytes, item: object, nbytes: int, owner: str = ""
-    ) -> tuple[bytes, int]:
+    def put(self, session: bytes, digest: bytes, item: object, nbytes: int, owner: str = "") -> tuple[bytes, int]:
         """Keep ``item``; the session (a new one if the named one is unknown) and the handle, 0 if there is no room."""
         nbytes += OVERHEAD
         with self._lock:
@@ -107,14 +115,21 @@ class Sessions:
             if nbytes > min(self._limits.session_bytes, self._limits.held_bytes):
                 return session if self._touched(session, owner) else b"", 0
             found = self._touched(session, owner)
-            if found is None:
-                session, found = secrets.token_bytes(ID_BYTES), _Session(self._clock(), owner)
-                self._sessions[session] = found
-            for handle, held in found.items.items():
-                if held.digest == digest:
-                    found.items.move_to_end(handle)
-                    return session, handle
-            return session, self._add(session, found, _Held(item, digest, nbytes))
+            if found is not None:
+                for handle, held in found.items.items():
+                    if held.digest == digest:
+                        found.items.move_to_end(handle)
+                        return session, handle
+                handle = self._add(session, found, _Held(item, digest, nbytes))
+        if found is None:
+            session = secrets.token_bytes(ID_BYTES)
+            found = self._opened(session, owner)
+            with self._lock:
+                self._sessions[session] = found  # nobody else knows it yet
+                handle = self._add(session, found, _Held(item, digest, nbytes))
+        if self._backing is not None and found.stored and handle:
+            self._backing.save(session, handle, item, digest, nbytes - OVERHEAD, owner)
+        return session, handle
 
     def drop(self, session: bytes, handle: int, owner: str = "") -> None:
         """See :meth:`kvferry.modes.base.SessionStore.drop`."""
@@ -122,11 +137,45 @@ class Sessions:
             found = self._sessions.get(session)
             if found is not None and found.owner == owner and handle in found.items:
                 self._drop(found, handle)
+        if self._backing is not None and found is not None and found.owner == owner and found.stored:
+            self._backing.drop(session, handle)
 
-    def _add(self, session: bytes, found: _Session, held: _Held) -> int:
-        """Give it a handle, and make room for it."""
-        handle = found.next_handle
-        found.next_handle += 1
+    def _opened(self, session: bytes, owner: str) -> _Session:
+        """A session that begins, or goes on from what is stored, with handles that it has never given out."""
+        first = 0 if self._backing is None else self._backing.reserve(session)
+        last = first + BLOCK - 1 if first else LAST
+        return _Session(self._clock(), owner, next_handle=first or 1, last_handle=last, stored=bool(first))
+
+    def _found(self, session: bytes, handle: int, owner: str) -> _Held | None:
+        found = self._touched(session, owner)
+        held = None if found is None else found.items.get(handle)
+        if found is not None and held is not None:
+            found.items.move_to_end(handle)
+        return held
+
+    def _fetched(self, session: bytes, handle: int, owner: str) -> _Held | None:
+        """From the store, where it is; it is in memory then, if there is room."""
+        entry = None if self._backing is None else self._backing.load(session, handle, owner)
+        if entry is None:
+            return None
+        held = _Held(entry.item, entry.digest, entry.nbytes + OVERHEAD)
+        opened = None if session in self._sessions else self._opened(session, owner)
+        with self._lock:
+            if opened is not None and opened.stored:  # else which handles it has given out is not known
+                self._sessions.setdefault(session, opened)
+            found = self._touched(session, owner)
+            room = held.nbytes <= min(self._limits.session_bytes, self._limits.held_bytes)
+            if found is not None and found.stored and room and handle not in found.items:
+                self._add(session, found, held, handle)
+        return held
+
+    def _add(self, session: bytes, found: _Session, held: _Held, handle: int = 0) -> int:
+        """Give it a handle, unless it has one, and make room for it; 0 where no handle is left."""
+        if not handle:
+            if found.next_handle > found.last_handle:
+                return 0
+            handle = found.next_handle
+            found.next_handle += 1
         found.items[handle] = held
         found.nbytes += held.nbytes
         self._nbytes += held.nbytes

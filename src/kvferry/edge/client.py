@@ -136,9 +136,7 @@ class Edge:
     def describe(self) -> dict[str, Any]:
         """What the cloud serves: its model's name and fingerprint, modes and limits."""
         try:
-            reply = self._line.stub.Describe(
-                pb.DescribeRequest(), timeout=self._deadline, metadata=self._line.metadata
-            )
+            reply = self._line.stub.Describe(pb.DescribeRequest(), timeout=self._deadline, metadata=self._line.metadata)
         except grpc.RpcError as error:
             raise self._line.translated(error, self._deadline) from None
         return {

@@ -202,9 +202,7 @@ class Observer:
         query = torch.cat(self._queries.pop(layer), dim=1)
         for request, counts in zip(plan.requests, plan.weights > 0, strict=True):
             some = query[:, counts.to(query.device)]
-            future = coming_queries(
-                some, plan.rows[counts], self.layout, self._turns[layer], request.horizon, scaling
-            )
+            future = coming_queries(some, plan.rows[counts], self.layout, self._turns[layer], request.horizon, scaling)
             self._seen[request][layer] = future
 
     @staticmethod

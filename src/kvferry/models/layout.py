@@ -143,9 +143,7 @@ def layout_of(model: PreTrainedModel, inputs: Inputs, question_mask: npt.ArrayLi
     return PromptLayout(ids, modality, role, positions, delta, grids_of(model, inputs, modality))
 
 
-def layout_with_roles(
-    model: PreTrainedModel, inputs: Inputs, roles: npt.NDArray[np.uint8], scene: int
-) -> PromptLayout:
+def layout_with_roles(model: PreTrainedModel, inputs: Inputs, roles: npt.NDArray[np.uint8], scene: int) -> PromptLayout:
     """The layout of a prompt whose tokens' roles are known, uint8 ``[n]``; the question starts at ``scene``.
 
     A scene without a question (``scene`` is n) borrows one text token, so that it knows what position follows.

@@ -80,9 +80,7 @@ def frequencies_at(model: PreTrainedModel, reach: int) -> tuple[Any, ...]:
     Equal values mean equal frequencies. They depend on ``reach`` for dynamic NTK scaling, which stretches them with
     every token beyond the model's own length, and for LongRoPE, which has a second set of them for long prompts.
     """
-    return tuple(
-        max(reach, limit) if kind == "dynamic" else reach > limit for kind, limit in _moving_rotations(model)
-    )
+    return tuple(max(reach, limit) if kind == "dynamic" else reach > limit for kind, limit in _moving_rotations(model))
 
 
 def moves(model: PreTrainedModel) -> bool:

@@ -241,9 +241,7 @@ def bind(server: grpc.aio.Server, listen: str, keys: ServerKeys | None, insecure
     """
     check_listen(listen, keys, insecure)
     try:
-        port = (
-            server.add_insecure_port(listen) if keys is None else server.add_secure_port(listen, keys.credentials())
-        )
+        port = server.add_insecure_port(listen) if keys is None else server.add_secure_port(listen, keys.credentials())
     except RuntimeError:
         port = 0
     if not port:

@@ -105,9 +105,7 @@ def _clear_of(x: float, y: float, diameter: float, box: Box) -> bool:
     return x + r <= box[0] or x - r >= box[2] or y + r <= box[1] or y - r >= box[3]
 
 
-def _place_signs(
-    rng: np.random.Generator, width: int, height: int, lattice: int, heights: Sequence[int]
-) -> list[Sign]:
+def _place_signs(rng: np.random.Generator, width: int, height: int, lattice: int, heights: Sequence[int]) -> list[Sign]:
     """No sign in a quarter of the scenes, one in a half, two in a quarter; two never share a colour or a row."""
     count = int(rng.choice([0, 1, 1, 2]))
     texts = rng.choice(words.LEXICON, size=count, replace=False)
