@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from kvferry.bitstream.bounds import MAX_HEADER
-from kvferry.bitstream.reader import FrameSize, Reader
+from kvferry.bitstream.frame_size import FrameSize
+from kvferry.bitstream.reader import Reader
 from kvferry.bitstream.records import START, Kind, decompress, parse, read_prefix
 from kvferry.cache import Modality
 from kvferry.errors import TruncatedError

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from kvferry.codecs.base import Shape
-from kvferry.codecs.checks import INFINITY, check_words, not_finite
+from kvferry.codecs.checks import INFINITY, not_finite
 from kvferry.codecs.packing import Bytes, join_words, split_words
 from kvferry.codecs.side import Sided, What, bfloat16_of
 from kvferry.lazy import torch
@@ -38,6 +38,5 @@ class BF16(Sided):
     def decode_side(self, what: What, octets: Bytes, shape: Shape, positions: torch.Tensor) -> torch.Tensor:
         """See :class:`~kvferry.codecs.side.Side`."""
         heads, kept, dim = shape
-        words = join_words(octets)
-        check_words(words)
-        return bfloat16_of(np.ascontiguousarray(words.reshape(heads, dim, kept).transpose(0, 2, 1)))
+        words = join_words(octets).reshape(heads, dim, kept).transpose(0, 2, 1)
+        return bfloat16_of(np.ascontiguousarray(words))

@@ -166,7 +166,7 @@ class Prompter:
             return self._control
         written = set(self._tokenizer(text)["input_ids"]) & self._control
         ends = {getattr(self._tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
-        return frozenset(written | set(self._visual) | (ends & self._control))
+        return frozenset({*written, *self._visual, *(token for token in self._control if token in ends)})
 
     def check_text(self, text: str | None, name: str) -> None:
         """Refuse empty words and words that the tokenizer would read as template tokens."""
