@@ -54,11 +54,18 @@ results-full: venv  ## the raw results behind RESULTS.md (about five hours of on
 	$(STUDY) long-runs pictures --split test --n 200 --out study/results/pictures-cloud.jsonl
 	$(STUDY) long-runs rare --split test --n 130 --out study/results/rare-cloud.jsonl
 
-SQUAD ?= ../shared/data/squad/test.jsonl
+SQUAD ?= ../shared/data/squad
+ASKED := nice -n 19 $(STUDY) squad-
 
-results-smol: smol  ## what holds on a real language model: SmolLM2 on SQuAD paragraphs (SQUAD=FILE), half a minute a question
-	$(STUDY) squad $(SQUAD) --out out/squad-test.jsonl
-	$(BIN)/kvferry eval smollm2 --task squad_v2 --data out/squad-test.jsonl --protocol A --n 100 --out study/results/eval-smollm2.jsonl $(foreach s,leaveout snapkv h2o expected_attention q2c random,--recipe '$(s)@0.25|bf16') $(foreach c,int8 int4 int3,--recipe 'full|$(c)|zstd')
+results-smol: smol  ## what holds on a real language model: SmolLM2 on SQuAD's paragraphs (SQUAD=FOLDER, N=questions), resumable
+	$(ASKED)prompt --data $(SQUAD)
+	$(ASKED)diagnose --data $(SQUAD) --n $(or $(N),40)
+	$(ASKED)sweep scorers --data $(SQUAD) --n $(or $(N),500)
+	$(ASKED)sweep codecs --data $(SQUAD) --n $(or $(N),500)
+	$(ASKED)sweep blind --data $(SQUAD) --n $(or $(N),500)
+	$(ASKED)sweep coders --data $(SQUAD) --n $(or $(N),200)
+	for tokens in 1024 2048 4096; do for plan in scorers codecs blind; do \
+	    $(ASKED)sweep $$plan --tokens $$tokens --data $(SQUAD) --n $(or $(N),200); done; done
 
 results: venv  ## RESULTS.md and its figures from the stored raw results
 	$(STUDY) results

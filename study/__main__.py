@@ -10,7 +10,6 @@ from kvferry.errors import KVFerryError
 from study.commands.long_runs import long_runs
 from study.commands.results import results
 from study.commands.scout_overlap import scout_overlap
-from study.commands.squad import squad
 from study.commands.squad_diagnose import squad_diagnose
 from study.commands.squad_prompt import squad_prompt
 from study.commands.squad_sweep import squad_sweep
@@ -18,7 +17,7 @@ from study.commands.squad_sweep import squad_sweep
 app = typer.Typer(
     help="What makes RESULTS.md.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-for command in (results, scout_overlap, long_runs, squad, squad_prompt, squad_diagnose, squad_sweep):
+for command in (results, scout_overlap, long_runs, squad_prompt, squad_diagnose, squad_sweep):
     app.command()(command)
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 
-from kvferry.evaluate import evaluation, evaluation_tables
 from kvferry.evaluate.measured import KEPT, MODES, PICTURES, Measured
 from kvferry.evaluate.records import Protocol
 from kvferry.evaluate.tables import interval, markdown
-from kvferry.evaluate.tasks import task_of
 from kvferry.policy.break_even import SHAPES, Machines, break_even_map
 from kvferry.policy.break_even_figure import panels
 from study.claims.base import Raw
@@ -21,22 +18,21 @@ from study.headline import chosen, first_of, tuned
 from study.method_figures import scorer
 from study.methods import SHARES, Methods
 from study.page import Places
+from study.squad import overview as real
 
 FIRST = ("cloud", "edge", "control")
 """The shipped models come in this order, others behind them."""
-REAL = "eval-smollm2.jsonl"
-"""Answers of a language model that others trained."""
+REAL = "smollm2"
+"""The folder of what a language model answered that others trained."""
 IDLE = 0.5
 """Load of a cloud that is at most half busy."""
-LOSSLESS = 0.01
-"""Nats a token below which a codec counts as lossless; INT4 costs 0.001 on the small models."""
 NEAR = 8
 """Families of codecs that the short table shows."""
 
 
 def facts(raw: Raw, places: Places) -> list[str]:
     """What a reader should take away, each line from raw files."""
-    return [*_bytes_fact(raw), *_real_fact(raw, places), *_large_fact()]
+    return [*_bytes_fact(raw), *real.fact(raw.folder / REAL, places), *_large_fact()]
 
 
 def _models(raw: Raw, kind: str) -> list[str]:
@@ -74,35 +70,6 @@ def _bytes_fact(raw: Raw) -> Iterator[str]:
 
 
 _WHEN: dict[Protocol, str] = {"A": "ask, then ship", "B": "ship, then ask"}
-
-
-def _real_fact(raw: Raw, places: Places) -> Iterator[str]:
-    if not raw.has(REAL):
-        return
-    head, lines = evaluation.read(raw.folder / REAL)
-    task = task_of(head["evaluation"]["task"])
-    rows = {x.name: x for x in evaluation_tables.summarise(task, lines, "A")}
-    kl = {name: f"{row.kl.mean:.2f}" for name, row in rows.items()}
-    quarter = sorted((r.kl.mean, n.partition("@")[0]) for n, r in rows.items() if "@0.25" in n)
-    floor = next(row for row in rows.values() if row.end == "floor")
-    bits = ", ".join(f"{b.upper()} {kl[f'full|{b}|zstd']}" for b in ("int8", "int4", "int3") if f"full|{b}|zstd" in kl)
-    ranking = ", ".join(f"{name} {value:.2f}" for value, name in quarter)
-    yield (
-        f"* **On weights that others trained** (`{head['evaluation']['model']}`, text only, SQuAD paragraphs, protocol "
-        f"A, a first look at n = {rows['full|bf16'].score.n}), KL to the full cache in nats a token, against "
-        f"{floor.kl.mean:.2f} without the text: {bits}; of scorers that keep a quarter of the tokens: {ranking}. "
-        f"{_verdict(rows, quarter)} [All rows]({_link(places, Path(REAL).stem)})."
-    )
-
-
-def _verdict(rows: dict[str, evaluation_tables.Row], quarter: list[tuple[float, str]]) -> str:
-    """What of the small models' findings is not so there."""
-    best = quarter[0][1] if quarter else ""
-    said = [] if best == "leaveout" else [f"`leaveout`, best on the small models, is behind `{best}`"]
-    int4 = rows.get("full|int4|zstd")
-    if int4 is not None and int4.kl.mean > LOSSLESS:
-        said.append(f"INT4, lossless on them, keeps the full cache's most likely token in {int4.agree.mean:.1%}")
-    return f"There {' and '.join(said)}." if said else ""
 
 
 def _large_fact() -> Iterator[str]:
@@ -199,9 +166,9 @@ def _needs(answers: Methods) -> dict[str, str]:
     return found
 
 
-def pages(files: Sequence[Path], titles: Sequence[str], places: Places) -> list[str]:
-    """Every page of detail."""
-    lines = [f"* [{title}]({_link(places, file.stem)})" for file, title in zip(files, titles, strict=True)]
+def pages(found: Sequence[tuple[str, str]], places: Places) -> list[str]:
+    """Every page of detail, by title and name."""
+    lines = [f"* [{title}]({_link(places, stem)})" for title, stem in found]
     note = "Ceilings, floors, kinds of question, commands, commits and machines are there."
     return ["## Every table", "", note, "", *lines, ""]
 

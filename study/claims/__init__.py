@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from study.claims import codecs, modality, modes, network, scout, selection
+from study.claims import codecs, modality, modes, network, scout, selection, smollm2
 from study.claims.base import UNMEASURED, Claim, Finding, MissingError, Raw, Verdict
 from study.claims.page import DETAIL, page, table
 from study.claims.sources import CLAIMS
@@ -37,8 +37,8 @@ FINDINGS: dict[int, Callable[[Raw], Finding]] = {
 
 def verdicts(folder: Path) -> list[Verdict]:
     """What the raw results in ``folder`` say about every claim; where they are missing, what to run."""
-    raw = Raw(folder)
-    return [_verdict(raw, claim) for claim in CLAIMS]
+    raw, real = Raw(folder), smollm2.raw_in(folder)
+    return [_verdict(raw, real, claim) for claim in CLAIMS]
 
 
 def render(folder: Path, places: Places) -> str:
@@ -49,13 +49,23 @@ def render(folder: Path, places: Places) -> str:
     return table(found, places)
 
 
-def _verdict(raw: Raw, claim: Claim) -> Verdict:
+def _verdict(raw: Raw, real: Raw, claim: Claim) -> Verdict:
+    finding, commands = _found(raw, FINDINGS[claim.number], claim.make)
+    if claim.number not in smollm2.FINDINGS:
+        return Verdict(claim, finding, commands)
+    beside, more = _found(real, smollm2.FINDINGS[claim.number], smollm2.MAKE)
+    return Verdict(
+        claim, finding, (*commands, *((f"smollm2/{file}", command, commit) for file, command, commit in more)), beside
+    )
+
+
+def _found(raw: Raw, find: Callable[[Raw], Finding], make: str) -> tuple[Finding, tuple[tuple[str, str, str], ...]]:
     raw.heads.clear()
     try:
-        finding = FINDINGS[claim.number](raw)
+        finding = find(raw)
     except MissingError as error:
-        finding = Finding("", UNMEASURED, f"Run `{claim.make}`: {error}.", "")
-    return Verdict(claim, finding, tuple((name, _command(head), _commit(head)) for name, head in raw.heads.items()))
+        finding = Finding("", UNMEASURED, f"Run `{make}`: {error}.", "")
+    return finding, tuple((name, _command(head), _commit(head)) for name, head in raw.heads.items())
 
 
 def _command(head: dict[str, Any]) -> str:

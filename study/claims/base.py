@@ -76,11 +76,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim with its finding and the commands that made the raw results, each with its file and commit."""
+    """A claim with its finding and the commands that made the raw results, each with its file and commit.
+
+    ``real`` is what was found on weights that others trained; None where that model cannot be asked.
+    """
 
     claim: Claim
     finding: Finding
     commands: tuple[tuple[str, str, str], ...]
+    real: Finding | None = None
 
 
 class Raw:

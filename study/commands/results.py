@@ -24,6 +24,7 @@ from study import (
 )
 from study.claims.base import Raw
 from study.page import Places, write_detail
+from study.squad import overview as squad
 
 SECTIONS = {
     "headline": "The headline: fewest bytes at 98 % of the full cache's accuracy",
@@ -78,7 +79,9 @@ def results(
     text += [*overview.facts(found, places), ""]
     text += overview.headline_table(found, places) + overview.codec_table(found, places)
     text += [*overview.scorer_table(found, places), claims.render(raw, places)]
-    text += overview.pages(files, titles, places)
+    behind = [(title, file.stem) for title, file in zip(titles, files, strict=True)]
+    text += [*squad.section(raw / overview.REAL, places)]
+    text += overview.pages([*behind, *squad.write_pages(raw / overview.REAL, places)], places)
     out.write_text("\n".join(text))
     print(f"wrote {out} from {len(files)} file(s)")
 

@@ -28,13 +28,13 @@ def squad_diagnose(
     from kvferry.evaluate.sweep import provenance
     from kvferry.models import load
     from study.squad.choosing import chosen_prompt, counter, room
-    from study.squad.diagnosis import Damage, found, measure, write_profiles
+    from study.squad.diagnosis import Damage, Floats, found, measure, write_profiles
     from study.squad.texts import read_squad, texts
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     vlm = load(model, dtype="float32")
     prompt = chosen_prompt(vlm, folder, data)
-    rows = []
+    rows: list[tuple[Floats, Floats, Floats]] = []
     for text in texts(read_squad(data / "validation.jsonl"), counter(vlm), room(vlm, prompt, 512), 2):
         if len(rows) < n:
             rows += measure(vlm, prompt, text, bits)

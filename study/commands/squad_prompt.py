@@ -21,7 +21,7 @@ def squad_prompt(
     tokens: Annotated[int, typer.Option(help="Of a prompt, at most.", min=384)] = 512,
     folder: Annotated[Path, typer.Option(help="Where prompt.json goes.")] = FOLDER,
 ) -> None:
-    """Ask the full cache in every way, and keep the one that scores best by F1."""
+    """Ask the full cache in every way that was not tried yet; the one that scores best by F1 is taken."""
     import torch
 
     from kvferry.evaluate.sweep import provenance
@@ -34,28 +34,29 @@ def squad_prompt(
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     vlm = load(model, dtype="float32")
     paragraphs = read_squad(data / "calibration.jsonl")
-    held: dict[str, list[Trial]] = {}
-    table = {}
-    least = min(room(vlm, x, tokens) for x in candidates(paragraphs))
+    prompts, out = candidates(paragraphs), folder / "prompt.json"
+    before = json.loads(out.read_text()) if out.is_file() else {}
+    known = (n, tokens, vlm.fingerprint) == tuple(before.get(x) for x in ("n", "tokens", "fingerprint"))
+    tried, said = (before["candidates"], before["said"]) if known else ({}, {})
+    least = min(room(vlm, x, tokens) for x in prompts)
     asked = list(texts(asked_about(paragraphs), counter(vlm), max(least, 128), 4))
-    for prompt in candidates(paragraphs):
+    for prompt in prompts:
+        if prompt.name in tried:
+            continue
         trials: list[Trial] = []
         for text in asked:
             if len(trials) < n:
                 trials += trial(vlm, prompt, text)
-        held[prompt.name] = trials[:n]
-        means = {x: mean_interval([t.scores[x] for t in held[prompt.name]]) for x in SCORES}
-        means["log-likelihood"] = mean_interval([t.likelihood for t in held[prompt.name]])
-        table[prompt.name] = {k: [x.mean, x.low, x.high] for k, x in means.items()}
+        means = {x: mean_interval([t.scores[x] for t in trials[:n]]) for x in SCORES}
+        means["log-likelihood"] = mean_interval([t.likelihood for t in trials[:n]])
+        tried[prompt.name] = {k: [x.mean, x.low, x.high] for k, x in means.items()}
+        said[prompt.name] = [x.said for x in trials[:5]]
         figures = ", ".join(f"{k} {x.mean:.3f} [{x.low:.3f}, {x.high:.3f}]" for k, x in means.items())
-        print(f"{prompt.name}: {figures}, says {held[prompt.name][0].said!r}", flush=True)
+        print(f"{prompt.name}: {figures}, says {trials[0].said!r}", flush=True)
     found = {
-        "n": min(len(x) for x in held.values()), "tokens": tokens, "candidates": table,
-        "fit": [x.name for x in candidates(paragraphs) if fits(vlm, x, tokens)],
-        "said": {name: [x.said for x in trials[:5]] for name, trials in held.items()},
-        "command": "python -m study " + shlex.join(sys.argv[1:]), **provenance(vlm),
+        "n": n, "tokens": tokens, "candidates": tried, "fit": [x.name for x in prompts if fits(vlm, x, tokens)],
+        "said": said, "command": "python -m study " + shlex.join(sys.argv[1:]), **provenance(vlm),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    out = folder / "prompt.json"
     out.write_text(json.dumps(found, indent=1) + "\n")
     print(f"wrote {out}: {chosen_prompt(vlm, folder, data, tokens).name}")
