@@ -27,6 +27,9 @@ from tests.crossing.test_limits import served
 QUESTION = "what colour is the circle?"
 
 
+NAME = bytes(range(16))
+
+
 class Call:
     """A call that says what it is told to, when it is told to."""
 
@@ -180,12 +183,11 @@ def test_another_call_takes_over(vlm: VLM, picture: Path) -> None:
     third = len(data) // 3
     with served(vlm, Limits()) as address, stub_of(address) as stub, stub_of(address) as other:
         whole = Call(stub, start_of(data), chunk(data), end(len(data))).rest()
-        first = Call(stub, start_of(data, resumable=True), chunk(data[:third], 0))
-        accepted = first.until("accepted")[-1].accepted
-        assert len(accepted.passage) == 16
+        first = Call(stub, start_of(data, passage=NAME), chunk(data[:third], 0))
+        assert first.until("accepted")[-1].accepted.beat_seconds > 0
         first.until("received")
         first.cut()
-        again = Call(other, resume(accepted.passage, 1))
+        again = Call(other, resume(NAME, 1))
         resumed = again.until("resumed")[-1].resumed
         assert (resumed.bytes, resumed.complete) == (third, False)
         again.say(chunk(data[: third + 9], 0), chunk(data[5 : third + 9], 5), chunk(data[third + 9 :], third + 9))
@@ -197,12 +199,14 @@ def test_another_call_takes_over(vlm: VLM, picture: Path) -> None:
         assert tokens == [reply.token.id for reply in whole if reply.HasField("token")]
         # what was said before the end can be had again, from anywhere on
         for seen in (1, 4, 1 + len(tokens)):
-            late = Call(stub, resume(accepted.passage, seen)).rest()
+            late = Call(stub, resume(NAME, seen)).rest()
             assert parts(late) == ["resumed", *["token"] * (1 + len(tokens) - seen), "done"]
             assert [reply.token.id for reply in late[1:-1]] == tokens[seen - 1 :]
-        assert Call(stub, resume(accepted.passage, 99)).rest()[-1].error.kind == pb.ERROR_KIND_PROTOCOL
+        assert Call(stub, resume(NAME, 99)).rest()[-1].error.kind == pb.ERROR_KIND_PROTOCOL
         assert Call(stub, resume(bytes(16), 0)).rest()[-1].error.kind == pb.ERROR_KIND_LOST
-        hole = Call(stub, start_of(data, resumable=True), chunk(data[9:], 9)).rest()
+        taken = Call(stub, start_of(data, passage=NAME)).rest()
+        assert taken[-1].error.kind == pb.ERROR_KIND_PROTOCOL
+        hole = Call(stub, start_of(data, passage=bytes(16)), chunk(data[9:], 9)).rest()
         assert hole[-1].error.kind == pb.ERROR_KIND_PROTOCOL
         assert "bytes 0 to 9 are missing" in hole[-1].error.message
 
@@ -211,9 +215,9 @@ def test_a_call_that_hangs_about_is_taken_over(vlm: VLM, picture: Path) -> None:
     """The cloud need not know yet that a connection is dead."""
     data = picture.read_bytes()
     with served(vlm, Limits()) as address, stub_of(address) as stub, stub_of(address) as other:
-        first = Call(stub, start_of(data, resumable=True), chunk(data[:100], 0))
-        passage = first.until("accepted")[-1].accepted.passage
-        again = Call(other, resume(passage, 1))
+        first = Call(stub, start_of(data, passage=NAME), chunk(data[:100], 0))
+        first.until("accepted")
+        again = Call(other, resume(NAME, 1))
         assert again.until("resumed")[-1].resumed.bytes <= 100
         assert "token" not in parts(first.rest())
         again.say(chunk(data, 0), end(len(data)))
@@ -228,26 +232,27 @@ def test_only_the_caller_resumes_and_abandons(vlm: VLM, picture: Path, tmp_path:
         stub.Abandon(pb.AbandonRequest(passage=passage), metadata=(("authorization", f"Bearer {token}"),))
 
     with served(vlm, Limits(), file) as address, stub_of(address) as stub:
-        first = Call(stub, start_of(data, resumable=True), chunk(data[:100], 0), token=one)
-        passage = first.until("accepted")[-1].accepted.passage
+        first = Call(stub, start_of(data, passage=NAME), chunk(data[:100], 0), token=one)
+        first.until("accepted")
         first.cut()
-        assert Call(stub, resume(passage, 1), token=two).rest()[-1].error.kind == pb.ERROR_KIND_LOST
-        abandon(passage, two)
-        again = Call(stub, resume(passage, 1), token=one)
+        assert Call(stub, resume(NAME, 1), token=two).rest()[-1].error.kind == pb.ERROR_KIND_LOST
+        abandon(NAME, two)
+        again = Call(stub, resume(NAME, 1), token=one)
         again.until("resumed")
         again.cut()
-        abandon(passage, one)
-        assert Call(stub, resume(passage, 1), token=one).rest()[-1].error.kind == pb.ERROR_KIND_LOST
+        abandon(NAME, one)
+        for late in (resume(NAME, 1), start_of(data, passage=NAME)):
+            assert Call(stub, late, token=one).rest()[-1].error.kind == pb.ERROR_KIND_LOST
 
 
 def test_nobody_waits_for_an_edge_that_stays_away(vlm: VLM, picture: Path) -> None:
     data = picture.read_bytes()
     with served(vlm, Limits(resume_seconds=0.3, calls=1)) as address, stub_of(address) as stub:
-        first = Call(stub, start_of(data, resumable=True))
-        passage = first.until("accepted")[-1].accepted.passage
+        first = Call(stub, start_of(data, passage=NAME))
+        first.until("accepted")
         first.cut()
         time.sleep(0.6)
-        assert Call(stub, resume(passage, 1)).rest()[-1].error.kind == pb.ERROR_KIND_LOST
+        assert Call(stub, resume(NAME, 1)).rest()[-1].error.kind == pb.ERROR_KIND_LOST
         plain = Call(stub, start_of(data))
         plain.until("accepted")
         plain.cut()

@@ -30,6 +30,7 @@ from kvferry.cli.connect import (
     Points,
     PolicyText,
     RecipeText,
+    Reconnect,
     ShipFirst,
     Tiers,
     TokenFile,
@@ -58,6 +59,7 @@ def ask(
     key: EdgeKey = None,
     token_file: TokenFile = None,
     insecure: InClear = False,
+    reconnect: Reconnect = 5.0,
     model: EdgeModel = "testbed/cloud",
     device: Device = "",
     dtype: Dtype = "auto",
@@ -115,7 +117,7 @@ def ask(
         cloud, model, device, dtype, recipe, mode, points=points, policy=policy, coordinator=coordinator,
         no_pixels=no_pixels, no_embeds=no_embeds, keep_metadata=keep_metadata, fallback=fallback,
         ship_first=ship_first, uplink=uplink, downlink=downlink, delay=delay, deadline=deadline, json=json,
-        ca=ca, cert=cert, key=key, token_file=token_file, insecure=insecure,
+        ca=ca, cert=cert, key=key, token_file=token_file, insecure=insecure, reconnect=reconnect,
     )  # fmt: skip
     said: list[str] = []
 

@@ -48,6 +48,9 @@ TokenFile = Annotated[
 InClear = Annotated[
     bool, typer.Option("--insecure", help="Speak to another machine without TLS; a token is not sent even so.")
 ]
+Reconnect = Annotated[
+    float, typer.Option(help="Where the connection breaks, try for so many seconds to go on by another one.", min=0)
+]
 Fallback = Annotated[bool, typer.Option("--fallback", help="Answer with the model on this side if the cloud cannot.")]
 ShipFirst = Annotated[bool, typer.Option("--ship-first", help="Compress without looking at the question (protocol B).")]
 Tiers = Annotated[int, typer.Option(help="Send the most important tokens first, in so many parts.", min=1, max=64)]
@@ -84,6 +87,7 @@ def connect(
     key: Path | None,
     token_file: Path | None,
     insecure: bool,
+    reconnect: float,
 ) -> Edge:
     """An edge with the model that its mode needs. What can be seen to be wrong is refused before that is loaded.
 
@@ -131,4 +135,5 @@ def connect(
         coordinator=coordinator,
         keep_metadata=keep_metadata,
         credentials=credentials,
+        reconnect_seconds=reconnect,
     )

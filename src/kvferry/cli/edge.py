@@ -33,6 +33,7 @@ from kvferry.cli.connect import (
     Points,
     PolicyText,
     RecipeText,
+    Reconnect,
     ShipFirst,
     Tiers,
     TokenFile,
@@ -73,6 +74,7 @@ def edge(
     key: EdgeKey = None,
     token_file: TokenFile = None,
     insecure: InClear = False,
+    reconnect: Reconnect = 5.0,
     model: EdgeModel = "testbed/cloud",
     device: Device = "",
     dtype: Dtype = "auto",
@@ -106,7 +108,7 @@ def edge(
         cloud, model, device, dtype, recipe, mode, points=points, policy=policy, coordinator=coordinator,
         no_pixels=no_pixels, no_embeds=no_embeds, keep_metadata=keep_metadata, fallback=fallback,
         ship_first=ship_first, uplink=uplink, downlink=downlink, delay=delay, deadline=deadline, json=json,
-        ca=ca, cert=cert, key=key, token_file=token_file, insecure=insecure,
+        ca=ca, cert=cert, key=key, token_file=token_file, insecure=insecure, reconnect=reconnect,
     )  # fmt: skip
     console(json).print(f"ready after {time.perf_counter() - began:.1f} s", style="dim")
     options: dict[str, Any] = {

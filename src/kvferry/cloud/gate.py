@@ -13,7 +13,7 @@ import grpc
 from kvferry.cloud.admission import Admission
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.monitor import DENIED
-from kvferry.cloud.passage import Passage
+from kvferry.cloud.passage import KEY_BYTES, Passage
 from kvferry.cloud.service import FerryService
 from kvferry.errors import KVFerryError
 from kvferry.modes import ProtocolError, mode_name
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 MOST_SILENT = 256
 """Calls that have not said a word yet; one more ends the oldest."""
 MOST_ENDED = 256
-"""Answered questions whose replies are kept for an edge that comes back for them; one more forgets the oldest."""
+"""Answered questions whose replies are kept for an edge that comes back for them, and names of those that were given
+up; one more forgets the oldest."""
 LAST_WORDS_SECONDS = 0.3
 
 
@@ -40,8 +41,9 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         self._service, self._access, self._limits = service, access, limits
         self._admission = Admission(limits)
         self._silent: OrderedDict[asyncio.Task[pb.AskRequest | None], None] = OrderedDict()
-        self._passages: dict[bytes, Passage] = {}
-        self._ended: OrderedDict[bytes, None] = OrderedDict()
+        self._passages: dict[tuple[str, bytes], Passage] = {}
+        self._ended: OrderedDict[tuple[str, bytes], None] = OrderedDict()
+        self._abandoned: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._ending = False
 
     async def Describe(  # noqa: N802
@@ -54,8 +56,11 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         self, request: pb.AbandonRequest, context: Context
     ) -> pb.AbandonReply:
         caller = await self._access.admit(context)
-        passage = self._passages.get(request.passage)
-        if passage is not None and passage.caller.owner == caller.owner:
+        key = (caller.owner, request.passage)
+        self._abandoned[key] = None  # its start may still be on the way
+        while len(self._abandoned) > MOST_ENDED:
+            self._abandoned.popitem(last=False)
+        if (passage := self._passages.get(key)) is not None:
             passage.end()
             self._forget(passage)
         return pb.AbandonReply()
@@ -102,8 +107,7 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         first = await self._first(messages)
         if first is None or not first.HasField("resume"):
             return await self._begun(context, caller, first), _from(first, messages), None
-        passage = self._passages.get(first.resume.passage)
-        if passage is None or passage.caller.owner != caller.owner:
+        if (passage := self._passages.get((caller.owner, first.resume.passage))) is None:
             raise LostError("the cloud knows nothing of that question any more; ask it again")
         return passage, messages, first.resume.replies
 
@@ -137,11 +141,16 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
             await self._access.check(context, caller, f"ask:{mode_name(start.mode)}")
         if self._ending:
             raise EndingError("the cloud is shutting down; ask again, or ask another")
+        if start.passage and (len(start.passage) != KEY_BYTES or (caller.owner, start.passage) in self._passages):
+            raise ProtocolError(f"a passage is {KEY_BYTES} bytes that were never used before; update the edge")
+        if (caller.owner, start.passage) in self._abandoned:
+            raise LostError("that question was given up; ask it again")
         peer = peer_of(context)
         self._admission.admit(caller, peer)
-        passage = Passage(caller, peer, start.resumable, self._limits.idle_seconds, partial(self._pay, caller))
+        passage = Passage(caller, peer, start.passage, self._limits.idle_seconds, partial(self._pay, caller))
         self._admission.add(passage)
-        self._passages[passage.key] = passage
+        if passage.resumable:
+            self._passages[_key(passage)] = passage
         CALLER.set(caller)
         passage.begin(self._service.Ask, partial(self._done, passage))
         return passage
@@ -169,20 +178,24 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         if passage.complete:
             seconds = loop.time() - passage.complete_at - passage.queue_seconds
             self._admission.pay(passage.caller, "model_seconds", max(seconds, 0.0))
-        if passage.key in self._passages:
-            self._ended[passage.key] = None
+        if _key(passage) in self._passages:
+            self._ended[_key(passage)] = None
             loop.call_later(self._limits.resume_seconds, self._forget, passage)
         while len(self._ended) > MOST_ENDED:
             self._forget(self._passages[next(iter(self._ended))])
 
     def _forget(self, passage: Passage) -> None:
-        self._passages.pop(passage.key, None)
-        self._ended.pop(passage.key, None)
+        self._passages.pop(_key(passage), None)
+        self._ended.pop(_key(passage), None)
 
     def _pay(self, caller: Caller, nbytes: int) -> None:
         """Count bytes, and refuse more of them once there are too many."""
         self._admission.pay(caller, "bytes", nbytes)
         self._admission.check(caller)
+
+
+def _key(passage: Passage) -> tuple[str, bytes]:
+    return passage.caller.owner, passage.key
 
 
 async def _from(first: pb.AskRequest | None, others: AsyncIterator[pb.AskRequest]) -> AsyncIterator[pb.AskRequest]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,8 +33,8 @@ class Passage:
     ----------
     caller, peer
         Who asked, and from which machine.
-    resumable : bool
-        Whether another call may take it over; else it ends with its call.
+    key : bytes
+        What another call must know to take it over; only this edge knows it. Empty: it ends with its call.
     idle_seconds : float
         How long the edge may be silent before it has sent everything.
     pay : callable
@@ -43,8 +42,6 @@ class Passage:
 
     Attributes
     ----------
-    key : bytes
-        What another call must know to take it over; only this edge is told.
     received : int
         Bytes of chunks that were passed on.
     complete : bool
@@ -54,15 +51,15 @@ class Passage:
     """
 
     def __init__(
-        self, caller: Caller, peer: str, resumable: bool, idle_seconds: float, pay: Callable[[int], None]
+        self, caller: Caller, peer: str, key: bytes, idle_seconds: float, pay: Callable[[int], None]
     ) -> None:
-        self.key = secrets.token_bytes(KEY_BYTES)
+        self.key = key
         self.caller, self.peer = caller, peer
         self.received, self.complete, self.over = 0, False, False
         self._loop = asyncio.get_running_loop()
         self.heard_at = self.complete_at = self._loop.time()
         self.queue_seconds = 0.0
-        self._resumable, self._idle_seconds, self._pay = resumable, idle_seconds, pay
+        self._idle_seconds, self._pay = idle_seconds, pay
         self._requests: asyncio.Queue[pb.AskRequest | KVFerryError | None] = asyncio.Queue(1)
         self._history: list[pb.AskReply] = []
         self._outgoing: deque[pb.AskReply] = deque()
@@ -83,7 +80,7 @@ class Passage:
     @property
     def resumable(self) -> bool:
         """Whether it waits for another call when its own is gone."""
-        return self._resumable
+        return bool(self.key)
 
     def begin(self, service: Callable[[Any, Any], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> None:
         """Let the service work on it; ``ended`` is called when it has."""
@@ -150,8 +147,8 @@ class Passage:
     async def write(self, reply: pb.AskReply) -> None:
         """Say something to the edge, now or when it is back."""
         part = reply.WhichOneof("part")
-        if part == "accepted" and self._resumable:
-            reply.accepted.passage, reply.accepted.beat_seconds = self.key, BEAT_SECONDS
+        if part == "accepted" and self.resumable:
+            reply.accepted.beat_seconds = BEAT_SECONDS
         elif part == "done":
             self.queue_seconds = reply.done.timings.queue
         if part not in UNNUMBERED:
@@ -216,7 +213,7 @@ class Passage:
     async def _no_more(self) -> None:
         """The edge says no more, or its connection broke, which looks the same here and in a moment no more."""
         if not self.complete:
-            await asyncio.sleep(self._idle_seconds if self._resumable else BREAK_SECONDS)
+            await asyncio.sleep(self._idle_seconds if self.resumable else BREAK_SECONDS)
         await self._requests.put(None)
 
     def _is_new(self, chunk: pb.AskRequest.Chunk) -> bool:
@@ -248,7 +245,7 @@ class Passage:
                     await context.abort(*self._status)
                 return
             try:
-                async with asyncio.timeout(BEAT_SECONDS if self._resumable and self._history else None):
+                async with asyncio.timeout(BEAT_SECONDS if self.resumable and self._history else None):
                     await self._news.wait()
             except TimeoutError:
                 await context.write(beat)

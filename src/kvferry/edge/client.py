@@ -79,6 +79,9 @@ class Edge:
     credentials : Credentials, optional
         TLS and token, for the cloud and for the coordinator. By default what ``KVFERRY_CA``, ``KVFERRY_TOKEN`` and so
         on say. Without TLS nothing is said to another machine than this, unless they are ``insecure``.
+    reconnect_seconds : float
+        Where the connection breaks under way, how long to try to go on by another one: bytes that have arrived are not
+        sent again, words that were said are not said again. A cloud that has restarted is asked anew. 0 tries nothing.
 
     Examples
     --------
@@ -102,7 +105,10 @@ class Edge:
         coordinator: str | None = None,
         keep_metadata: bool = False,
         credentials: Credentials | None = None,
+        reconnect_seconds: float = 5.0,
     ) -> None:
+        if not 0 <= reconnect_seconds <= 86_400:
+            raise InputError(f"an edge tries to go on for 0 to 86,400 seconds, not {reconnect_seconds}")
         self._privacy = checked_rules(privacy)
         self._keep_metadata = keep_metadata
         if coordinator is not None and points is None:
@@ -113,7 +119,7 @@ class Edge:
         credentials = credentials or Credentials.found()
         if coordinator is not None:
             credentials.check_for(coordinator)
-        self._line = Line(cloud, uplink, downlink, delay_ms, hold, credentials)
+        self._line = Line(cloud, uplink, downlink, delay_ms, hold, credentials, reconnect_seconds)
         self._pilot = None if table is None else Pilot(table, way, self._line.translated)
         self._line.pilot = self._pilot
         if coordinator is not None and self._pilot is not None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import grpc
 
 from kvferry.edge.answer import Answer
-from kvferry.edge.call import Crossing
+from kvferry.edge.call import Crossing, Outgoing, Replies
 from kvferry.edge.membership import Membership
 from kvferry.edge.pacing import Pacer
 from kvferry.edge.pilot import Pilot
+from kvferry.edge.watch import Watch
 from kvferry.errors import AccessError, DeadlineError, KVFerryError, LinkError
 from kvferry.link import Rate, ShapedLink
 from kvferry.modes import BusyError, Holdings, Mode, NotHeldError
@@ -19,15 +24,27 @@ from kvferry.security import Credentials
 from kvferry.telemetry import traces
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
+from kvferry.wire.faults import LostError
 
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, with no back-off from an old one
     ("grpc.min_reconnect_backoff_ms", 3_000),  # how long one attempt to connect may take
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 20_000),  # a ping may stand behind a queue of our own bytes
 )
+T = TypeVar("T")
+RETRY_SECONDS = 0.25
+ASKED_AGAIN = 2
+"""A cloud that has lost a question is asked it so many times more."""
+LAST_WORDS_SECONDS = 0.5
+
+
+def broke(error: grpc.RpcError) -> bool:
+    """Whether a call ended because its connection did."""
+    return error.code() == grpc.StatusCode.UNAVAILABLE
 
 
 class Line:
@@ -53,6 +70,7 @@ class Line:
         delay_ms: float,
         hold: bool,
         credentials: Credentials,
+        reconnect_seconds: float,
     ) -> None:
         credentials.check_for(cloud)
         self.pilot: Pilot | None = None
@@ -64,17 +82,30 @@ class Line:
         if uplink is not None or downlink is not None or delay_ms:
             self._link = ShapedLink(cloud, uplink, downlink, delay_ms)
         self.metadata = credentials.metadata()
+        self._credentials, self._reconnect_seconds = credentials, reconnect_seconds
         self._channel = credentials.channel(cloud, OPTIONS, self._link.address if self._link else None)
-        self.stub = service_pb2_grpc.FerryStub(self._channel)
-        self._greeted = False
+        self._stub = service_pb2_grpc.FerryStub(self._channel)
+        self._greeted = self._broken = False
+        self._beat_seconds = 0.0
+        self._last_words: Any = None
 
     def close(self) -> None:
         """Leave the coordinator, close the connection, and the emulated link with it."""
         if self.membership is not None:
             self.membership.close()
+        if self._last_words is not None:
+            with suppress(grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError):
+                self._last_words.result(LAST_WORDS_SECONDS)
         self._channel.close()
         if self._link is not None:
             self._link.close()
+
+    @property
+    def stub(self) -> Any:
+        """The cloud's methods. Where the connection broke before, on a new one: gRPC would wait before it tried."""
+        if self._broken:
+            self._connect()
+        return self._stub
 
     @property
     def carried(self) -> tuple[int, int] | None:
@@ -106,37 +137,39 @@ class Line:
         return replace(answer, wire_bytes_up=after[0] - before[0], wire_bytes_down=after[1] - before[1])
 
     def _done(self, crossing: Crossing) -> pb.AskReply.Done:
-        """One call; a second one with everything in it where the cloud has lost what the first referred to."""
-        try:
-            done = self._call(crossing)
-        except NotHeldError:
-            self.holdings.forget()
-            done = self._call(crossing)
+        """What the cloud answers; asked again, with everything in it, where the cloud has lost what it was told."""
+        for left in reversed(range(ASKED_AGAIN + 1)):
+            try:
+                done = self._call(crossing)
+                break
+            except (NotHeldError, LostError):
+                if not left:
+                    raise
+                self.holdings.forget()
         if crossing.start.hold:
             self.holdings.learn(done)
         return done
 
     def _call(self, crossing: Crossing) -> pb.AskReply.Done:
-        outgoing = crossing.outgoing()
+        """One call, and others that go on where it breaks."""
+        outgoing, replies = crossing.begin(self._reconnect_seconds > 0)
         if self.pilot is not None:
             crossing.start.expected_bits_per_second = self.pilot.bits_per_second
-        metadata = (*self.metadata, *(traces.metadata() or ()))
-        call = self.stub.Ask(iter(outgoing), timeout=max(crossing.seconds_left, 0.0), metadata=metadata)
-        outgoing.on_failure(call.cancel)
-        crossing.cancel.stops(call.cancel)
-        replies = crossing.replies(call)
+        outgoing.beat_seconds = replies.beat_seconds = self._beat_seconds
+        watch = Watch(replies)
         try:
+            self._dial(crossing, iter(outgoing), outgoing, replies, watch)
             if not self._greeted:  # do no work for a cloud that may not be there
                 replies.expect_accepted(crossing.turns)
+                outgoing.beat_seconds = self._beat_seconds = replies.beat_seconds
             with traces.span("prepare"):
                 crossing.sender.prepare()
             crossing.cancel.check()
-            if not self._greeted:
-                self._greeted = True
-            else:
-                replies.expect_accepted(crossing.turns)
-            outgoing.payload.set_result(crossing.chunks())
-            done = crossing.follow()
+            if self._greeted:
+                self._steadily(lambda: replies.expect_accepted(crossing.turns), crossing, outgoing, replies, watch)
+            self._greeted = True
+            outgoing.send(crossing.chunks())
+            done = self._steadily(crossing.follow, crossing, outgoing, replies, watch)
             traces.past("send", outgoing.first_byte_at, replies.received_at)
             return done
         except grpc.RpcError as error:
@@ -144,10 +177,79 @@ class Line:
             crossing.cancel.check()
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 outgoing.transfer.cut()
-            raise outgoing.failure or self.translated(error, crossing.seconds) from None
+            raise outgoing.failure or self._silence(watch) or self.translated(error, crossing.seconds) from None
         finally:
             outgoing.payload.cancel()
-            call.cancel()
+            watch.close()
+            if replies.beat_seconds and not replies.over:
+                self._abandon(crossing.start.passage)
+
+    def _dial(
+        self, crossing: Crossing, messages: Iterator[pb.AskRequest], outgoing: Outgoing, replies: Replies, watch: Watch
+    ) -> None:
+        metadata = (*self.metadata, *(traces.metadata() or ()))
+        call = self.stub.Ask(messages, timeout=max(crossing.seconds_left, 0.0), metadata=metadata)
+        outgoing.on_failure(call.cancel)
+        crossing.cancel.stops(call.cancel)
+        replies.hear(call)
+        watch.over(call.cancel)
+
+    def _steadily(
+        self, work: Callable[[], T], crossing: Crossing, outgoing: Outgoing, replies: Replies, watch: Watch
+    ) -> T:
+        """Do it, over as many connections as it takes."""
+        while True:
+            try:
+                return work()
+            except grpc.RpcError as error:
+                self._resume(crossing, outgoing, replies, watch, error)
+
+    def _resume(
+        self, crossing: Crossing, outgoing: Outgoing, replies: Replies, watch: Watch, error: grpc.RpcError
+    ) -> None:
+        """Go on with the question on another connection; raises ``error`` where that cannot be done in time."""
+        if not self._reconnect_seconds:
+            raise error
+        until = time.monotonic() + min(self._reconnect_seconds, crossing.seconds_left)
+        while replies.beat_seconds and outgoing.failure is None and (watch.silent or broke(error)):
+            crossing.cancel.check()
+            self._connect()
+            resumed: Future[pb.AskReply.Resumed] = Future()
+            try:
+                messages = outgoing.resume(replies.seen, resumed)
+                self._dial(crossing, messages, outgoing, replies, watch)
+                resumed.set_result(replies.expect_resumed())
+                return
+            except grpc.RpcError as again:
+                resumed.cancel()
+                if not (watch.silent or broke(again)):
+                    raise
+            except BaseException:
+                resumed.cancel()
+                raise
+            if time.monotonic() + RETRY_SECONDS > until:
+                break
+            time.sleep(RETRY_SECONDS)
+        raise error
+
+    def _connect(self) -> None:
+        """A new connection, which begins at once whatever became of those before."""
+        self._channel.close()
+        through = self._link.address if self._link else None
+        self._channel = self._credentials.channel(self._cloud, OPTIONS, through)
+        self._stub = service_pb2_grpc.FerryStub(self._channel)
+        self._broken = False
+
+    def _abandon(self, passage: bytes) -> None:
+        """Tell the cloud that nobody wants that answer any more, if it can be told soon."""
+        request = pb.AbandonRequest(passage=passage)
+        with suppress(ValueError):  # closed meanwhile
+            self._last_words = self.stub.Abandon.future(request, timeout=1.0, metadata=self.metadata)
+
+    def _silence(self, watch: Watch) -> LinkError | None:
+        if not watch.silent:
+            return None
+        return LinkError(f"nothing was heard of the cloud at {self._cloud} for {watch.seconds:g} s; see that it runs")
 
     def _learn(self, crossing: Crossing) -> None:
         """Tell the pilot what was acknowledged how fast."""
@@ -161,6 +263,7 @@ class Line:
     def translated(self, error: grpc.RpcError, seconds: float) -> KVFerryError:
         """What gRPC reports, in our words."""
         code, details = error.code(), error.details() or "no details"
+        self._broken = self._broken or broke(error)
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError(f"no answer within {seconds:g} s; allow more time, or send less (a smaller recipe)")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvferry/v1/service.proto\x12\nkvferry.v1\"\xb5\x07\n\nAskRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.kvferry.v1.AskRequest.StartH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.kvferry.v1.AskRequest.ChunkH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.kvferry.v1.AskRequest.EndH\x00\x12/\n\x06resume\x18\x1e \x01(\x0b\x32\x1d.kvferry.v1.AskRequest.ResumeH\x00\x12+\n\x04\x62\x65\x61t\x18\x1f \x01(\x0b\x32\x1b.kvferry.v1.AskRequest.BeatH\x00\x1a\x34\n\x04Item\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06handle\x18\x03 \x01(\r\x1a\x36\n\x04Turn\x12\x0e\n\x06\x61nswer\x18\x01 \x03(\r\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x1ah\n\x0c\x43onversation\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06handle\x18\x02 \x01(\r\x12*\n\x05turns\x18\x03 \x03(\x0b\x32\x1b.kvferry.v1.AskRequest.Turn\x12\x0c\n\x04part\x18\x04 \x01(\x08\x1a\xde\x02\n\x05Start\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1e\n\x04mode\x18\x02 \x01(\x0e\x32\x10.kvferry.v1.Mode\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\x12\x10\n\x08question\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x0e\n\x06recipe\x18\x06 \x01(\t\x12*\n\x05items\x18\x08 \x03(\x0b\x32\x1b.kvferry.v1.AskRequest.Item\x12\x0f\n\x07session\x18\t \x01(\x0c\x12\x0c\n\x04hold\x18\n \x01(\x08\x12\x11\n\tanswer_by\x18\x0b \x01(\x01\x12\x39\n\x0c\x63onversation\x18\x0c \x01(\x0b\x32#.kvferry.v1.AskRequest.Conversation\x12\x11\n\tresumable\x18\x1e \x01(\x08\x12 \n\x18\x65xpected_bits_per_second\x18\x32 \x01(\x01J\x04\x08\x07\x10\x08\x1a\x35\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x06offset\x18\x1e \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_offset\x1a\x14\n\x03\x45nd\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x1a*\n\x06Resume\x12\x0f\n\x07passage\x18\x01 \x01(\x0c\x12\x0f\n\x07replies\x18\x02 \x01(\x04\x1a\x06\n\x04\x42\x65\x61tB\x06\n\x04part\"\xff\x07\n\x08\x41skReply\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.kvferry.v1.AskReply.AcceptedH\x00\x12\x31\n\x08received\x18\x02 \x01(\x0b\x32\x1d.kvferry.v1.AskReply.ReceivedH\x00\x12+\n\x05token\x18\x03 \x01(\x0b\x32\x1a.kvferry.v1.AskReply.TokenH\x00\x12)\n\x04\x64one\x18\x04 \x01(\x0b\x32\x19.kvferry.v1.AskReply.DoneH\x00\x12+\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x1a.kvferry.v1.AskReply.ErrorH\x00\x12-\n\x06\x65nough\x18\x06 \x01(\x0b\x32\x1b.kvferry.v1.AskReply.EnoughH\x00\x12/\n\x07resumed\x18\x1e \x01(\x0b\x32\x1c.kvferry.v1.AskReply.ResumedH\x00\x12)\n\x04\x62\x65\x61t\x18\x1f \x01(\x0b\x32\x19.kvferry.v1.AskReply.BeatH\x00\x1a\x64\n\x08\x41\x63\x63\x65pted\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05turns\x18\x03 \x01(\r\x12\x0f\n\x07passage\x18\x1e \x01(\x0c\x12\x14\n\x0c\x62\x65\x61t_seconds\x18\x1f \x01(\x01\x1a\x19\n\x08Received\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x1a!\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a)\n\x07Holding\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06handle\x18\x02 \x01(\r\x1a\x08\n\x06\x45nough\x1a\xc9\x01\n\x04\x44one\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x16\n\x0e\x62ytes_received\x18\x03 \x01(\x04\x12-\n\x07timings\x18\x04 \x01(\x0b\x32\x1c.kvferry.v1.AskReply.Timings\x12\x0f\n\x07session\x18\x05 \x01(\x0c\x12.\n\x08holdings\x18\x06 \x03(\x0b\x32\x1c.kvferry.v1.AskReply.Holding\x12\r\n\x05share\x18\x07 \x01(\x01\x12\x0c\n\x04note\x18\x08 \x01(\t\x1a]\n\x07Timings\x12\x0e\n\x06\x64\x65\x63ode\x18\x01 \x01(\x01\x12\r\n\x05queue\x18\x02 \x01(\x01\x12\x0f\n\x07prefill\x18\x03 \x01(\x01\x12\x13\n\x0b\x66irst_token\x18\x04 \x01(\x01\x12\r\n\x05total\x18\x05 \x01(\x01\x1a=\n\x05\x45rror\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.kvferry.v1.ErrorKind\x12\x0f\n\x07message\x18\x02 \x01(\t\x1a*\n\x07Resumed\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x1a\x06\n\x04\x42\x65\x61tB\x06\n\x04part\"!\n\x0f\x44\x65scribeRequest\x12\x0e\n\x06\x66iller\x18\x01 \x01(\x0c\"\xe6\x01\n\rDescribeReply\x12\x17\n\x0fkvferry_version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\nhas_vision\x18\x04 \x01(\x08\x12\x1f\n\x05modes\x18\x05 \x03(\x0e\x32\x10.kvferry.v1.Mode\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x04\x12\x1b\n\x13max_request_seconds\x18\x07 \x01(\x01\x12\x14\n\x0cunix_seconds\x18\x32 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\"!\n\x0e\x41\x62\x61ndonRequest\x12\x0f\n\x07passage\x18\x01 \x01(\x0c\"\x0e\n\x0c\x41\x62\x61ndonReply*k\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0b\n\x07MODE_KV\x10\x01\x12\x0e\n\nMODE_IMAGE\x10\x02\x12\x0f\n\x0bMODE_EMBEDS\x10\x03\x12\x0e\n\nMODE_SCOUT\x10\x04\x12\x0f\n\x0bMODE_PROMPT\x10\x05*\xc7\x03\n\tErrorKind\x12\x1a\n\x16\x45RROR_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45RROR_KIND_INTERNAL\x10\x01\x12\x17\n\x13\x45RROR_KIND_PROTOCOL\x10\x02\x12\x13\n\x0f\x45RROR_KIND_BUSY\x10\x03\x12\x17\n\x13\x45RROR_KIND_DEADLINE\x10\x04\x12\x14\n\x10\x45RROR_KIND_INPUT\x10\x05\x12\x15\n\x11\x45RROR_KIND_RECIPE\x10\x06\x12\x14\n\x10\x45RROR_KIND_MODEL\x10\x07\x12 \n\x1c\x45RROR_KIND_UNSUPPORTED_MODEL\x10\x08\x12\x1a\n\x16\x45RROR_KIND_FINGERPRINT\x10\t\x12\x18\n\x14\x45RROR_KIND_BITSTREAM\x10\n\x12\x18\n\x14\x45RROR_KIND_TRUNCATED\x10\x0b\x12\x16\n\x12\x45RROR_KIND_CORRUPT\x10\x0c\x12\x16\n\x12\x45RROR_KIND_VERSION\x10\r\x12\x14\n\x10\x45RROR_KIND_QUOTA\x10\x1e\x12\x15\n\x11\x45RROR_KIND_ENDING\x10\x1f\x12\x13\n\x0f\x45RROR_KIND_LOST\x10 \x12\x17\n\x13\x45RROR_KIND_NOT_HELD\x10\x0e\x32\xc5\x01\n\x05\x46\x65rry\x12\x37\n\x03\x41sk\x12\x16.kvferry.v1.AskRequest\x1a\x14.kvferry.v1.AskReply(\x01\x30\x01\x12\x42\n\x08\x44\x65scribe\x12\x1b.kvferry.v1.DescribeRequest\x1a\x19.kvferry.v1.DescribeReply\x12?\n\x07\x41\x62\x61ndon\x12\x1a.kvferry.v1.AbandonRequest\x1a\x18.kvferry.v1.AbandonReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18kvferry/v1/service.proto\x12\nkvferry.v1\"\xb3\x07\n\nAskRequest\x12-\n\x05start\x18\x01 \x01(\x0b\x32\x1c.kvferry.v1.AskRequest.StartH\x00\x12-\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1c.kvferry.v1.AskRequest.ChunkH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.kvferry.v1.AskRequest.EndH\x00\x12/\n\x06resume\x18\x1e \x01(\x0b\x32\x1d.kvferry.v1.AskRequest.ResumeH\x00\x12+\n\x04\x62\x65\x61t\x18\x1f \x01(\x0b\x32\x1b.kvferry.v1.AskRequest.BeatH\x00\x1a\x34\n\x04Item\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06handle\x18\x03 \x01(\r\x1a\x36\n\x04Turn\x12\x0e\n\x06\x61nswer\x18\x01 \x03(\r\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x1ah\n\x0c\x43onversation\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06handle\x18\x02 \x01(\r\x12*\n\x05turns\x18\x03 \x03(\x0b\x32\x1b.kvferry.v1.AskRequest.Turn\x12\x0c\n\x04part\x18\x04 \x01(\x08\x1a\xdc\x02\n\x05Start\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x1e\n\x04mode\x18\x02 \x01(\x0e\x32\x10.kvferry.v1.Mode\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\r\x12\x10\n\x08question\x18\x04 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x0e\n\x06recipe\x18\x06 \x01(\t\x12*\n\x05items\x18\x08 \x03(\x0b\x32\x1b.kvferry.v1.AskRequest.Item\x12\x0f\n\x07session\x18\t \x01(\x0c\x12\x0c\n\x04hold\x18\n \x01(\x08\x12\x11\n\tanswer_by\x18\x0b \x01(\x01\x12\x39\n\x0c\x63onversation\x18\x0c \x01(\x0b\x32#.kvferry.v1.AskRequest.Conversation\x12\x0f\n\x07passage\x18\x1e \x01(\x0c\x12 \n\x18\x65xpected_bits_per_second\x18\x32 \x01(\x01J\x04\x08\x07\x10\x08\x1a\x35\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x06offset\x18\x1e \x01(\x04H\x00\x88\x01\x01\x42\t\n\x07_offset\x1a\x14\n\x03\x45nd\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x1a*\n\x06Resume\x12\x0f\n\x07passage\x18\x01 \x01(\x0c\x12\x0f\n\x07replies\x18\x02 \x01(\x04\x1a\x06\n\x04\x42\x65\x61tB\x06\n\x04part\"\xee\x07\n\x08\x41skReply\x12\x31\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1d.kvferry.v1.AskReply.AcceptedH\x00\x12\x31\n\x08received\x18\x02 \x01(\x0b\x32\x1d.kvferry.v1.AskReply.ReceivedH\x00\x12+\n\x05token\x18\x03 \x01(\x0b\x32\x1a.kvferry.v1.AskReply.TokenH\x00\x12)\n\x04\x64one\x18\x04 \x01(\x0b\x32\x19.kvferry.v1.AskReply.DoneH\x00\x12+\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x1a.kvferry.v1.AskReply.ErrorH\x00\x12-\n\x06\x65nough\x18\x06 \x01(\x0b\x32\x1b.kvferry.v1.AskReply.EnoughH\x00\x12/\n\x07resumed\x18\x1e \x01(\x0b\x32\x1c.kvferry.v1.AskReply.ResumedH\x00\x12)\n\x04\x62\x65\x61t\x18\x1f \x01(\x0b\x32\x19.kvferry.v1.AskReply.BeatH\x00\x1aS\n\x08\x41\x63\x63\x65pted\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05turns\x18\x03 \x01(\r\x12\x14\n\x0c\x62\x65\x61t_seconds\x18\x1e \x01(\x01\x1a\x19\n\x08Received\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x1a!\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x1a)\n\x07Holding\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06handle\x18\x02 \x01(\r\x1a\x08\n\x06\x45nough\x1a\xc9\x01\n\x04\x44one\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x16\n\x0e\x62ytes_received\x18\x03 \x01(\x04\x12-\n\x07timings\x18\x04 \x01(\x0b\x32\x1c.kvferry.v1.AskReply.Timings\x12\x0f\n\x07session\x18\x05 \x01(\x0c\x12.\n\x08holdings\x18\x06 \x03(\x0b\x32\x1c.kvferry.v1.AskReply.Holding\x12\r\n\x05share\x18\x07 \x01(\x01\x12\x0c\n\x04note\x18\x08 \x01(\t\x1a]\n\x07Timings\x12\x0e\n\x06\x64\x65\x63ode\x18\x01 \x01(\x01\x12\r\n\x05queue\x18\x02 \x01(\x01\x12\x0f\n\x07prefill\x18\x03 \x01(\x01\x12\x13\n\x0b\x66irst_token\x18\x04 \x01(\x01\x12\r\n\x05total\x18\x05 \x01(\x01\x1a=\n\x05\x45rror\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.kvferry.v1.ErrorKind\x12\x0f\n\x07message\x18\x02 \x01(\t\x1a*\n\x07Resumed\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x1a\x06\n\x04\x42\x65\x61tB\x06\n\x04part\"!\n\x0f\x44\x65scribeRequest\x12\x0e\n\x06\x66iller\x18\x01 \x01(\x0c\"\xe6\x01\n\rDescribeReply\x12\x17\n\x0fkvferry_version\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x12\n\nhas_vision\x18\x04 \x01(\x08\x12\x1f\n\x05modes\x18\x05 \x03(\x0e\x32\x10.kvferry.v1.Mode\x12\x19\n\x11max_request_bytes\x18\x06 \x01(\x04\x12\x1b\n\x13max_request_seconds\x18\x07 \x01(\x01\x12\x14\n\x0cunix_seconds\x18\x32 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\"!\n\x0e\x41\x62\x61ndonRequest\x12\x0f\n\x07passage\x18\x01 \x01(\x0c\"\x0e\n\x0c\x41\x62\x61ndonReply*k\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0b\n\x07MODE_KV\x10\x01\x12\x0e\n\nMODE_IMAGE\x10\x02\x12\x0f\n\x0bMODE_EMBEDS\x10\x03\x12\x0e\n\nMODE_SCOUT\x10\x04\x12\x0f\n\x0bMODE_PROMPT\x10\x05*\xc7\x03\n\tErrorKind\x12\x1a\n\x16\x45RROR_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x45RROR_KIND_INTERNAL\x10\x01\x12\x17\n\x13\x45RROR_KIND_PROTOCOL\x10\x02\x12\x13\n\x0f\x45RROR_KIND_BUSY\x10\x03\x12\x17\n\x13\x45RROR_KIND_DEADLINE\x10\x04\x12\x14\n\x10\x45RROR_KIND_INPUT\x10\x05\x12\x15\n\x11\x45RROR_KIND_RECIPE\x10\x06\x12\x14\n\x10\x45RROR_KIND_MODEL\x10\x07\x12 \n\x1c\x45RROR_KIND_UNSUPPORTED_MODEL\x10\x08\x12\x1a\n\x16\x45RROR_KIND_FINGERPRINT\x10\t\x12\x18\n\x14\x45RROR_KIND_BITSTREAM\x10\n\x12\x18\n\x14\x45RROR_KIND_TRUNCATED\x10\x0b\x12\x16\n\x12\x45RROR_KIND_CORRUPT\x10\x0c\x12\x16\n\x12\x45RROR_KIND_VERSION\x10\r\x12\x14\n\x10\x45RROR_KIND_QUOTA\x10\x1e\x12\x15\n\x11\x45RROR_KIND_ENDING\x10\x1f\x12\x13\n\x0f\x45RROR_KIND_LOST\x10 \x12\x17\n\x13\x45RROR_KIND_NOT_HELD\x10\x0e\x32\xc5\x01\n\x05\x46\x65rry\x12\x37\n\x03\x41sk\x12\x16.kvferry.v1.AskRequest\x1a\x14.kvferry.v1.AskReply(\x01\x30\x01\x12\x42\n\x08\x44\x65scribe\x12\x1b.kvferry.v1.DescribeRequest\x1a\x19.kvferry.v1.DescribeReply\x12?\n\x07\x41\x62\x61ndon\x12\x1a.kvferry.v1.AbandonRequest\x1a\x18.kvferry.v1.AbandonReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvferry.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODE']._serialized_start=2337
-  _globals['_MODE']._serialized_end=2444
-  _globals['_ERRORKIND']._serialized_start=2447
-  _globals['_ERRORKIND']._serialized_end=2902
+  _globals['_MODE']._serialized_start=2318
+  _globals['_MODE']._serialized_end=2425
+  _globals['_ERRORKIND']._serialized_start=2428
+  _globals['_ERRORKIND']._serialized_end=2883
   _globals['_ASKREQUEST']._serialized_start=41
-  _globals['_ASKREQUEST']._serialized_end=990
+  _globals['_ASKREQUEST']._serialized_end=988
   _globals['_ASKREQUEST_ITEM']._serialized_start=286
   _globals['_ASKREQUEST_ITEM']._serialized_end=338
   _globals['_ASKREQUEST_TURN']._serialized_start=340
@@ -44,45 +44,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASKREQUEST_CONVERSATION']._serialized_start=396
   _globals['_ASKREQUEST_CONVERSATION']._serialized_end=500
   _globals['_ASKREQUEST_START']._serialized_start=503
-  _globals['_ASKREQUEST_START']._serialized_end=853
-  _globals['_ASKREQUEST_CHUNK']._serialized_start=855
-  _globals['_ASKREQUEST_CHUNK']._serialized_end=908
-  _globals['_ASKREQUEST_END']._serialized_start=910
-  _globals['_ASKREQUEST_END']._serialized_end=930
-  _globals['_ASKREQUEST_RESUME']._serialized_start=932
-  _globals['_ASKREQUEST_RESUME']._serialized_end=974
-  _globals['_ASKREQUEST_BEAT']._serialized_start=976
-  _globals['_ASKREQUEST_BEAT']._serialized_end=982
-  _globals['_ASKREPLY']._serialized_start=993
-  _globals['_ASKREPLY']._serialized_end=2016
-  _globals['_ASKREPLY_ACCEPTED']._serialized_start=1379
-  _globals['_ASKREPLY_ACCEPTED']._serialized_end=1479
-  _globals['_ASKREPLY_RECEIVED']._serialized_start=1481
-  _globals['_ASKREPLY_RECEIVED']._serialized_end=1506
-  _globals['_ASKREPLY_TOKEN']._serialized_start=1508
-  _globals['_ASKREPLY_TOKEN']._serialized_end=1541
-  _globals['_ASKREPLY_HOLDING']._serialized_start=1543
-  _globals['_ASKREPLY_HOLDING']._serialized_end=1584
-  _globals['_ASKREPLY_ENOUGH']._serialized_start=1586
-  _globals['_ASKREPLY_ENOUGH']._serialized_end=1594
-  _globals['_ASKREPLY_DONE']._serialized_start=1597
-  _globals['_ASKREPLY_DONE']._serialized_end=1798
-  _globals['_ASKREPLY_TIMINGS']._serialized_start=1800
-  _globals['_ASKREPLY_TIMINGS']._serialized_end=1893
-  _globals['_ASKREPLY_ERROR']._serialized_start=1895
-  _globals['_ASKREPLY_ERROR']._serialized_end=1956
-  _globals['_ASKREPLY_RESUMED']._serialized_start=1958
-  _globals['_ASKREPLY_RESUMED']._serialized_end=2000
-  _globals['_ASKREPLY_BEAT']._serialized_start=976
-  _globals['_ASKREPLY_BEAT']._serialized_end=982
-  _globals['_DESCRIBEREQUEST']._serialized_start=2018
-  _globals['_DESCRIBEREQUEST']._serialized_end=2051
-  _globals['_DESCRIBEREPLY']._serialized_start=2054
-  _globals['_DESCRIBEREPLY']._serialized_end=2284
-  _globals['_ABANDONREQUEST']._serialized_start=2286
-  _globals['_ABANDONREQUEST']._serialized_end=2319
-  _globals['_ABANDONREPLY']._serialized_start=2321
-  _globals['_ABANDONREPLY']._serialized_end=2335
-  _globals['_FERRY']._serialized_start=2905
-  _globals['_FERRY']._serialized_end=3102
+  _globals['_ASKREQUEST_START']._serialized_end=851
+  _globals['_ASKREQUEST_CHUNK']._serialized_start=853
+  _globals['_ASKREQUEST_CHUNK']._serialized_end=906
+  _globals['_ASKREQUEST_END']._serialized_start=908
+  _globals['_ASKREQUEST_END']._serialized_end=928
+  _globals['_ASKREQUEST_RESUME']._serialized_start=930
+  _globals['_ASKREQUEST_RESUME']._serialized_end=972
+  _globals['_ASKREQUEST_BEAT']._serialized_start=974
+  _globals['_ASKREQUEST_BEAT']._serialized_end=980
+  _globals['_ASKREPLY']._serialized_start=991
+  _globals['_ASKREPLY']._serialized_end=1997
+  _globals['_ASKREPLY_ACCEPTED']._serialized_start=1377
+  _globals['_ASKREPLY_ACCEPTED']._serialized_end=1460
+  _globals['_ASKREPLY_RECEIVED']._serialized_start=1462
+  _globals['_ASKREPLY_RECEIVED']._serialized_end=1487
+  _globals['_ASKREPLY_TOKEN']._serialized_start=1489
+  _globals['_ASKREPLY_TOKEN']._serialized_end=1522
+  _globals['_ASKREPLY_HOLDING']._serialized_start=1524
+  _globals['_ASKREPLY_HOLDING']._serialized_end=1565
+  _globals['_ASKREPLY_ENOUGH']._serialized_start=1567
+  _globals['_ASKREPLY_ENOUGH']._serialized_end=1575
+  _globals['_ASKREPLY_DONE']._serialized_start=1578
+  _globals['_ASKREPLY_DONE']._serialized_end=1779
+  _globals['_ASKREPLY_TIMINGS']._serialized_start=1781
+  _globals['_ASKREPLY_TIMINGS']._serialized_end=1874
+  _globals['_ASKREPLY_ERROR']._serialized_start=1876
+  _globals['_ASKREPLY_ERROR']._serialized_end=1937
+  _globals['_ASKREPLY_RESUMED']._serialized_start=1939
+  _globals['_ASKREPLY_RESUMED']._serialized_end=1981
+  _globals['_ASKREPLY_BEAT']._serialized_start=974
+  _globals['_ASKREPLY_BEAT']._serialized_end=980
+  _globals['_DESCRIBEREQUEST']._serialized_start=1999
+  _globals['_DESCRIBEREQUEST']._serialized_end=2032
+  _globals['_DESCRIBEREPLY']._serialized_start=2035
+  _globals['_DESCRIBEREPLY']._serialized_end=2265
+  _globals['_ABANDONREQUEST']._serialized_start=2267
+  _globals['_ABANDONREQUEST']._serialized_end=2300
+  _globals['_ABANDONREPLY']._serialized_start=2302
+  _globals['_ABANDONREPLY']._serialized_end=2316
+  _globals['_FERRY']._serialized_start=2886
+  _globals['_FERRY']._serialized_end=3083
 # @@protoc_insertion_point(module_scope)

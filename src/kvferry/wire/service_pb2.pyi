@@ -93,7 +93,7 @@ class AskRequest(_message.Message):
         part: bool
         def __init__(self, digest: _Optional[bytes] = ..., handle: _Optional[int] = ..., turns: _Optional[_Iterable[_Union[AskRequest.Turn, _Mapping]]] = ..., part: _Optional[bool] = ...) -> None: ...
     class Start(_message.Message):
-        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by", "conversation", "resumable", "expected_bits_per_second")
+        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by", "conversation", "passage", "expected_bits_per_second")
         REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
         MODE_FIELD_NUMBER: _ClassVar[int]
         MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -105,7 +105,7 @@ class AskRequest(_message.Message):
         HOLD_FIELD_NUMBER: _ClassVar[int]
         ANSWER_BY_FIELD_NUMBER: _ClassVar[int]
         CONVERSATION_FIELD_NUMBER: _ClassVar[int]
-        RESUMABLE_FIELD_NUMBER: _ClassVar[int]
+        PASSAGE_FIELD_NUMBER: _ClassVar[int]
         EXPECTED_BITS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
         request_id: str
         mode: Mode
@@ -118,9 +118,9 @@ class AskRequest(_message.Message):
         hold: bool
         answer_by: float
         conversation: AskRequest.Conversation
-        resumable: bool
+        passage: bytes
         expected_bits_per_second: float
-        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ..., answer_by: _Optional[float] = ..., conversation: _Optional[_Union[AskRequest.Conversation, _Mapping]] = ..., resumable: _Optional[bool] = ..., expected_bits_per_second: _Optional[float] = ...) -> None: ...
+        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ..., answer_by: _Optional[float] = ..., conversation: _Optional[_Union[AskRequest.Conversation, _Mapping]] = ..., passage: _Optional[bytes] = ..., expected_bits_per_second: _Optional[float] = ...) -> None: ...
     class Chunk(_message.Message):
         __slots__ = ("data", "offset")
         DATA_FIELD_NUMBER: _ClassVar[int]
@@ -158,18 +158,16 @@ class AskRequest(_message.Message):
 class AskReply(_message.Message):
     __slots__ = ("accepted", "received", "token", "done", "error", "enough", "resumed", "beat")
     class Accepted(_message.Message):
-        __slots__ = ("fingerprint", "model", "turns", "passage", "beat_seconds")
+        __slots__ = ("fingerprint", "model", "turns", "beat_seconds")
         FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
         MODEL_FIELD_NUMBER: _ClassVar[int]
         TURNS_FIELD_NUMBER: _ClassVar[int]
-        PASSAGE_FIELD_NUMBER: _ClassVar[int]
         BEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
         fingerprint: str
         model: str
         turns: int
-        passage: bytes
         beat_seconds: float
-        def __init__(self, fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., turns: _Optional[int] = ..., passage: _Optional[bytes] = ..., beat_seconds: _Optional[float] = ...) -> None: ...
+        def __init__(self, fingerprint: _Optional[str] = ..., model: _Optional[str] = ..., turns: _Optional[int] = ..., beat_seconds: _Optional[float] = ...) -> None: ...
     class Received(_message.Message):
         __slots__ = ("bytes",)
         BYTES_FIELD_NUMBER: _ClassVar[int]

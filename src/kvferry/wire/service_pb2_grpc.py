@@ -41,8 +41,8 @@ class FerryStub:
     Where it is not held, the next turn is the first request again, with all turns since then: the cloud reads the old
     answers as it once said them. Where a picture joins, it is such a first request too, with that picture in it.
 
-    Passages. An edge that can go on after its connection broke sets Start.resumable, and is told in Accepted what its
-    question is called. When the call breaks, the cloud goes on with the question for a while. A new call that begins with
+    Passages. An edge that can go on after its connection broke gives its question a name that nobody can guess,
+    Start.passage; a cloud that can do so too says in Accepted how often it will be heard of. When the call breaks, the cloud goes on with the question for a while. A new call that begins with
     Resume takes it over: the cloud says how many of the bytes it has, the edge sends those after them, and the cloud
     repeats the replies that the edge has not seen. No byte is read twice and no token is said twice. Only the caller that
     asked may resume, and a call that still hangs about elsewhere ends. Whoever no longer wants the answer says Abandon.
@@ -87,8 +87,8 @@ class FerryServicer:
     Where it is not held, the next turn is the first request again, with all turns since then: the cloud reads the old
     answers as it once said them. Where a picture joins, it is such a first request too, with that picture in it.
 
-    Passages. An edge that can go on after its connection broke sets Start.resumable, and is told in Accepted what its
-    question is called. When the call breaks, the cloud goes on with the question for a while. A new call that begins with
+    Passages. An edge that can go on after its connection broke gives its question a name that nobody can guess,
+    Start.passage; a cloud that can do so too says in Accepted how often it will be heard of. When the call breaks, the cloud goes on with the question for a while. A new call that begins with
     Resume takes it over: the cloud says how many of the bytes it has, the edge sends those after them, and the cloud
     repeats the replies that the edge has not seen. No byte is read twice and no token is said twice. Only the caller that
     asked may resume, and a call that still hangs about elsewhere ends. Whoever no longer wants the answer says Abandon.
@@ -110,7 +110,7 @@ class FerryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abandon(self, request, context):
-        """Nobody will resume this passage: its question ends at once.
+        """Nobody will resume this passage: its question ends at once, or does not begin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,8 +158,8 @@ class Ferry:
     Where it is not held, the next turn is the first request again, with all turns since then: the cloud reads the old
     answers as it once said them. Where a picture joins, it is such a first request too, with that picture in it.
 
-    Passages. An edge that can go on after its connection broke sets Start.resumable, and is told in Accepted what its
-    question is called. When the call breaks, the cloud goes on with the question for a while. A new call that begins with
+    Passages. An edge that can go on after its connection broke gives its question a name that nobody can guess,
+    Start.passage; a cloud that can do so too says in Accepted how often it will be heard of. When the call breaks, the cloud goes on with the question for a while. A new call that begins with
     Resume takes it over: the cloud says how many of the bytes it has, the edge sends those after them, and the cloud
     repeats the replies that the edge has not seen. No byte is read twice and no token is said twice. Only the caller that
     asked may resume, and a call that still hangs about elsewhere ends. Whoever no longer wants the answer says Abandon.
