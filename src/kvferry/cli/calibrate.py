@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as jsonlib
+import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +17,10 @@ from kvferry.cli.questions import Data, Images, Instruction, questions_of
 from kvferry.errors import InputError
 
 DRAWN = 600
+RANK = 256
+WIDE = 2048
+SIZES = {"Qwen2-VL-2B": (28, 2, 128), "Qwen2-VL-7B": (28, 4, 128)}
+"""Layers, KV heads and channels of models for which a profile's size is told by formula."""
 
 
 def calibrate(
@@ -31,7 +37,16 @@ def calibrate(
     n: Annotated[
         int | None, typer.Option(help=f"How many questions; all of --data, or {DRAWN} drawn ones.", min=1)
     ] = None,
-    rank: Annotated[int, typer.Option(help="Numbers that a token becomes, at most.", min=1)] = 256,
+    structure: Annotated[
+        Literal["auto", "joint", "tree"],
+        typer.Option(
+            help="Of transform's bases: one over all layers of --rank axes (joint), or small ones that leave nothing "
+            f"out (tree); auto takes a tree where a token has more than {WIDE} numbers and no --rank is given."
+        ),
+    ] = "auto",
+    rank: Annotated[
+        int | None, typer.Option(help=f"Numbers that a token becomes, at most, without a tree; {RANK}.", min=1)
+    ] = None,
     probes: Annotated[int, typer.Option(help="Random directions of the logits per question.", min=1)] = 4,
     out: Annotated[Path | None, typer.Option(help="Where the profile goes, for transform@FILE; KIND.profile.")] = None,
     device: Device = "",
@@ -44,10 +59,14 @@ def calibrate(
     if not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write the profile to; make it first")
     from kvferry.codecs import KVTC, Transform
-    from kvferry.codecs.profile import PlainProfile, Profile
+    from kvferry.codecs.profile import PlainProfile
     from kvferry.fit.kvtc import PlainCalibration
     from kvferry.fit.transform import Calibration
+    from kvferry.fit.tree import TreeCalibration, tree_bytes
     from kvferry.recipe import Recipe
+
+    if structure == "tree" and rank is not None:
+        raise InputError("a tree has no rank, for it leaves nothing out; leave out --rank or --structure tree")
 
     questions = questions_of(data, images, split, n, DRAWN, instruction, json)
     plan = Recipe.parse(recipe)
@@ -57,7 +76,15 @@ def calibrate(
 
         vlm = load(model, device=device or None, dtype=dtype)
     console = Console(stderr=True, quiet=json)
-    calibration = PlainCalibration(vlm, plan, rank) if kind == "kvtc" else Calibration(vlm, plan, rank, probes)
+    wide = 2 * vlm.layers * vlm.kv_heads * vlm.head_dim > WIDE
+    calibration: PlainCalibration | Calibration | TreeCalibration
+    if kind == "kvtc":
+        calibration = PlainCalibration(vlm, plan, rank or RANK)
+    elif structure == "tree" or (structure == "auto" and rank is None and wide):
+        calibration = TreeCalibration(vlm, plan, probes)
+    else:
+        calibration = Calibration(vlm, plan, rank or RANK, probes)
+    began = time.monotonic()
     for asked in track(questions.each(), "looking at caches", total=questions.total, console=console, transient=True):
         calibration.add(asked)
     facts = provenance(vlm) | {"data": questions.label, "n": calibration.n, "recipe": str(plan), "command": typed()}
@@ -65,18 +92,38 @@ def calibrate(
     blob = made.to_bytes()
     out.write_bytes(blob)
     least, most = KVTC.reachable(made) if isinstance(made, PlainProfile) else Transform.reachable(made)
+    seconds, memory = time.monotonic() - began, _peak_memory()
+    sizes = {name: tree_bytes(*shape) for name, shape in SIZES.items()}
     if json:
-        print_json(made.facts | {"out": str(out), "bytes": len(blob), "reaches": [least, most]})
+        about = {"out": str(out), "bytes": len(blob), "reaches": [least, most], "seconds": round(seconds, 1)}
+        print_json(made.facts | about | {"peak_memory": memory, "tree_bytes": sizes})
         return
     print(f"looked at {questions.label} as {plan}; wrote {out}, {len(blob):,} bytes")
-    captured = ", ".join(f"{share:.2%} of {name}" for name, share in made.facts["captured"].items())
-    print(f"{kind}:{least:.4g} is the finest it reaches, {kind}:{most:.4g} the coarsest; axes capture {captured}")
-    if isinstance(made, Profile):
-        words = made.facts["words"]
-        print(f"{words['with_means']:,} of {words['seen']:,} words have a mean of their own")
-        for what, basis in (("pictures", made.visual), ("text", made.text)):
-            if not len(basis.octaves):
-                print(f"there was no {what}: caches that hold some are refused")
+    print(f"that took {seconds:.0f} s" + (f" and {memory / 1e9:.1f} GB at most" if memory else ""))
+    print(f"{kind}:{least:.4g} is the finest it reaches, {kind}:{most:.4g} the coarsest", end="")
+    if "captured" in made.facts:
+        captured = ", ".join(f"{share:.2%} of {name}" for name, share in made.facts["captured"].items())
+        print(f"; axes capture {captured}")
+    else:
+        others = " and ".join(f"{size / 1e6:.0f} MB for {name}" for name, size in sizes.items())
+        print(f"; by formula its bases would be {others}, pictures and text")
+    if isinstance(made, PlainProfile):
+        return
+    words = made.facts["words"]
+    print(f"{words['with_means']:,} of {words['seen']:,} words have a mean of their own")
+    for what, basis in (("pictures", made.visual), ("text", made.text)):
+        if basis is None or not len(basis.octaves):
+            print(f"there was no {what}: caches that hold some are refused")
+
+
+def _peak_memory() -> int:
+    """Bytes that this process took at most; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def calibrate_skip(

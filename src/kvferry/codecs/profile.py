@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -23,8 +24,9 @@ from kvferry.rope import Rotary
 DIGEST = 4
 OCTAVE = 8
 """Standard deviations are counted in eighths of an octave: ``2 ** (octaves / 8)``."""
-VERSION = 2
-"""Of the file: 2 where visual tokens are predicted from each other, which a reader of 1 would not do; else 1."""
+VERSION = 3
+"""Of the file: 3 with trees for bases, 2 where visual tokens are predicted from each other; else 1. A newer one is
+refused."""
 _ROTARY = ("scaling", "sections", "interleaved", "neighbours")
 
 
@@ -103,8 +105,23 @@ class Prediction:
             raise InputError("a prediction whose errors would grow from token to token; calibrate again")
 
 
+class TransformProfile(ABC):
+    """What the ``transform`` codec reads: a :class:`Profile`, or a :class:`~kvferry.codecs.tree.TreeProfile`."""
+
+    kind: ClassVar[str] = "transform"
+
+    fingerprint: str
+    rotary: tuple[Rotary | None, ...]
+    shape: tuple[int, int, int]
+    facts: dict[str, Any]
+
+    @abstractmethod
+    def to_bytes(self) -> bytes:
+        """The file that :func:`read` reads."""
+
+
 @dataclass(frozen=True, eq=False)
-class Profile:
+class Profile(TransformProfile):
     """What the ``transform`` codec knows of one model's caches before it sees one.
 
     Parameters
@@ -158,10 +175,11 @@ class Profile:
 
     def to_bytes(self) -> bytes:
         """One safetensors file; basis and means in float16."""
-        tensors = {"words": self.words.int(), "word_means": _half(self.word_means)}
+        tensors = {"words": self.words.int(), "word_means": half(self.word_means)}
         if self.prediction is not None:
             tensors |= {f"prediction.{f.name}": getattr(self.prediction, f.name) for f in fields(Prediction)}
-        return _file(self, tensors | _parts("visual", self.visual) | _parts("text", self.text))
+        version = 1 if self.prediction is None else 2
+        return file_of(self, tensors | _parts("visual", self.visual) | _parts("text", self.text), version)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +232,7 @@ class PlainProfile:
 
     def to_bytes(self) -> bytes:
         """One safetensors file; basis and means in float16."""
-        return _file(self, _parts("keys", self.keys) | _parts("values", self.values))
+        return file_of(self, _parts("keys", self.keys) | _parts("values", self.values))
 
 
 def to_rows(
@@ -281,10 +299,11 @@ def words(layout: PromptLayout) -> torch.Tensor:
     return torch.from_numpy(2 * layout.token_ids.astype(np.int64) + behind)
 
 
-AnyProfile = Profile | PlainProfile
+AnyProfile = TransformProfile | PlainProfile
 
 
-def _half(x: torch.Tensor) -> torch.Tensor:
+def half(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float16, what is beyond it at its largest."""
     return x.clamp(-65504, 65504).half()
 
 
@@ -295,10 +314,11 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 def _parts(name: str, basis: Basis | Axes) -> dict[str, torch.Tensor]:
     """The tensors of a file that hold ``basis``."""
     parts = {f"{name}.{f.name}": getattr(basis, f.name) for f in fields(basis)}
-    return {key: x if key.endswith(("octaves", "weight")) else _half(x) for key, x in parts.items()}
+    return {key: x if key.endswith(("octaves", "weight")) else half(x) for key, x in parts.items()}
 
 
-def _file(profile: AnyProfile, tensors: dict[str, torch.Tensor]) -> bytes:
+def file_of(profile: AnyProfile, tensors: dict[str, torch.Tensor], version: int = 1) -> bytes:
+    """A safetensors file of ``tensors`` and what every profile says of itself."""
     rotary = []
     for layer, r in enumerate(profile.rotary):
         if r is not None:
@@ -313,8 +333,8 @@ def _file(profile: AnyProfile, tensors: dict[str, torch.Tensor]) -> bytes:
     from safetensors.torch import save
 
     about["kind"] = profile.kind
-    if getattr(profile, "prediction", None) is not None:
-        about["version"] = VERSION
+    if version > 1:
+        about["version"] = version
     return bytes(save({k: v.contiguous().clone() for k, v in tensors.items()}, {"kvferry": json.dumps(about)}))
 
 
@@ -352,6 +372,10 @@ def _profile(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> AnyProf
     common = {"rotary": rotary, "shape": (layers, heads, dim), "facts": about["facts"]}
     if about.get("kind", Profile.kind) == PlainProfile.kind:
         return PlainProfile(about["fingerprint"], keys=part(Axes, "keys"), values=part(Axes, "values"), **common)
+    if version > 2:
+        from kvferry.codecs.tree import tree_profile
+
+        return tree_profile(about["fingerprint"], tensors, common)
     return Profile(
         about["fingerprint"],
         visual=part(Basis, "visual"),

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from kvferry.codecs.profile import AnyProfile, PlainProfile, Profile, read
+from kvferry.codecs.profile import AnyProfile, PlainProfile, TransformProfile, read
 from kvferry.errors import FingerprintError, InputError
 
 FOLDERS = "KVFERRY_PROFILES"
@@ -16,7 +16,7 @@ FOLDERS = "KVFERRY_PROFILES"
 SUFFIX = ".profile"
 """Not .safetensors, though it is one: a profile may lie beside the weights, whose digest is the model's fingerprint."""
 
-P = TypeVar("P", Profile, PlainProfile)
+P = TypeVar("P", TransformProfile, PlainProfile)
 _known: dict[tuple[str, bytes], AnyProfile] = {}
 _seen: dict[Path, tuple[str, bytes]] = {}
 
@@ -70,7 +70,7 @@ def _of(kind: type[P], fingerprint: str) -> tuple[P, bytes] | None:
     return next(((found, digest) for found, digest in known if isinstance(found, kind)), None)
 
 
-def has_profile(fingerprint: str, kind: type[AnyProfile] = Profile) -> bool:
+def has_profile(fingerprint: str, kind: type[AnyProfile] = TransformProfile) -> bool:
     """Whether a profile for this model is here."""
     _look_around()
     return any(model == fingerprint and isinstance(found, kind) for (model, _), found in _known.items())

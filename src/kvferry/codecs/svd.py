@@ -16,7 +16,7 @@ from kvferry.codecs.base import LIMIT, Shape
 from kvferry.codecs.checks import check_finite
 from kvferry.codecs.levels import by_channel, quantize, restore
 from kvferry.codecs.packing import pack, packed_size, unpack
-from kvferry.codecs.profile import DIGEST, Profile
+from kvferry.codecs.profile import DIGEST, TransformProfile
 from kvferry.codecs.profile_store import for_decoding, for_encoding
 from kvferry.errors import CorruptError, InputError
 from kvferry.lazy import torch
@@ -71,7 +71,7 @@ class SVD:
         """See :class:`~kvferry.codecs.base.Codec`. Raises :class:`~kvferry.errors.InputError` without a profile."""
         if self.keys == "turned":
             return self
-        return Unturned(self, fingerprint, *for_encoding(Profile, "", fingerprint))
+        return Unturned(self, fingerprint, *for_encoding(TransformProfile, "", fingerprint))
 
     def decoder(self, fingerprint: str) -> SVD | Unturned:
         """See :class:`~kvferry.codecs.base.Codec`."""
@@ -168,7 +168,7 @@ class Unturned:
 
     svd: SVD
     fingerprint: str
-    profile: Profile | None = None
+    profile: TransformProfile | None = None
     digest: bytes = b""
     name: ClassVar[str] = "svd"
 
@@ -197,7 +197,7 @@ class Unturned:
         """See :meth:`SVD.decode`. Raises :class:`~kvferry.errors.FingerprintError` where the profile is not here."""
         if len(payload) < DIGEST:
             raise CorruptError(f"layer {layer}: a frame without the digest of its profile")
-        profile = for_decoding(Profile, self.fingerprint, payload[:DIGEST])
+        profile = for_decoding(TransformProfile, self.fingerprint, payload[:DIGEST])
         if not _fits(profile, layer, key_shape):
             raise CorruptError(f"layer {layer}: keys of {list(key_shape)} do not fit their profile")
         turn = profile.rotary[layer]
@@ -205,7 +205,7 @@ class Unturned:
         return turn.rotate(keys, _where(layout, positions)) if turn else keys, values
 
 
-def _fits(profile: Profile, layer: int, shape: Sequence[int]) -> bool:
+def _fits(profile: TransformProfile, layer: int, shape: Sequence[int]) -> bool:
     """Whether the profile is for keys of this layer."""
     return layer < profile.shape[0] and shape[2] == profile.shape[2]
 

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from kvferry.cache import PromptLayout
-from kvferry.codecs import densities
-from kvferry.codecs.activity import Activity
 from kvferry.codecs.checks import check_tokens, warn_beyond
 from kvferry.codecs.entropy import Decoder, Encoder
-from kvferry.codecs.frequencies import TOTAL
 from kvferry.codecs.neighbours import Neighbours
-from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, from_rows, to_rows, words
+from kvferry.codecs.profile import DIGEST, OCTAVE, Basis, Profile, TransformProfile, from_rows, to_rows, words
 from kvferry.codecs.profile_store import for_decoding, for_encoding
+from kvferry.codecs.symbols import DEAD as _DEAD
+from kvferry.codecs.symbols import Numbers, Symbols, bits_at, quantized, read, write
+from kvferry.codecs.tree import Tree, TreeProfile
+from kvferry.codecs.tree_coder import decode, encode
 from kvferry.errors import CorruptError, InputError
 from kvferry.lazy import torch
 
-Numbers = npt.NDArray[np.int64]
-Symbols = npt.NDArray[np.int32]
 _HEAD = struct.Struct(f"<{DIGEST}sh")
-_DEAD = -14
-"""A coefficient whose standard deviation is below ``2 ** (-14 / 8) = 0.3`` steps is not coded."""
 _FINEST = 54
 """The largest standard deviation is at most ``2 ** (54 / 8) = 108`` steps, where the range coder's models end."""
+_FINEST_OF_TREES = 160
+"""A million steps: a few wide coefficients of very many may lie beyond the models, at some bits more each."""
+_ROOM = 1 << 21
+"""Numbers of tokens that are turned together."""
+_LEAST = 64
 _FARTHEST = 800
 """No step lies outside ``2 ** -100`` to ``2 ** 100``."""
-_ZERO = 0.6
-"""Magnitudes below so many steps become zero. Rounding's 0.5 would cost more bits than its smaller error is worth."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Transform:
 
     def encoder(self, fingerprint: str) -> TransformCoder:
         """Encodes streams of the model with this fingerprint."""
-        profile, digest = for_encoding(Profile, self.profile, fingerprint)
+        profile, digest = for_encoding(TransformProfile, self.profile, fingerprint)
         warn_beyond(self.name, self.ratio, self.reachable(profile))
         step = _step(_leading(profile), self.ratio)
         return TransformCoder(fingerprint, profile, _HEAD.pack(digest, step))
@@ -96,15 +94,16 @@ class Transform:
         return TransformCoder(fingerprint)
 
     @staticmethod
-    def reachable(profile: Profile) -> tuple[float, float]:
+    def reachable(profile: TransformProfile) -> tuple[float, float]:
         """The ratios of the finest and of the coarsest step at which something is coded.
 
         All ratios below the first give the same stream, the most exact that the profile's axes allow; above the second
         only means are left.
         """
         basis = _leading(profile)
-        most = int(basis.octaves.max())
-        finest, coarsest = (_bits_at(basis, step) for step in (most - _FINEST, most - _DEAD))
+        octaves = basis.octaves.numpy().astype(np.int64)
+        most = int(octaves.max())
+        finest, coarsest = (bits_at(octaves, step) for step in (most - _finest(basis), most - _DEAD))
         return 16 * len(basis.mean) / finest, 16 * len(basis.mean) / coarsest
 
 
@@ -118,7 +117,7 @@ class TransformCoder:
     """
 
     fingerprint: str
-    profile: Profile | None = None
+    profile: TransformProfile | None = None
     head: bytes = b""
     _started: bool = field(default=False, init=False)
     _neighbours: Neighbours | None = field(default=None, init=False)
@@ -144,21 +143,37 @@ class TransformCoder:
         if profile is None:
             raise InputError("a decoder does not encode; use Transform.encoder()")
         check_tokens(keys, values, profile.shape)
-        where, step = _Places(profile, positions, layout), self._step
-        x = to_rows(profile.rotary, keys, values, where.rotary)
-        off = x - where.means.to(x.device)
-        encoder = Encoder()
+        started, self._started = self._started, True
+        if isinstance(profile, TreeProfile):
+            coded = encode(profile, self._step, keys, values, positions, layout)
+        else:
+            assert isinstance(profile, Profile)
+            coded = self._encode(profile, keys, values, positions, layout)
+        return coded if started else self.head + coded
+
+    def _encode(
+        self,
+        profile: Profile,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        positions: torch.Tensor,
+        layout: PromptLayout,
+    ) -> bytes:
+        where, encoder = _Places(profile, positions, layout), Encoder()
         for part, what in zip(self._parts(profile, where), ("visual", "text"), strict=True):
             if not len(part.basis.octaves) and bool(part.mine.any()):
                 raise InputError(
                     f"this profile was calibrated without {what} tokens, and the cache has some; calibrate on "
                     f"{'questions with pictures' if what == 'visual' else 'a selection that keeps text'}"
                 )
-            c = part.basis.forward(off[part.mine.to(x.device)]).cpu() / 2 ** (step / OCTAVE)
-            _write(encoder, part.symbols(c[:, part.alive].numpy()), part.octaves)
-        coded = encoder.finish()
-        started, self._started = self._started, True
-        return coded if started else self.head + coded
+            found = [torch.zeros(0, len(part.alive))]
+            for some in where.chunks(part.mine):
+                there = some.to(keys.device)
+                x = to_rows(profile.rotary, keys[:, :, there], values[:, :, there], where.rotary[:, some])
+                found.append(part.basis.forward(x - where.means(some).to(x.device)).cpu())
+            c = torch.cat(found) / 2 ** (self._step / OCTAVE)
+            write(encoder, part.symbols(c[:, part.alive].numpy()), part.octaves)
+        return encoder.finish()
 
     def decode_tokens(
         self, payload: bytes, shape: tuple[int, int, int, int], positions: torch.Tensor, layout: PromptLayout
@@ -168,22 +183,30 @@ class TransformCoder:
             if len(payload) < _HEAD.size:
                 raise CorruptError("a first frame without its head")
             self.head, payload = payload[: _HEAD.size], payload[_HEAD.size :]
-            self.profile = for_decoding(Profile, self.fingerprint, self.head[:DIGEST])
+            self.profile = for_decoding(TransformProfile, self.fingerprint, self.head[:DIGEST])
             if abs(self._step) > _FARTHEST:
                 raise CorruptError("a step that no encoder takes")
             self._started = True
         profile = self.profile
         if profile is None or (shape[0], shape[1], shape[3]) != profile.shape:
             raise CorruptError(f"a cache of {list(shape)} does not fit its profile")
-        where = _Places(profile, positions, layout)
-        x, decoder = where.means, Decoder(payload)
+        if isinstance(profile, TreeProfile):
+            return decode(profile, self._step, payload, positions, layout)
+        assert isinstance(profile, Profile)
+        where, decoder = _Places(profile, positions, layout), Decoder(payload)
+        out = torch.empty(2, *shape, dtype=torch.bfloat16)
         for part in self._parts(profile, where):
             tokens = int(part.mine.sum())
             c = torch.zeros(tokens, len(part.alive))
-            c[:, part.alive] = torch.from_numpy(part.values(_read(decoder, tokens, part.octaves))).float()
-            x[part.mine] += part.basis.inverse(c * 2 ** (self._step / OCTAVE))
+            c[:, part.alive] = torch.from_numpy(part.values(read(decoder, tokens, part.octaves))).float()
+            start = 0
+            for some in where.chunks(part.mine):
+                mine = c[start : start + len(some)] * 2 ** (self._step / OCTAVE)
+                x = where.means(some) + part.basis.inverse(mine)
+                out[:, :, :, some] = torch.stack(from_rows(profile.rotary, x, profile.shape, where.rotary[:, some]))
+                start += len(some)
         decoder.finish()
-        return from_rows(profile.rotary, x, profile.shape, where.rotary)
+        return out[0], out[1]
 
     @property
     def _step(self) -> int:
@@ -207,10 +230,20 @@ class _Places:
         index = positions.cpu().numpy()
         self.layout = layout
         self.visual = torch.from_numpy(layout.visual[index])
-        self.means = profile.means(words(layout)[index], self.visual)
+        self._profile, self._words = profile, words(layout)[index]
         self.rotary = torch.from_numpy(layout.positions[:, index].astype(np.int64))
         self.pictured = (layout.visual.cumsum() - 1)[index[layout.visual[index]]]
         """Where the visual ones among them stand among all visual tokens."""
+
+    def chunks(self, mine: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Indices of the tokens ``mine`` (bool ``[k]``), so many at a time as take little beside the cache."""
+        layers, heads, dim = self._profile.shape
+        room = max(_LEAST, _ROOM // (2 * layers * heads * dim))
+        return tuple(torch.split(mine.nonzero()[:, 0], room))
+
+    def means(self, some: torch.Tensor) -> torch.Tensor:
+        """What is expected of the tokens at these indices, ``[m, p]``."""
+        return self._profile.means(self._words[some], self.visual[some])
 
 
 class _Part:
@@ -232,7 +265,7 @@ class _Part:
 
     def symbols(self, c: npt.NDArray[np.float32]) -> Symbols:
         """Of coefficients in steps (``[k, a]``), ``[a, k]``."""
-        return np.ascontiguousarray(_quantized(c).T)
+        return np.ascontiguousarray(quantized(c).T)
 
     def values(self, symbols: Symbols) -> npt.NDArray[np.floating[Any]]:
         """Coefficients in steps, ``[k, a]``."""
@@ -252,7 +285,7 @@ class _Predicted(_Part):
         symbols = np.zeros(c.shape, np.int32)
 
         def differences(some: Numbers, guess: npt.NDArray[np.float64]) -> Symbols:
-            symbols[some] = found = _quantized(c[some] - guess)
+            symbols[some] = found = quantized(c[some] - guess)
             return found
 
         self._neighbours.walk(self._tokens, self._patterns, differences)
@@ -262,75 +295,23 @@ class _Predicted(_Part):
         return self._neighbours.walk(self._tokens, self._patterns, lambda some, _: symbols.T[some])
 
 
-def _quantized(c: npt.NDArray[np.floating[Any]]) -> Symbols:
-    """Whole steps."""
-    magnitude = np.minimum(np.floor(np.abs(c) + (1 - _ZERO)), 2**30)
-    symbols: Symbols = np.copysign(magnitude, c).astype(np.int32)
-    return symbols
-
-
-def _write(encoder: Encoder, symbols: Symbols, octaves: Numbers) -> None:
-    """``symbols [a, k]``, some coefficients at a time, each token's by the models that suit it."""
-    activity, rows = fastest_activity()(symbols.shape[1]), densities.model_of(octaves)
-    for some in _batches(symbols):
-        order, counts, which = activity.groups(octaves[some])
-        encoder.groups(symbols[some].reshape(-1)[order], counts, which, densities.laplace())
-        activity.update(rows[some], symbols[some])
-
-
-def _read(decoder: Decoder, tokens: int, octaves: Numbers) -> Symbols:
-    """What :func:`_write` got."""
-    activity, rows = fastest_activity()(tokens), densities.model_of(octaves)
-    symbols = np.empty((len(octaves), tokens), np.int32)
-    for some in _batches(symbols):
-        order, counts, which = activity.groups(octaves[some])
-        symbols[some].reshape(-1)[order] = decoder.groups(counts, which, densities.laplace())
-        activity.update(rows[some], symbols[some])
-    return symbols
-
-
-def _batches(symbols: Symbols) -> Iterator[slice]:
-    """A quarter as many coefficients as came before, at least one: fewer calls, next to nothing lost."""
-    start, count = 0, len(symbols) if symbols.size else 0
-    while start < count:
-        stop = start + max(1, start // 4)
-        yield slice(start, stop)
-        start = stop
-
-
-@cache
-def _bits() -> npt.NDArray[np.float64]:
-    """Entropy of a symbol in bits, for each of the range coder's models."""
-    share = densities.laplace().frequencies / TOTAL
-    bits: npt.NDArray[np.float64] = -(share * np.log2(share)).sum(1)
-    return bits
-
-
 @lru_cache(maxsize=64)
-def _step(basis: Basis, ratio: float) -> int:
+def _step(basis: Basis | Tree, ratio: float) -> int:
     """The smallest step at which a token takes ``16 / ratio`` bits a number, by the entropy of its coefficients."""
-    most = int(basis.octaves.max())
-    budget = 16 * len(basis.mean) / ratio
-    steps = range(most - _FINEST, most - _DEAD + 1)
-    return next((step for step in steps if _bits_at(basis, step) <= budget), most - _DEAD + 1)
+    octaves = basis.octaves.numpy().astype(np.int64)
+    most, budget = int(octaves.max()), 16 * len(basis.mean) / ratio
+    steps = range(most - _finest(basis), most - _DEAD + 1)
+    return next((step for step in steps if bits_at(octaves, step) <= budget), most - _DEAD + 1)
 
 
-def _bits_at(basis: Basis, step: int) -> float:
-    """What a token of calibrated statistics takes."""
-    octaves = basis.octaves.numpy().astype(np.int64) - step
-    return float(_bits()[densities.model_of(octaves[octaves >= _DEAD])].sum())
+def _finest(basis: Basis | Tree) -> int:
+    """How many octaves' eighths the finest step lies below the largest standard deviation."""
+    return _FINEST if isinstance(basis, Basis) else _FINEST_OF_TREES
 
 
-def _leading(profile: Profile) -> Basis:
+def _leading(profile: TransformProfile) -> Basis | Tree:
     """The basis that the step follows from: that of visual tokens, or of text where there were none."""
+    if isinstance(profile, TreeProfile):
+        return profile.leading
+    assert isinstance(profile, Profile)
     return profile.visual if len(profile.visual.octaves) else profile.text
-
-
-@cache
-def fastest_activity() -> type[Activity]:
-    """Compiled, where the package numba is installed."""
-    with suppress(ImportError):
-        from kvferry.codecs import activity_kernels
-
-        return activity_kernels.Activity
-    return Activity

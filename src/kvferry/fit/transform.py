@@ -144,7 +144,7 @@ class Calibration:
         if first is None:
             raise InputError("calibration needs questions; give it some (--n)")
         scale = float(first.diagonal(dim1=1, dim2=2).mean())
-        return _root(torch.eye(first.shape[-1]).expand_as(first).double() if mean is None else mean / scale)
+        return root(torch.eye(first.shape[-1]).expand_as(first).double() if mean is None else mean / scale)
 
     def rows(self, visual: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """A sample of the tokens seen, ``[n, p]``, and their words, ``[n]``."""
@@ -223,7 +223,7 @@ def no_basis(mean: torch.Tensor, weight: torch.Tensor) -> Basis:
     return Basis(mean, weight, torch.zeros(len(mean), 0), torch.zeros(0, dtype=torch.int16))
 
 
-def _root(blocks: torch.Tensor) -> torch.Tensor:
+def root(blocks: torch.Tensor) -> torch.Tensor:
     """Symmetric square root of each block, after adding :data:`FLOOR` of the mean diagonal."""
     dim = blocks.shape[-1]
     floor = FLOOR * blocks.diagonal(dim1=1, dim2=2).mean()

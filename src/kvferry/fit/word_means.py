@@ -55,3 +55,12 @@ class WordMeans:
         known = sorted(word for word, (count, _) in self._held.items() if count >= ENOUGH)
         means = [(self._held[word][1] / self._held[word][0]).float() for word in known]
         return torch.tensor(known, dtype=torch.int64), torch.stack(means) if means else torch.zeros(0, width)
+
+    def sums(self, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Words seen twice, ascending, int64 ``[i]``, their sums, float64 ``[i, width]``, and how often each was
+        seen, float64 ``[i]``."""
+        known = sorted(word for word, (count, _) in self._held.items() if count > 1)
+        sums = [self._held[word][1] for word in known]
+        counts = torch.tensor([self._held[word][0] for word in known], dtype=torch.float64)
+        together = torch.stack(sums) if sums else torch.zeros(0, width, dtype=torch.float64)
+        return torch.tensor(known, dtype=torch.int64), together, counts
