@@ -118,8 +118,10 @@ def test_calls_that_begin_and_then_say_nothing_make_room(vlm: VLM, picture: Path
         for call in silent:
             assert parts(call.until("accepted")) == ["accepted"]
         with Edge(None, address) as edge:
-            with pytest.raises(BusyError, match="3 questions are open"):
-                edge.ask([], QUESTION, mode="prompt", max_new_tokens=1)
+            (reply,) = Call(stack.enter_context(stub_of(address)), start_of(data)).rest()
+            assert reply.error.kind == pb.ERROR_KIND_BUSY
+            assert "3 questions are open" in reply.error.message
+            assert reply.error.retry_seconds > 0
             time.sleep(1.1)
             assert edge.ask([], QUESTION, mode="prompt").tokens == 16
         last = [call.rest()[-1].error for call in silent]

@@ -77,7 +77,7 @@ class Admission:
         whose = _whose(caller, peer)
         most = caller.calls or (None if not caller.owner and _local(peer) else self._limits.peer_calls)
         if most is not None and sum(_whose(x.caller, x.peer) == whose for x in self._open) >= most:
-            raise BusyError(f"{most} questions of this edge are open, as many as it may have; wait for one to end")
+            raise BusyError(f"{most} questions of this edge are open, as many as it may have; wait for one to end", 0.0)
         if len(self._open) >= self._limits.calls and not self._make_room():
             raise BusyError(f"{len(self._open)} questions are open, as many as there may be; try again in a while")
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from kvferry.cloud.line import Line, Place
 from kvferry.cloud.schedule import Schedule
 from kvferry.cloud.work import Work
-from kvferry.modes import BusyError, Receiver
+from kvferry.modes import Receiver
 
 if TYPE_CHECKING:
     from kvferry.models import VLM, Continuation
 
 T = TypeVar("T")
 DECODERS = 2
-NEWEST = 0.3
-"""Weight of the newest answer in what answers usually take."""
 
 
 class Answering:
@@ -32,11 +31,14 @@ class Answering:
         With its times.
     """
 
-    def __init__(self, vlm: VLM, receiver: Receiver, max_new_tokens: int, identity: str) -> None:
+    def __init__(
+        self, vlm: VLM, receiver: Receiver, max_new_tokens: int, identity: str, over: Callable[[Work], None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._tokens: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
         self._future: asyncio.Future[Continuation] = self._loop.create_future()
         self._future.add_done_callback(lambda x: x.cancelled() or x.exception())  # an abandoned one is never asked for
+        self._over = over
         self.work = Work(vlm, receiver, max_new_tokens, identity, self._say, self._end)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
@@ -55,6 +57,7 @@ class Answering:
             self._loop.call_soon_threadsafe(self._settle, answer, error)
 
     def _settle(self, answer: Continuation | None, error: BaseException | None) -> None:
+        self._over(self.work)
         if not self._future.done():
             if answer is not None:
                 self._future.set_result(answer)
@@ -69,58 +72,65 @@ class Engine:
     Parameters
     ----------
     max_waiting : int
-        Answers that may wait for the model, beside those it works on; more are refused with BusyError.
+        Questions that may be on their way or wait for the model, beside those it works on.
     together : int
-        Answers that it works on at once.
+        Questions that it works on at once.
     """
 
     def __init__(self, max_waiting: int = 16, together: int = 16) -> None:
-        self._schedule = Schedule(together)
+        self.schedule = Schedule(together)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="kvferry-decode")
-        self._most = max_waiting + together
-        self._together = together
-        self._present = 0
-        self._usual_seconds = 0.0
+        self._line = Line(max_waiting + together, together)
 
     @property
     def present(self) -> int:
-        """Questions that wait for the model or are being answered."""
-        return self._present
+        """Questions that have a place: on their way, waiting for the model, or being answered."""
+        return len(self._line)
 
     @property
     def queue_seconds(self) -> float:
-        """How long a question that came now would wait: for those present, at what an answer usually takes."""
-        return max(self._present + 1 - self._together, 0) * self._usual_seconds / self._together
+        """How long a question that came now would wait for the model."""
+        return self._line.queue_seconds
 
     async def decode(self, work: Callable[..., T], *args: object) -> T:
         """Run short work beside the model."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, lambda: work(*args))
 
-    @asynccontextmanager
-    async def answering(
-        self, vlm: VLM, receiver: Receiver, max_new_tokens: int, identity: str = ""
-    ) -> AsyncIterator[Answering]:
-        """An answer under way; leaving the context before its end abandons it.
+    @contextmanager
+    def place(self, identity: str = "") -> Iterator[Place]:
+        """A place in the line, to be taken before a question's bytes come.
 
         Raises
         ------
         BusyError
-            Too many are before it.
+            There is none now.
         """
-        if self._present >= self._most:
-            raise BusyError(f"{self._present} questions are before this one; try again in a while")
-        under_way = Answering(vlm, receiver, max_new_tokens, identity)
-        self._present += 1
+        place = self._line.enter(identity)
         try:
-            self._schedule.add(under_way.work)
+            yield place
+        finally:
+            self._line.leave(place)
+
+    @asynccontextmanager
+    async def answering(
+        self, vlm: VLM, receiver: Receiver, max_new_tokens: int, place: Place
+    ) -> AsyncIterator[Answering]:
+        """An answer under way; leaving the context before its end abandons it.
+
+        The place is given back when the model is done, whether or not a slow reader has read all of it.
+        """
+
+        def over(work: Work) -> None:
+            self._line.leave(place, work.busy_seconds)
+
+        under_way = Answering(vlm, receiver, max_new_tokens, place.identity, over)
+        try:
+            self.schedule.add(under_way.work)
             yield under_way
         finally:
-            self._present -= 1
             under_way.work.abandon()
-            if seconds := under_way.work.busy_seconds:
-                self._usual_seconds = NEWEST * seconds + (1 - NEWEST) * (self._usual_seconds or seconds)
 
     def close(self) -> None:
         """Abandon what runs, at its next step."""
-        self._schedule.close()
+        self.schedule.close()
         self._decoders.shutdown(cancel_futures=True)

@@ -148,6 +148,7 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         peer = peer_of(context)
         self._admission.admit(caller, peer)
         passage = Passage(caller, peer, start.passage, self._limits.idle_seconds, partial(self._pay, caller))
+        passage.identity = caller.owner or str(context.peer())
         self._admission.add(passage)
         if passage.resumable:
             self._passages[_key(passage)] = passage

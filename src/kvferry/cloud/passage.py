@@ -55,6 +55,7 @@ class Passage:
     ) -> None:
         self.key = key
         self.caller, self.peer = caller, peer
+        self.identity = caller.owner or peer
         self.received, self.complete, self.over = 0, False, False
         self._loop = asyncio.get_running_loop()
         self.heard_at = self.complete_at = self._loop.time()

@@ -13,6 +13,7 @@ import grpc
 
 from kvferry.cloud.engine import Engine
 from kvferry.cloud.limits import Limits
+from kvferry.cloud.line import Place
 from kvferry.cloud.monitor import Monitor, Record
 from kvferry.cloud.sessions import Sessions, SessionShelf
 from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
@@ -121,6 +122,7 @@ class _Conversation:
         self._requests = aiter(requests)
         self._write = context.write
         self._record = record
+        self._identity = str(getattr(context, "identity", ""))
         self._began = time.perf_counter()
         self._received = 0
         self._decode_seconds = 0.0
@@ -128,15 +130,16 @@ class _Conversation:
 
     async def hold(self) -> None:
         start = await self._start()
-        store = self._sessions.store(start.session, start.hold, CALLER.get().owner)
-        receiver = await self._engine.decode(self._receiver, start, store)
-        turns = len(start.conversation.turns)
-        accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)
-        await self._write(pb.AskReply(accepted=accepted))
-        with span("receive"):
-            share = await self._receive(receiver)
-        with span("answer"):
-            await self._answer(receiver, store, start.max_new_tokens, share)
+        with self._engine.place(self._identity) as place:
+            store = self._sessions.store(start.session, start.hold, CALLER.get().owner)
+            receiver = await self._engine.decode(self._receiver, start, store)
+            turns = len(start.conversation.turns)
+            accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)
+            await self._write(pb.AskReply(accepted=accepted))
+            with span("receive"):
+                share = await self._receive(receiver)
+            with span("answer"):
+                await self._answer(receiver, store, start.max_new_tokens, share, place)
 
     def _receiver(self, start: pb.AskRequest.Start, store: SessionShelf) -> Receiver:
         """The first use of a mode may read weights for their fingerprint, so this runs in a thread."""
@@ -208,8 +211,10 @@ class _Conversation:
     async def _acknowledge(self) -> None:
         await self._write(pb.AskReply(received=pb.AskReply.Received(bytes=self._received)))
 
-    async def _answer(self, receiver: Receiver, store: SessionShelf, max_new_tokens: int, share: float) -> None:
-        async with self._engine.answering(self._vlm, receiver, max_new_tokens, CALLER.get().owner) as answering:
+    async def _answer(
+        self, receiver: Receiver, store: SessionShelf, max_new_tokens: int, share: float, place: Place
+    ) -> None:
+        async with self._engine.answering(self._vlm, receiver, max_new_tokens, place) as answering:
             async for token_id, text in answering:
                 await self._write(pb.AskReply(token=pb.AskReply.Token(id=token_id, text=text)))
             result = await answering.result()

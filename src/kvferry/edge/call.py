@@ -28,7 +28,8 @@ AT_ONCE = 1e-3
 class Crossing:
     """One question under way: a call, or two where the cloud had lost what the first referred to.
 
-    ``bytes_taken`` is what the cloud took in of the last one.
+    ``bytes_taken`` is what the cloud took in of the last one. Where it is ``patient``, a cloud that has no place is
+    asked again when it says so.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Crossing:
         self._calls: list[tuple[Outgoing, Replies]] = []
         self.start = pb.AskRequest.Start()
         self.bytes_taken = 0
+        self.patient = True
 
     @property
     def seconds_left(self) -> float:

@@ -250,6 +250,7 @@ class Edge:
                 opened.answer_by if answer_by is None else answer_by, self._line.pacer, self._line.rtt_seconds,
                 cancel,
             )  # fmt: skip
+            crossing.patient = fallback is None and not opened.or_here
             try:
                 answer = self._line.cross(crossing, opened.mode, before)
             except (DeadlineError, ProtocolError):

@@ -149,6 +149,7 @@ class Conversation:
                 sender, max_new_tokens, on_token, on_sent, began, seconds, False,
                 opened.answer_by if fresh and answer_by is None else answer_by, line.pacer, line.rtt_seconds,
             )  # fmt: skip
+            crossing.patient = not opened.or_here
             try:
                 answer = line.cross(crossing, opened.mode, before)
             except (DeadlineError, ProtocolError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -34,9 +35,12 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 20_000),  # a ping may stand behind a queue of our own bytes
+    ("grpc.use_local_subchannel_pool", 1),  # else a new channel to the same cloud inherits how long the old one waits
 )
 T = TypeVar("T")
 RETRY_SECONDS = 0.25
+JITTER = 0.5
+"""An edge that was told to come again comes up to half as much later, so that not all come at once."""
 ASKED_AGAIN = 2
 """A cloud that has lost a question is asked it so many times more."""
 LAST_WORDS_SECONDS = 0.5
@@ -140,7 +144,7 @@ class Line:
         """What the cloud answers; asked again, with everything in it, where the cloud has lost what it was told."""
         for left in reversed(range(ASKED_AGAIN + 1)):
             try:
-                done = self._call(crossing)
+                done = self._admitted(crossing)
                 break
             except (NotHeldError, LostError):
                 if not left:
@@ -149,6 +153,17 @@ class Line:
         if crossing.start.hold:
             self.holdings.learn(done)
         return done
+
+    def _admitted(self, crossing: Crossing) -> pb.AskReply.Done:
+        """Calls until the cloud has a place; each when it said, as long as there is time and nobody else to answer."""
+        while True:
+            try:
+                return self._call(crossing)
+            except BusyError as busy:
+                wait = busy.retry_seconds * (1 + JITTER * random.random())
+                if not (crossing.patient and 0 < wait < crossing.seconds_left):
+                    raise
+            crossing.cancel.wait(wait)
 
     def _call(self, crossing: Crossing) -> pb.AskReply.Done:
         """One call, and others that go on where it breaks."""

@@ -31,6 +31,7 @@ class Cancel:
         self._lock = threading.Lock()
         self._cancelled = False
         self._stop: Callable[[], object] | None = None
+        self._woken = threading.Event()
 
     @property
     def cancelled(self) -> bool:
@@ -42,6 +43,7 @@ class Cancel:
         with self._lock:
             self._cancelled = True
             stop = self._stop
+        self._woken.set()
         if stop is not None:
             stop()
 
@@ -49,6 +51,11 @@ class Cancel:
         """Raise CancelledError if it was called off."""
         if self._cancelled:
             raise CancelledError("the question was called off")
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass; CancelledError as soon as it is called off."""
+        self._woken.wait(seconds)
+        self.check()
 
     def heeded(self, on_token: OnToken | None) -> OnToken:
         """``on_token``, ending what calls it once the question was called off."""

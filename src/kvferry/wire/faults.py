@@ -24,11 +24,18 @@ class ProtocolError(LinkError):
 
 
 class BusyError(LinkError):
-    """The cloud has as much to do as it is willing to queue."""
+    """The cloud has as much to do as it is willing to queue; ask again after ``retry_seconds``, if there are any."""
+
+    def __init__(self, message: str, retry_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class QuotaError(BusyError):
     """This caller has asked for as much as it may."""
+
+    def __init__(self, message: str, retry_seconds: float = 0.0) -> None:
+        super().__init__(message, retry_seconds)
 
 
 class EndingError(LinkError):
@@ -75,11 +82,15 @@ def to_wire(error: BaseException) -> pb.AskReply:
     """The reply that reports ``error``. What is not one of ours stays in the cloud's log."""
     for ancestor in type(error).__mro__:
         if ancestor in KINDS:
-            return pb.AskReply(error=pb.AskReply.Error(kind=KINDS[ancestor], message=str(error)))
+            retry = getattr(error, "retry_seconds", 0.0)
+            return pb.AskReply(error=pb.AskReply.Error(kind=KINDS[ancestor], message=str(error), retry_seconds=retry))
     message = "the cloud failed on this request through no fault of yours; its log says why"
     return pb.AskReply(error=pb.AskReply.Error(kind=pb.ERROR_KIND_INTERNAL, message=message))
 
 
 def from_wire(error: pb.AskReply.Error) -> KVFerryError:
     """The exception that ``error`` reports; a kind this version does not know becomes a plain one."""
-    return _CLASSES.get(error.kind, KVFerryError)(error.message or "the cloud refused without a word")
+    raised = _CLASSES.get(error.kind, KVFerryError)(error.message or "the cloud refused without a word")
+    if isinstance(raised, BusyError):
+        raised.retry_seconds = error.retry_seconds
+    return raised

@@ -223,12 +223,14 @@ class AskReply(_message.Message):
         total: float
         def __init__(self, decode: _Optional[float] = ..., queue: _Optional[float] = ..., prefill: _Optional[float] = ..., first_token: _Optional[float] = ..., total: _Optional[float] = ...) -> None: ...
     class Error(_message.Message):
-        __slots__ = ("kind", "message")
+        __slots__ = ("kind", "message", "retry_seconds")
         KIND_FIELD_NUMBER: _ClassVar[int]
         MESSAGE_FIELD_NUMBER: _ClassVar[int]
+        RETRY_SECONDS_FIELD_NUMBER: _ClassVar[int]
         kind: ErrorKind
         message: str
-        def __init__(self, kind: _Optional[_Union[ErrorKind, str]] = ..., message: _Optional[str] = ...) -> None: ...
+        retry_seconds: float
+        def __init__(self, kind: _Optional[_Union[ErrorKind, str]] = ..., message: _Optional[str] = ..., retry_seconds: _Optional[float] = ...) -> None: ...
     class Resumed(_message.Message):
         __slots__ = ("bytes", "complete")
         BYTES_FIELD_NUMBER: _ClassVar[int]
