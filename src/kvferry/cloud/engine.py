@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -91,6 +92,11 @@ class Engine:
     def queue_seconds(self) -> float:
         """How long a question that came now would wait for the model."""
         return self._line.queue_seconds
+
+    @property
+    def stuck_seconds(self) -> float:
+        """How long the model's present step has taken; about 0 where there is nothing to do."""
+        return time.monotonic() - self._schedule.stepped_at if self._schedule.busy else 0.0
 
     async def decode(self, work: Callable[..., T], *args: object) -> T:
         """Run short work beside the model."""

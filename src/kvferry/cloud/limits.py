@@ -30,6 +30,8 @@ class Limits:
         How long a call may say nothing before its start, and then before it has sent everything.
     resume_seconds : float
         How long a question waits for an edge whose connection broke.
+    stuck_seconds : float
+        A step of the model that takes longer turns health to NOT_SERVING, until it ends.
     held_bytes, session_bytes : int
         Of what is kept for further questions, for all sessions together and for one; 0 keeps nothing.
     session_seconds : float
@@ -46,6 +48,7 @@ class Limits:
     start_seconds: float = 5.0
     idle_seconds: float = 30.0
     resume_seconds: float = 10.0
+    stuck_seconds: float = 30.0
     held_bytes: int = 1024 * 1024 * 1024
     session_bytes: int = 256 * 1024 * 1024
     session_seconds: float = 600.0

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -40,6 +40,7 @@ GRACE_SECONDS = 3.0
 RESERVE_SECONDS = 0.7
 """Of that for last words and for closing."""
 TIDY_SECONDS = 5.0
+LOOK_SECONDS = 0.5
 MESSAGE_BYTES = 1024 * 1024
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # else a second server on the same port would silently take half of the calls
@@ -132,35 +133,54 @@ async def _serve(
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = bind(server, listen, keys, insecure)
     await server.start()
-    for name in ("", SERVICE):
-        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
+    watching = asyncio.create_task(_tell(status, engine, limits.stuck_seconds))
+    await asyncio.sleep(0)  # it says that all is well
     if on_ready is not None:
         on_ready(address)
     tidying = asyncio.create_task(_tidy(service.sessions))
     try:
         await stop.wait()
     finally:
-        _leave_in(GRACE_SECONDS)
+        leaving = _leave_in(GRACE_SECONDS)
         tidying.cancel()
+        watching.cancel()
         await status.enter_graceful_shutdown()
         await gate.drain(GRACE_SECONDS - RESERVE_SECONDS)
         await server.stop(0)
         await asyncio.to_thread(engine.close)
         if backing is not None:
             await asyncio.to_thread(backing.close)
+        leaving.cancel()
 
 
-def _leave_in(seconds: float) -> None:
+def _leave_in(seconds: float) -> threading.Timer:
     """End the process then, if work that nobody can stop still holds it up: a model's step, a decoder."""
 
     def leave() -> None:
-        log.warning("work that cannot be stopped holds up the end; leaving it")
-        sys.stdout.flush()
-        os._exit(0)
+        try:
+            log.warning("work that cannot be stopped holds up the end; leaving it")
+            sys.stdout.flush()
+        finally:
+            os._exit(0)
 
     timer = threading.Timer(seconds, leave)
-    timer.daemon = True  # the interpreter waits for other threads as it ends, and this one still ends that
+    timer.daemon = True
     timer.start()
+    return timer
+
+
+async def _tell(status: Any, engine: Engine, stuck_seconds: float) -> None:
+    """Let the health service say how the model's thread is."""
+    said: bool | None = None
+    while True:
+        well = engine.stuck_seconds < stuck_seconds
+        if well != said:
+            if said is not None:
+                log.warning("the model %s", "goes on" if well else f"has been in one step for {stuck_seconds:g} s")
+            said, serving = well, health_pb2.HealthCheckResponse.SERVING
+            for name in ("", SERVICE):
+                await status.set(name, serving if well else health_pb2.HealthCheckResponse.NOT_SERVING)
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _tidy(sessions: Sessions) -> None:

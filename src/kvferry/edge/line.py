@@ -35,7 +35,6 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 20_000),  # a ping may stand behind a queue of our own bytes
-    ("grpc.use_local_subchannel_pool", 1),  # else a new channel to the same cloud inherits how long the old one waits
 )
 T = TypeVar("T")
 RETRY_SECONDS = 0.25
