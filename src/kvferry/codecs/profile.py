@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -105,7 +104,7 @@ class Prediction:
             raise InputError("a prediction whose errors would grow from token to token; calibrate again")
 
 
-class TransformProfile(ABC):
+class TransformProfile:
     """What the ``transform`` codec reads: a :class:`Profile`, or a :class:`~kvferry.codecs.tree.TreeProfile`."""
 
     kind: ClassVar[str] = "transform"
@@ -115,9 +114,15 @@ class TransformProfile(ABC):
     shape: tuple[int, int, int]
     facts: dict[str, Any]
 
-    @abstractmethod
+    version: ClassVar[int] = 1
+
     def to_bytes(self) -> bytes:
-        """The file that :func:`read` reads."""
+        """One safetensors file; bases and means in float16."""
+        return file_of(self, self.tensors(), self.version)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the file holds, besides how layers turn their keys."""
+        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,13 +178,16 @@ class Profile(TransformProfile):
             out[known] = self.word_means[at[known]]
         return out
 
-    def to_bytes(self) -> bytes:
-        """One safetensors file; basis and means in float16."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See :class:`TransformProfile`."""
         tensors = {"words": self.words.int(), "word_means": half(self.word_means)}
         if self.prediction is not None:
             tensors |= {f"prediction.{f.name}": getattr(self.prediction, f.name) for f in fields(Prediction)}
-        version = 1 if self.prediction is None else 2
-        return file_of(self, tensors | _parts("visual", self.visual) | _parts("text", self.text), version)
+        return tensors | _parts("visual", self.visual) | _parts("text", self.text)
+
+    def to_bytes(self) -> bytes:
+        """See :class:`TransformProfile`; version 2 where visual tokens are predicted from each other."""
+        return file_of(self, self.tensors(), 1 if self.prediction is None else 2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.cache import PromptLayout, Role
-from kvferry.codecs.profile import VERSION, TransformProfile, file_of, half
+from kvferry.codecs.profile import VERSION, TransformProfile, half
 from kvferry.errors import InputError
 from kvferry.lazy import torch
 from kvferry.rope import Rotary
@@ -138,6 +138,7 @@ class TreeProfile(TransformProfile):
     """
 
     kind: ClassVar[str] = "transform"
+    version: ClassVar[int] = VERSION
 
     fingerprint: str
     visual: Tree | None
@@ -168,15 +169,15 @@ class TreeProfile(TransformProfile):
         assert tree is not None
         return tree
 
-    def to_bytes(self) -> bytes:
-        """One safetensors file; matrices and means in float16."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See :class:`~kvferry.codecs.profile.TransformProfile`."""
         tensors = {"steps": self.steps, "words": self.words.int(), "word_means": half(self.word_means)}
         tensors |= {"starts": self.starts, "start_means": half(self.start_means)}
         for name, tree in (("visual", self.visual), ("text", self.text)):
             for part in fields(Tree) if tree is not None else ():
                 x: torch.Tensor = getattr(tree, part.name)
                 tensors[f"{name}.{part.name}"] = half(x) if x.is_floating_point() else x
-        return file_of(self, tensors, VERSION)
+        return tensors
 
 
 def tree_profile(fingerprint: str, tensors: dict[str, torch.Tensor], common: dict[str, Any]) -> TreeProfile:

@@ -29,11 +29,13 @@ class PlainCalibration:
         Its selection is applied first. All layers and heads must keep the same tokens.
     rank : int
         Axes of keys, and of values, at most.
+    most : int, optional
+        Tokens that are kept to find them.
     """
 
-    def __init__(self, vlm: VLM, recipe: Recipe, rank: int, seed: int = 0) -> None:
+    def __init__(self, vlm: VLM, recipe: Recipe, rank: int, seed: int = 0, most: int | None = None) -> None:
         self._vlm, self._recipe, self._rank = vlm, recipe, rank
-        self._vectors = Reservoir(np.random.default_rng(seed))
+        self._vectors = Reservoir(np.random.default_rng(seed), most)
         self.n = 0
 
     def add(self, asked: Asked) -> None:

@@ -65,8 +65,9 @@ class TreeCalibration:
         self._energy, self._count = np.zeros(len(CLASSES)), np.zeros(len(CLASSES))
         self.n = 0
 
-    def add(self, asked: Asked) -> None:
-        """Look at one question's cache, and at what its answer depends on.
+    def add(self, asked: Asked, weigh: bool = True) -> None:
+        """Look at one question's cache and, if asked to ``weigh``, at what its answer depends on: the larger part of
+        the time.
 
         Raises
         ------
@@ -78,15 +79,16 @@ class TreeCalibration:
         vlm = self._vlm
         prefilled = vlm.prefill(asked.images, asked.question, context=asked.context, recipe=self._recipe)
         kept = self._recipe.keep(prefilled)
-        answer = vlm.resume(prefilled.cache, max_new_tokens=TOKENS_OF_ANSWER).token_ids
-        gradients = logit_gradients(vlm, kept, answer, self._probes, self._generator)
         keys, values, positions = stack(kept.layers)
         index = positions.cpu().numpy()
         where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
-        x = to_rows(vlm.rotary, keys.cpu(), values.cpu(), where)
-        slopes = torch.stack([to_rows(vlm.rotary, k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
-        for rows in (x, slopes):
-            check_rows(rows, asked.name)
+        x, slopes = to_rows(vlm.rotary, keys.cpu(), values.cpu(), where), None
+        check_rows(x, asked.name)
+        if weigh:
+            answer = vlm.resume(prefilled.cache, max_new_tokens=TOKENS_OF_ANSWER).token_ids
+            pairs = zip(*logit_gradients(vlm, kept, answer, self._probes, self._generator), strict=True)
+            slopes = torch.stack([to_rows(vlm.rotary, k.cpu(), v.cpu(), where) for k, v in pairs])
+            check_rows(slopes, asked.name)
         self.look(x, slopes, kept.layout, index)
 
     def look(

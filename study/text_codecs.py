@@ -1,0 +1,138 @@
+"""Codecs on text with real weights: how far SmolLM2's answer moves, and how many bytes cross the wire.
+
+Profiles are made on calibration paragraphs and kept in a folder, where a second run finds them. Each of the test
+split's prompts is one record of all recipes, so that all are paired; the raw file can be continued.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kvferry.data import Asked
+from kvferry.errors import InputError
+from kvferry.statistics import mean_interval
+
+if TYPE_CHECKING:
+    from kvferry.models import VLM
+
+Record = dict[str, Any]
+RANK = 1024
+"""Axes of the basis over all layers, and prompts for it: what its own command takes minutes for."""
+PROMPTS = 16
+KVTC_ROWS = 4000
+WEIGHED = 3
+"""Gradients are taken of every third calibration prompt."""
+SHORTEST, LONGEST = 230, 470
+"""Tokens of the context; the template and the question add about 45."""
+ANSWER = 24
+CODECS = (
+    "int8|zstd", "int4|zstd", "turbo:4", "turbo:3", "turbo:2", "kivi:4", "kivi:2",
+    *(f"kvtc:{ratio}@{{kvtc}}|zstd" for ratio in (4, 8, 16, 32)),
+    *(f"transform:{ratio}@{{joint}}" for ratio in (32, 64)),
+    *(f"transform:{ratio}@{{tree}}" for ratio in (4, 6, 8, 12, 16, 24, 32, 48, 64)),
+)  # fmt: skip
+EVICTED = ("bf16", "int4|zstd", "kvtc:16@{kvtc}|zstd", "transform:16@{tree}", "transform:32@{tree}")
+EVICTION = "expected_attention@0.5,budget=shared"
+
+
+def recipes(folder: Path) -> dict[str, str]:
+    """What a row is called -> its recipe, with profiles in ``folder``."""
+    files = {name: folder / f"{name}.profile" for name in ("kvtc", "joint", "tree")}
+    rows = [f"full|{codec}" for codec in CODECS] + [f"{EVICTION}|{codec}" for codec in EVICTED]
+    return {row.format(**{name: name for name in files}): row.format(**files) for row in rows}
+
+
+def paragraphs(data: Path, split: str) -> list[Record]:
+    """The paragraphs of a split."""
+    path = data / f"{split}.jsonl"
+    if not path.is_file():
+        raise InputError(f"there is no {path}; give the folder with SQuAD's paragraphs by --data")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def make_profiles(vlm: VLM, rows: list[Record], folder: Path, say: Callable[[str], None]) -> None:
+    """The three profiles, those that are not there yet."""
+    from kvferry.fit.kvtc import PlainCalibration
+    from kvferry.fit.transform import Calibration
+    from kvferry.fit.tree import TreeCalibration
+    from kvferry.recipe import Recipe
+
+    full = Recipe.parse("full")
+    asked = [
+        Asked(f"calibration {i}", (), row["questions"][i % len(row["questions"])]["question"], context=row["context"])
+        for i, row in enumerate(rows)
+    ]
+    facts = {"data": "SQuAD paragraphs, calibration", "n": len(asked)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tree.profile").exists():
+        tree = TreeCalibration(vlm, full, probes=4)
+        for i, one in enumerate(asked):
+            tree.add(one, weigh=i % WEIGHED == 0)
+        (folder / "tree.profile").write_bytes(tree.profile(facts).to_bytes())
+        say("tree.profile")
+    if not (folder / "kvtc.profile").exists():
+        plain = PlainCalibration(vlm, full, KVTC_ROWS, most=KVTC_ROWS)
+        for one in asked:
+            plain.add(one)
+        (folder / "kvtc.profile").write_bytes(plain.profile(facts).to_bytes())
+        say("kvtc.profile")
+    if not (folder / "joint.profile").exists():
+        joint = Calibration(vlm, full, RANK, probes=4)
+        for one in asked[:: -(-len(asked) // PROMPTS)]:
+            joint.add(one)
+        (folder / "joint.profile").write_bytes(joint.profile(facts | {"n": PROMPTS}).to_bytes())
+        say("joint.profile")
+
+
+def prompts(vlm: VLM, rows: list[Record], n: int) -> Iterator[tuple[str, str]]:
+    """Contexts of :data:`SHORTEST` to :data:`LONGEST` tokens, paragraphs of one article joined, and a question on the
+    first."""
+    found = 0
+    for i, row in enumerate(rows):
+        context = row["context"]
+        for other in rows[i + 1 :]:
+            if len(vlm.tokenizer(context)["input_ids"]) >= SHORTEST or other["title"] != row["title"]:
+                break
+            context += "\n" + other["context"]
+        if found < n and SHORTEST <= len(vlm.tokenizer(context)["input_ids"]) <= LONGEST:
+            found += 1
+            yield context, row["questions"][0]["question"]
+
+
+def measure(vlm: VLM, context: str, question: str, rows: dict[str, str]) -> Record:
+    """Bytes on the wire, KL along the full cache's own answer in nats, and how often its token stays the likeliest."""
+    from kvferry.evaluate.divergence import divergence
+    from kvferry.recipe import Recipe, compress, decompress
+
+    requests = [request for recipe in rows.values() for request in Recipe.parse(recipe).requests]
+    prefilled = vlm.prefill([], question, context=context, requests=tuple(dict.fromkeys(requests)))
+    full = prefilled.cache
+    answer = vlm.resume(full, max_new_tokens=ANSWER).token_ids
+    reference = vlm.score(full, answer)
+    found: Record = {"tokens": full.length, "bf16": full.full_bf16_bytes, "answer": len(answer), "rows": {}}
+    for name, recipe in rows.items():
+        blob = compress(prefilled, recipe)
+        logits = vlm.score(decompress(blob), answer)
+        same = float((reference.argmax(-1) == logits.argmax(-1)).float().mean())
+        found["rows"][name] = [len(blob), divergence(reference, logits), same]
+    return found
+
+
+def table(records: list[Record]) -> str:
+    """Markdown: every recipe with 95 % bootstrap intervals over prompts."""
+    lines = ["| recipe | smaller than BF16 | KL (nats) | median | same token |", "|---|---:|---:|---:|---:|"]
+    bf16 = sum(record["bf16"] for record in records)
+    for name in records[0]["rows"]:
+        size, kl, same = np.array([record["rows"][name] for record in records]).T
+        spread, agree = mean_interval(kl), mean_interval(same)
+        lines.append(
+            f"| `{name.replace('|', chr(92) + '|')}` | {bf16 / size.sum():.1f}x "
+            f"| {spread.mean:.4f} [{spread.low:.4f}, {spread.high:.4f}] | {np.median(kl):.4f} "
+            f"| {agree.mean:.1%} [{agree.low:.1%}, {agree.high:.1%}] |"
+        )
+    return "\n".join(lines)
