@@ -96,7 +96,7 @@ class Engine:
     @property
     def stuck_seconds(self) -> float:
         """How long the model's present step has taken; about 0 where there is nothing to do."""
-        return time.monotonic() - self._schedule.stepped_at if self._schedule.busy else 0.0
+        return time.monotonic() - self.schedule.stepped_at if self.schedule.busy else 0.0
 
     async def decode(self, work: Callable[..., T], *args: object) -> T:
         """Run short work beside the model."""
