@@ -39,6 +39,9 @@ def serve(
     max_bytes: Annotated[int, typer.Option(help="A question may bring so many bytes.", min=1)] = 512 * 1024 * 1024,
     max_waiting: Annotated[int, typer.Option(help="So many questions may wait for the model.", min=0)] = 16,
     together: Annotated[int, typer.Option(help="So many questions the model works on at once.", min=1)] = 16,
+    steady: Annotated[
+        bool, typer.Option("--steady", help="On a CPU: answers that are the same to the bit whoever else asks.")
+    ] = False,
     max_held_bytes: Annotated[
         int, typer.Option(help="So much is kept for further questions; 0 keeps nothing.", min=0)
     ] = 1024 * 1024 * 1024,
@@ -98,6 +101,11 @@ def serve(
             from kvferry.models import load
 
             vlm = load(model, device=device or None, dtype=dtype)
+            if steady:
+                from kvferry.models.steady import steady as compute_steadily
+
+                if not compute_steadily(vlm.model):
+                    raise InputError("--steady is for a model in float32, bfloat16 or float16 on a CPU; leave it out")
 
         def ready(address: str) -> None:
             if json:
