@@ -142,6 +142,9 @@ class NoShelf:
     def drop(self, handle: int) -> None:
         """Nothing is there."""
 
+    def reserve(self, nbytes: int) -> None:
+        """There is room."""
+
 
 def test_what_is_missing_of_the_steps(vlm: VLM, picture: Path) -> None:
     mode = KVMode.parse("knorm@0.1|int4;full|int4;full|bf16")

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from kvferry.errors import CorruptError
 
 _START = 1
-_STEP = 2
-_HALVE = 1 << 10
-_FULL = 1 << 32
-_LOW = 1 << 24
+STEP = 2
+HALVE = 1 << 10
+FULL = 1 << 32
+LOW = 1 << 24
+
+LEFT_OVER = "more bytes than the coded positions take"
 
 
 class Weights:
@@ -38,8 +40,8 @@ class Weights:
     def learn(self, context: int, bit: int) -> None:
         """The decision was ``bit``."""
         weights = self.ones if bit else self.zeros
-        weights[context] += _STEP
-        if self.ones[context] + self.zeros[context] > _HALVE:
+        weights[context] += STEP
+        if self.ones[context] + self.zeros[context] > HALVE:
             self.ones[context] = (self.ones[context] + 1) // 2
             self.zeros[context] = (self.zeros[context] + 1) // 2
 
@@ -50,7 +52,7 @@ def encode_bits(bits: Iterable[int], contexts: Iterable[int], weights: Weights) 
     A range coder (G. N. N. Martin, "Range encoding", 1979). Zero bytes at the end are left out: the reader reads zeros
     beyond the end.
     """
-    low, span, octets = 0, _FULL, 4
+    low, span, octets = 0, FULL, 4
     for bit, context in zip(bits, contexts, strict=True):
         part = weights.part(context, span)
         weights.learn(context, bit)
@@ -58,7 +60,7 @@ def encode_bits(bits: Iterable[int], contexts: Iterable[int], weights: Weights) 
             span = part
         else:
             low, span = low + part, span - part
-        while span < _LOW:
+        while span < LOW:
             low, span, octets = low << 8, span << 8, octets + 1
     cut = next(cut for cut in range(octets, -1, -1) if -(-low >> 8 * cut) << 8 * cut < low + span)
     return (-(-low >> 8 * cut)).to_bytes(octets - cut)
@@ -72,7 +74,7 @@ class BitReader:
         self._length = len(data)
         self._stream = iter(data)
         self._code = int.from_bytes(bytes(next(self._stream, 0) for _ in range(4)))
-        self._span, self._octets = _FULL, 4
+        self._span, self._octets = FULL, 4
 
     def read(self, context: int) -> int:
         """The next decision, in its context."""
@@ -83,7 +85,7 @@ class BitReader:
             self._span = part
         else:
             self._code, self._span = self._code - part, self._span - part
-        while self._span < _LOW:
+        while self._span < LOW:
             self._code = self._code << 8 | next(self._stream, 0)
             self._span, self._octets = self._span << 8, self._octets + 1
         return bit
@@ -91,4 +93,4 @@ class BitReader:
     def finish(self) -> None:
         """:class:`~kvferry.errors.CorruptError` where bytes are left over."""
         if self._length > self._octets:
-            raise CorruptError("more bytes than the coded positions take")
+            raise CorruptError(LEFT_OVER)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MAX_CACHE = 1 << 32
 MAX_HEADER = 1 << 24
+MAX_LAYERS = 4096
 _HEADER_BASE = 1 << 16
 _HEADER_TOKEN = 24
 """Bytes of a header that a token can take: its id, positions on three axes, and a segment of its own."""
@@ -48,6 +49,11 @@ class Bounds:
     def header_bytes(self) -> int:
         """Of a header, compressed or not."""
         return min(MAX_HEADER, _HEADER_BASE + _HEADER_TOKEN * self.tokens)
+
+    @property
+    def header_fields(self) -> int:
+        """Fields of a header, with those of its layers; equal neighbours stand once."""
+        return 64 + 6 * (len(self.model.shapes) if self.model else MAX_LAYERS)
 
     def check(self, header: Header) -> None:
         """Refuse what is larger, or not of the model.

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from kvferry.bitstream.binary import BitReader, Weights, encode_bits
+from kvferry.bitstream.binary import LEFT_OVER, BitReader, Weights, encode_bits
+from kvferry.errors import CorruptError
 
 Mask = npt.NDArray[np.bool_]
 MOST = 1 << 12
 """Rows times tokens that one frame may code so: a decision takes about a microsecond."""
 
 _UNGUIDED = 2
+_WORTH = 1 << 8
+"""Fewer decisions are made before compiled code is loaded."""
+
+
+@cache
+def _kernels() -> Any:
+    """Compiled decisions, or None: the plain path makes the same."""
+    try:
+        from kvferry.bitstream import binary_kernels
+    except ImportError:
+        return None
+    return binary_kernels
 
 
 class Contexts:
@@ -42,6 +58,9 @@ class Contexts:
     def decode(self, data: bytes, held: Mask, guide: Mask | None) -> Mask:
         """What :meth:`encode` was given; any bytes decode to something, but none may be left over."""
         mask = np.zeros_like(held)
+        if held.size >= _WORTH and (compiled := _kernels()) is not None:
+            self._decide(compiled, np.frombuffer(data, np.uint8), held, guide, mask)
+            return mask
         reader = BitReader(data, self._weights)
         for row, closed in enumerate(held.tolist()):
             bit = 0
@@ -50,6 +69,18 @@ class Contexts:
                 mask[row, place] = bit
         reader.finish()
         return mask
+
+    def _decide(self, compiled: Any, data: npt.NDArray[np.uint8], held: Mask, guide: Mask | None, mask: Mask) -> None:
+        """Fill ``mask``."""
+        state, weights = np.array(compiled.start(data), np.int64), self._weights
+        ones, zeros = np.array(weights.ones, np.int64), np.array(weights.zeros, np.int64)
+        out = mask.view(np.uint8)
+        for row, closed in enumerate(np.ascontiguousarray(held).view(np.uint8)):
+            fixed = np.ascontiguousarray(self._fixed(row, mask, guide), np.int64)
+            compiled.decide(data, state, ones, zeros, fixed, closed, out[row])
+        weights.ones, weights.zeros = ones.tolist(), zeros.tolist()
+        if len(data) > state[2]:
+            raise CorruptError(LEFT_OVER)
 
     def _fixed(self, row: int, mask: Mask, guide: Mask | None) -> npt.NDArray[np.int64]:
         """The part of the contexts of a row, ``[length]``, that does not depend on the row itself."""

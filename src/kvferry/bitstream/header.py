@@ -8,17 +8,14 @@ from itertools import groupby
 from typing import NamedTuple
 
 from kvferry.bitstream import layout as layouts
-from kvferry.bitstream.bounds import Bounds
+from kvferry.bitstream.bounds import MAX_LAYERS, Bounds
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs import AnyCodec, for_stage, parse_codec
 from kvferry.errors import CorruptError, InputError, RecipeError, VersionError
 from kvferry.wire import bitstream_pb2 as pb
 
-MAX_LAYERS = 4096
 MAX_DIM = 1 << 16
 MAX_TIERS = 64
-MOST_FIELDS = 64 + 6 * MAX_LAYERS
-"""Of a header, with those of its layers."""
 DTYPES = {"bfloat16": pb.BFLOAT16, "float16": pb.FLOAT16, "float32": pb.FLOAT32}
 """By PyTorch's names."""
 _HEXADECIMAL = re.compile(r"(?:[0-9a-f]{2})+")

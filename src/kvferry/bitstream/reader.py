@@ -245,7 +245,7 @@ class Reader:
 
     def _take_header(self, body: bytes) -> None:
         self._reserve(2 * len(body))
-        header = headers.decode(parse(pb.Header, body, headers.MOST_FIELDS), self._bounds)
+        header = headers.decode(parse(pb.Header, body, self._bounds.header_fields), self._bounds)
         self._reserve(_LAYOUT_BYTES * len(header.layout))
         self._compressed = header.lossless
         codec = header.codec

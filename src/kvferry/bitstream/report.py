@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from kvferry.bitstream.bounds import MAX_HEADER
+from kvferry.bitstream.bounds import MAX_HEADER, Bounds
 from kvferry.bitstream.frame_size import FrameSize
 from kvferry.bitstream.reader import Reader
 from kvferry.bitstream.records import START, Kind, decompress, parse, read_prefix
@@ -142,7 +142,7 @@ def _header_parts(blob: bytes, size: int) -> dict[str, int]:
         raise TruncatedError("the stream ends before its header; have it sent again")
     packed = blob[prefix.body : prefix.body + prefix.size]
     body = decompress(packed, MAX_HEADER) if prefix.kind == Kind.HEADER_ZSTD else packed
-    message = parse(pb.Header, body)
+    message = parse(pb.Header, body, Bounds().header_fields)
     parts = _field_sizes(message)
     inner = _field_sizes(message.layout)
     parts["layout"] -= sum(inner.values())

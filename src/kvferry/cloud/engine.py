@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +22,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DECODERS = 2
+PATIENCE = 10
+"""By how much less urgent heavy work is to the system (Linux only: elsewhere the priority is that of all threads)."""
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PATIENCE)
 
 
 class Answering:
@@ -81,6 +91,7 @@ class Engine:
     def __init__(self, max_waiting: int = 16, together: int = 16) -> None:
         self.schedule = Schedule(together)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="kvferry-decode")
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="kvferry-aside", initializer=_give_way)
         self._line = Line(max_waiting + together, together)
 
     @property
@@ -98,9 +109,10 @@ class Engine:
         """How long the model's present step has taken; about 0 where there is nothing to do."""
         return time.monotonic() - self.schedule.stepped_at if self.schedule.busy else 0.0
 
-    async def decode(self, work: Callable[..., T], *args: object) -> T:
-        """Run short work beside the model."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, lambda: work(*args))
+    async def decode(self, work: Callable[..., T], *args: object, heavy: bool = False) -> T:
+        """Run short work beside the model; ``heavy`` work goes one after the other, and gives way to all else."""
+        pool = self._aside if heavy else self._decoders
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*args))
 
     @contextmanager
     def place(self, identity: str = "") -> Iterator[Place]:
@@ -140,3 +152,4 @@ class Engine:
         """Abandon what runs, at its next step."""
         self.schedule.close()
         self._decoders.shutdown(cancel_futures=True)
+        self._aside.shutdown(cancel_futures=True)

@@ -13,6 +13,11 @@ class Limits:
     ----------
     request_bytes : int
         Of a request's chunks together.
+    memory_bytes : int
+        That all open questions may take together beside what is held, as far as it can be told beforehand; one may
+        take half of it.
+    decode_seconds : float
+        Of a processor, for taking apart what one question brings.
     request_seconds : float
         From start to last token, whatever the edge's own deadline.
     new_tokens : int
@@ -39,6 +44,8 @@ class Limits:
     """
 
     request_bytes: int = 512 * 1024 * 1024
+    memory_bytes: int = 4 * 1024 * 1024 * 1024
+    decode_seconds: float = 10.0
     request_seconds: float = 120.0
     new_tokens: int = 1024
     waiting: int = 16

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
+from kvferry.cloud.costs import Budget
 from kvferry.cloud.engine import Engine
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.line import Place
@@ -18,6 +19,7 @@ from kvferry.cloud.monitor import Monitor, Record
 from kvferry.cloud.sessions import Sessions, SessionShelf
 from kvferry.errors import DeadlineError, InputError, KVFerryError, TruncatedError
 from kvferry.modes import RECEIVERS, ProtocolError, Receiver, receiver_kind, receiver_of
+from kvferry.modes.checks import cut
 from kvferry.security.access import CALLER
 from kvferry.telemetry import printable_id
 from kvferry.telemetry.traces import span
@@ -56,6 +58,7 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         self._engine = engine
         self._limits = limits
         self.sessions = Sessions(limits, backing=backing)
+        self.budget = Budget(limits)
 
     async def Describe(  # noqa: N802
         self, request: pb.DescribeRequest, context: object
@@ -83,7 +86,8 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
 
     async def answer(self, requests: AsyncIterator[pb.AskRequest], context: Context, record: Record) -> None:
         """:meth:`Ask`, for whoever has begun the record."""
-        conversation = _Conversation(self._vlm, self._engine, self._limits, self.sessions, requests, context, record)
+        shared = self._vlm, self._engine, self._limits, self.sessions, self.budget
+        conversation = _Conversation(*shared, requests, context, record)
         try:
             async with asyncio.timeout(self._limits.request_seconds):
                 await conversation.hold()
@@ -110,10 +114,12 @@ class _Conversation:
         engine: Engine,
         limits: Limits,
         sessions: Sessions,
+        budget: Budget,
         requests: AsyncIterator[pb.AskRequest],
         context: Context,
         record: Record,
     ) -> None:
+        self._budget = budget
         self.name = "a request without a start"
         self._vlm = vlm
         self._engine = engine
@@ -129,10 +135,16 @@ class _Conversation:
         self._answer_at: float | None = None
 
     async def hold(self) -> None:
+        """From the start to the last token, within what the request may cost."""
+        with self._budget.account() as self._account:
+            await self._hold()
+
+    async def _hold(self) -> None:
         start = await self._start()
         with self._engine.place(self._identity) as place:
-            store = self._sessions.store(start.session, start.hold, CALLER.get().owner)
-            receiver = await self._engine.decode(self._receiver, start, store)
+            owner = CALLER.get().owner
+            store = self._sessions.store(start.session, start.hold, owner, self._account.reserve)
+            receiver = await self._decode(self._receiver, start, store)
             turns = len(start.conversation.turns)
             accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)
             await self._write(pb.AskReply(accepted=accepted))
@@ -199,12 +211,19 @@ class _Conversation:
             if self._received - acknowledged >= ACKNOWLEDGE_BYTES:
                 acknowledged = self._received
                 await self._acknowledge()
-            await self._decode(receiver.feed, request.chunk.data)
+            for piece in cut([request.chunk.data]):
+                await self._decode(receiver.feed, piece)
         raise TruncatedError(f"the edge stopped after {self._received} bytes without an end; send them again")
 
-    async def _decode(self, work: Callable[..., T], *arguments: bytes) -> T:
+    async def _decode(self, work: Callable[..., T], *arguments: object) -> T:
+        """One piece of work, in a thread; what is heavy lets all others go first."""
+
+        def counted() -> T:
+            with self._account.working():
+                return work(*arguments)
+
         began = time.perf_counter()
-        result = await self._engine.decode(work, *arguments)
+        result = await self._engine.decode(counted, heavy=self._account.heavy)
         self._decode_seconds += time.perf_counter() - began
         return result
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from kvferry.bitstream.bounds import no_reserve
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.store.backing import BLOCK, Backing
 from kvferry.modes import NotHeldError, ProtocolError
@@ -81,10 +82,12 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def store(self, session: bytes, hold: bool, owner: str = "") -> SessionShelf:
+    def store(
+        self, session: bytes, hold: bool, owner: str = "", reserve: Callable[[int], None] = no_reserve
+    ) -> SessionShelf:
         """What a request of ``owner`` sees of the session it names; an unknown name, or that of somebody else's
-        session, is that of a session that holds nothing."""
-        return SessionShelf(self, session, hold, owner)
+        session, is that of a session that holds nothing. ``reserve`` is what the request may take."""
+        return SessionShelf(self, session, hold, owner, reserve)
 
     def expire(self) -> None:
         """Forget sessions that nobody has used for ``session_seconds``."""
@@ -221,7 +224,16 @@ class Sessions:
 class SessionShelf:
     """One request's view of its session; notes what it brought."""
 
-    def __init__(self, sessions: Sessions, session: bytes, hold: bool, owner: str = "") -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        session: bytes,
+        hold: bool,
+        owner: str = "",
+        reserve: Callable[[int], None] = no_reserve,
+    ) -> None:
+        self.reserve = reserve
+        """See :meth:`kvferry.modes.base.SessionStore.reserve`."""
         self._owner = owner
         self._sessions = sessions
         self._hold = hold

@@ -262,6 +262,9 @@ class _Session:
         if 0 < handle <= len(self._held):
             self._held[handle - 1] = (b"", None)
 
+    def reserve(self, nbytes: int) -> None:
+        """See :meth:`kvferry.modes.base.SessionStore.reserve`."""
+
     def done(self) -> pb.AskReply.Done:
         """What a cloud would say it holds."""
         handles = enumerate((digest for digest, _ in self._held), 1)

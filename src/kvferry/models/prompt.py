@@ -20,7 +20,7 @@ from kvferry.cache import Modality, Role
 from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.messages import Messages
 from kvferry.models.dialogue import Rendered, plain, render, roles_of
-from kvferry.models.embeds import MAX_VISUAL_TOKENS, VisualEmbeds, embedded_inputs
+from kvferry.models.embeds import MAX_VISUAL_TOKENS, VisualEmbeds, check_total, embedded_inputs
 from kvferry.models.support import visual_token_ids
 
 Picture = Image.Image | VisualEmbeds
@@ -257,6 +257,25 @@ class Prompter:
             self._processor(text=[before], images=list(images), return_tensors="pt", add_special_tokens=special)
         )
 
+    def visual_tokens(self, sizes: Iterable[tuple[int, int]]) -> int:
+        """How many tokens pictures of these widths and heights become; 0 where the processor does not say.
+
+        Raises
+        ------
+        InputError
+            More than one prompt takes.
+        """
+        patches = getattr(self._image_processor, "get_number_of_image_patches", None)
+        if patches is None or not self._has_grid:
+            return 0
+        try:
+            each = [int(patches(height, width, {})) for width, height in sizes]
+        except ValueError as error:
+            raise InputError(f"the pictures cannot be used: {error}") from None
+        count = sum(each) // int(self._image_processor.merge_size) ** 2
+        check_total(count)
+        return count
+
     def _expand(self, ids: torch.Tensor, images: Sequence[Picture]) -> dict[str, Any]:
         """Families whose image processor returns a patch grid: one placeholder becomes one token per merged patch."""
         pixels = self._pixels(images)
@@ -270,6 +289,7 @@ class Prompter:
         """``pixel_values`` or what stands for them, and the patch grid."""
         embedded = [image for image in images if isinstance(image, VisualEmbeds)]
         if not embedded:
+            self.visual_tokens((image.width, image.height) for image in images if isinstance(image, Image.Image))
             pixels = self._image_processor(images=list(images), return_tensors="pt")
             return {name: pixels[name] for name in ("pixel_values", "image_grid_thw")}
         if len(embedded) < len(images):

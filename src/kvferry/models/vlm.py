@@ -85,6 +85,7 @@ class VLM:
         self.training = training
         self.bounds = bounds_of(model, self.fingerprint)
         self._prompter = Prompter(model.config, self.tokenizer, processor, self.image_processor)
+        self.visual_tokens = self._prompter.visual_tokens
         attach(model)
 
     @property

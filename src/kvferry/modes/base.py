@@ -157,3 +157,11 @@ class SessionStore(Protocol):
     def drop(self, handle: int) -> None:
         """Forget what ``handle`` names, if it is there: something else has taken its place."""
         ...
+
+    def reserve(self, nbytes: int) -> None:
+        """Before so many bytes are taken for this request, and between the steps of its decoding.
+
+        Raises InputError where that is more than any request may take, BusyError where others have it now, and
+        CancelledError where nobody waits for it any more.
+        """
+        ...

@@ -31,9 +31,9 @@ def check_question(text: str, longest: int = 0) -> None:
 
 def check_turns(turns: Sequence[pb.AskRequest.Turn], longest: int) -> None:
     """Refuse a conversation longer than a model with ``longest`` positions reads (0: any), before it is read."""
-    said = sum(max(len(turn.answer), 1) + TURN_TOKENS for turn in turns)
-    words = sum(len(turn.text) + len(turn.question) for turn in turns)
-    if longest and (said > longest or words > TOKEN_CHARACTERS * longest):
+    least = len(turns) * (1 + TURN_TOKENS)
+    said = least if longest and least > longest else sum(max(len(turn.answer), 1) + TURN_TOKENS for turn in turns)
+    if longest and (said > longest or _words(turns) > TOKEN_CHARACTERS * longest):
         raise InputError(
             f"a conversation of {len(turns):,} turns with {said:,} tokens is more than this model's {longest:,} "
             "positions; begin a new one"
@@ -44,3 +44,7 @@ def check_count(pictures: int) -> None:
     """Refuse more pictures than one question takes."""
     if pictures > MAX_ITEMS:
         raise InputError(f"{pictures} pictures at once; at most {MAX_ITEMS} are taken")
+
+
+def _words(turns: Sequence[pb.AskRequest.Turn]) -> int:
+    return sum(len(turn.text) + len(turn.question) for turn in turns)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from kvferry.bitstream.bounds import Reserve, no_reserve
 from kvferry.bitstream.records import CHECKSUM, compress, crc32c, decompress, parse
 from kvferry.cache import Modality, PromptLayout, Role
 from kvferry.codecs import BF16, Codec, Integer, codec_text, parse_codec
@@ -163,7 +164,8 @@ class EmbedsReceiver(NeedsAll):
         merge = int(getattr(vlm.image_processor, "merge_size", 1))
         coming = sum(held is None for held in self._held)
         known = sum(len(held.embeds) for held in self._held if held is not None)
-        self._unpacker = Unpacker(EmbedsMode.parse(start.recipe).codec, hidden, merge, coming, known)
+        codec = EmbedsMode.parse(start.recipe).codec
+        self._unpacker = Unpacker(codec, hidden, merge, coming, known, store.reserve)
 
     def feed(self, data: bytes) -> None:
         self._unpacker.feed(data)
@@ -210,6 +212,8 @@ class Unpacker:
         That will come.
     tokens : int
         Visual tokens of the prompt's other pictures.
+    reserve : callable
+        See :class:`kvferry.bitstream.Reader`.
 
     Raises
     ------
@@ -217,7 +221,16 @@ class Unpacker:
         :meth:`feed`: the bytes cannot be right; at the first that is too many.
     """
 
-    def __init__(self, codec: Codec, hidden: int, merge_size: int, pictures: int, tokens: int = 0) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        hidden: int,
+        merge_size: int,
+        pictures: int,
+        tokens: int = 0,
+        reserve: Reserve = no_reserve,
+    ) -> None:
+        self._reserve = reserve
         self._codec, self._hidden, self._merge_size = codec, hidden, merge_size
         self._coming, self._tokens = pictures, tokens
         self._data = bytearray()
@@ -225,6 +238,7 @@ class Unpacker:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes."""
+        self._reserve(len(data))
         self._data += data
         while len(self._data) >= SIZE.size and self._coming:
             size = SIZE.unpack_from(self._data)[0]
@@ -269,6 +283,7 @@ class Unpacker:
         tokens = visual_tokens(grid, self._merge_size)
         self._tokens += tokens
         check_total(self._tokens)
+        self._reserve(self._most(tokens) + 8 * tokens * self._hidden)
         payload = decompress(message.payload, self._most(tokens)) if message.zstd else message.payload
         shape = (1, tokens, self._hidden // 2)
         keys, values = self._codec.decode(0, payload, shape, shape, *_stand_in(tokens))

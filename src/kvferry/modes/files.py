@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kvferry.errors import CorruptError, InputError, TruncatedError
@@ -11,11 +11,21 @@ from kvferry.modes.checks import check_count
 from kvferry.modes.digests import file_digest
 from kvferry.modes.holdings import Holdings
 from kvferry.pictures import MAX_PIXELS, WIRE_FORMATS, identify, open_picture
+from kvferry.pictures.header import check_scans
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import ProtocolError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+FILE_COPIES = 2
+"""Of a file that are in memory at once: as it arrives, and for itself."""
+PIXEL_BYTES = 6
+"""Of a decoded pixel, and of its copy for the model's processor."""
+TOKEN_BYTES = 1 << 16
+"""Of a visual token: its patches as the processor cuts them, and on their way through the vision tower."""
+DECODING_BYTES = 12
+"""Of a pixel while its file is decoded: with opacity, in 16 bits, and as it comes out."""
 
 
 class FilesOut:
@@ -43,51 +53,94 @@ class FilesIn:
     """Picture files as a cloud takes them in: from the session, and from the first bytes of the request.
 
     Sizes are announced, and bounded, before the first byte.
+
+    Parameters
+    ----------
+    visual_tokens : callable
+        How many tokens the model makes of pictures of these widths and heights; see
+        :meth:`kvferry.models.prompt.Prompter.visual_tokens`.
     """
 
-    def __init__(self, items: Sequence[pb.AskRequest.Item], store: SessionStore, max_bytes: int) -> None:
+    def __init__(
+        self,
+        items: Sequence[pb.AskRequest.Item],
+        store: SessionStore,
+        max_bytes: int,
+        visual_tokens: Callable[[Iterable[tuple[int, int]]], int],
+    ) -> None:
+        self._visual_tokens = visual_tokens
         check_count(len(items))
         self.announced = sum(item.size for item in items if not item.handle)
         if self.announced > max_bytes:
             raise InputError(f"pictures of {self.announced} bytes are too much; at most {max_bytes} are taken")
+        store.reserve(FILE_COPIES * self.announced)
         self._held = [store.take(item.handle, bytes) if item.handle else None for item in items]
         self._items = items
         self._store = store
+        self._data = bytearray()
+        self._files: list[bytes] = []
         self.digests: list[bytes] = []
+        if not self.announced and items:
+            self._look()
 
-    def check_size(self, nbytes: int) -> None:
-        """Refuse more bytes than were announced."""
-        if nbytes > self.announced:
-            raise ProtocolError("more picture bytes than were announced")
-
-    def open(self, data: bytes) -> list[Image.Image]:
-        """All pictures; ``data`` is what followed of them.
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes. With the last of them all headers are looked at, and memory is reserved for the pixels.
 
         Raises
         ------
-        TruncatedError, ProtocolError, CorruptError, InputError
-            Too few bytes, too many, other bytes than announced, or no picture.
+        ProtocolError, CorruptError, InputError, BusyError
+            More bytes than announced, other bytes, no pictures, or more of them than one question may bring.
         """
-        if len(data) < self.announced:
-            raise TruncatedError(f"{len(data)} of {self.announced} picture bytes arrived; send them again")
-        self.check_size(len(data))
-        files, begin = list[bytes](), 0
-        for item, held in zip(self._items, self._held, strict=True):
-            files.append(data[begin : begin + item.size] if held is None else held)
-            begin += item.size if held is None else 0
-        self.digests = _digests(files)
-        each = list(zip(self._items, self._held, files, self.digests, strict=True))
-        if any(held is None and digest != item.digest for item, held, _, digest in each):
-            raise CorruptError("a picture file is not the one its digest was made of; send it again")
-        pictures = [open_picture(file, formats=WIRE_FORMATS) for file in files]
-        for _, held, file, digest in each:
+        if len(self._data) + len(data) > self.announced:
+            raise ProtocolError("more picture bytes than were announced")
+        self._data += data
+        if data and len(self._data) == self.announced:
+            self._look()
+
+    def open(self) -> list[Image.Image]:
+        """All pictures, decoded one after the other; nothing is kept of their files but what the session holds.
+
+        Raises
+        ------
+        TruncatedError, InputError
+            Too few bytes, or what cannot be decoded.
+        """
+        if len(self._data) < self.announced:
+            raise TruncatedError(f"{len(self._data)} of {self.announced} picture bytes arrived; send them again")
+        pictures = []
+        for file in self._files:
+            self._store.reserve(0)
+            pictures.append(open_picture(file, formats=WIRE_FORMATS))
+        for held, file, digest in zip(self._held, self._files, self.digests, strict=True):
             if held is None:
                 self._store.put(digest, file, len(file))
+        self._files.clear()
+        self._data.clear()
         return pictures
+
+    def _look(self) -> None:
+        files, begin = list[bytes](), 0
+        for item, held in zip(self._items, self._held, strict=True):
+            files.append(bytes(self._data[begin : begin + item.size]) if held is None else held)
+            begin += item.size if held is None else 0
+        opened = _identified(files)
+        sizes = [picture.width * picture.height for picture in opened]
+        tokens = self._visual_tokens((picture.width, picture.height) for picture in opened)
+        self._store.reserve(PIXEL_BYTES * sum(sizes) + DECODING_BYTES * max(sizes) + TOKEN_BYTES * tokens)
+        self.digests = [file_digest(file, picture) for file, picture in zip(files, opened, strict=True)]
+        each = zip(self._items, self._held, self.digests, strict=True)
+        if any(held is None and digest != item.digest for item, held, digest in each):
+            raise CorruptError("a picture file is not the one its digest was made of; send it again")
+        self._files = files
 
 
 def _digests(files: Sequence[bytes]) -> list[bytes]:
-    """Of picture files, by their headers and bytes, before any is decoded.
+    """Of picture files, by their headers and bytes, before any is decoded; see :func:`_identified`."""
+    return [file_digest(file, picture) for file, picture in zip(files, _identified(files), strict=True)]
+
+
+def _identified(files: Sequence[bytes]) -> list[Image.Image]:
+    """Picture files opened, of which no pixel is decoded.
 
     Raises
     ------
@@ -98,4 +151,6 @@ def _digests(files: Sequence[bytes]) -> list[bytes]:
     pixels = sum(picture.width * picture.height for picture in opened)
     if pixels > MAX_PIXELS:
         raise InputError(f"pictures of {pixels:,} pixels in all are too much; at most {MAX_PIXELS:,} are taken")
-    return [file_digest(file, picture) for file, picture in zip(files, opened, strict=True)]
+    for file, picture in zip(files, opened, strict=True):
+        check_scans(file, picture)
+    return opened

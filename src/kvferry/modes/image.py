@@ -163,15 +163,13 @@ class ImageReceiver(NeedsAll):
         self.prefill_seconds = 0.0
         self._vlm = vlm
         self._question = start.question
-        self._files = FilesIn(start.items, store, max_bytes)
-        self._data = bytearray()
+        self._files = FilesIn(start.items, store, max_bytes, vlm.visual_tokens)
 
     def feed(self, data: bytes) -> None:
-        self._files.check_size(len(self._data) + len(data))
-        self._data += data
+        self._files.feed(data)
 
     def finish(self) -> None:
-        self._pictures = self._files.open(bytes(self._data))
+        self._pictures = self._files.open()
         self.note = note_on(self._vlm, self._pictures)
 
     def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:

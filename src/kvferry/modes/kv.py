@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 MAX_STEPS = 4
 """Caches that may be sent one after the other."""
 _STEP = ";"
+COPIES = 3
+"""Of a decoded cache that are in memory at once: as it arrived, as it is put together, and as the model takes it."""
 
 
 @dataclass(frozen=True)
@@ -193,14 +195,15 @@ class KVReceiver(ModeReceiver):
         self._store = store
         self._steps = len(steps)
         self._bounds = Bounds(tokens=vlm.bounds.tokens, model=vlm.bounds)
-        self._readers = [Reader(bounds=self._bounds)]
+        self._readers = [self._reader()]
         self._cache = store.take(self._item.handle, KVCache) if self._item and self._item.handle else None
 
     def feed(self, data: bytes) -> None:
         if self._cache is not None:
             raise ProtocolError("bytes for a scene that the session holds already; update the edge")
         if self._readers[-1].complete and len(self._readers) < self._steps:
-            self._readers.append(Reader(bounds=self._bounds))
+            self._readers.append(self._reader())
+        self._store.reserve(len(data))
         self._readers[-1].feed(data)
 
     def finish(self) -> None:
@@ -210,6 +213,9 @@ class KVReceiver(ModeReceiver):
             self._cache = self._readers[-1].cache()
             if self._item is not None and not len(self._cache.pending):
                 self._store.put(self._item.digest, self._cache, self._cache.nbytes)
+
+    def _reader(self) -> Reader:
+        return Reader(bounds=self._bounds, reserve=lambda nbytes: self._store.reserve(COPIES * nbytes))
 
     def settle(self) -> float:
         if self._cache is not None:

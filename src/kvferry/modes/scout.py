@@ -175,21 +175,25 @@ class ScoutReceiver(NeedsAll):
         self.prefill_seconds = 0.0
         self._vlm = vlm
         self._question = start.question
-        self._files = FilesIn(start.items, store, max_bytes)
+        self._files = FilesIn(start.items, store, max_bytes, vlm.visual_tokens)
         self._store = store
+        self._left = self._files.announced
         self._data = bytearray()
         self._base: Mask | None = None
 
     def feed(self, data: bytes) -> None:
-        if len(self._data) + len(data) > self._files.announced + SET_BYTES:
+        files = min(len(data), self._left)
+        if files:
+            self._left -= files
+            self._files.feed(data[:files])
+        if len(self._data) + len(data) - files > SET_BYTES:
             raise ProtocolError("more bytes than the announced pictures and a set of their tokens take")
-        self._data += data
+        self._data += data[files:]
 
     def finish(self) -> None:
-        end = self._files.announced
-        self._pictures = self._files.open(bytes(self._data[:end]))
+        self._pictures = self._files.open()
         self.note = note_on(self._vlm, self._pictures)
-        self._body, checksum = bytes(self._data[end : -CHECKSUM.size]), self._data[max(end, len(self._data) - 4) :]
+        self._body, checksum = bytes(self._data[: -CHECKSUM.size]), self._data[-CHECKSUM.size :]
         if len(checksum) < CHECKSUM.size:
             raise TruncatedError("the positions did not arrive; send them again")
         (self._checksum,) = CHECKSUM.unpack(checksum)

@@ -19,6 +19,8 @@ MAX_PIXELS = 89_478_485
 """Pillow's own limit for a picture that is not a decompression bomb."""
 MAX_ASPECT = 200
 """How many times longer than wide a picture may be; the image processors of the Qwen-VL families take no more."""
+MAX_SCANS = 64
+"""Of a progressive JPEG; libjpeg's own script for colour makes 10."""
 
 WIRE_FORMATS = ("JPEG", "PNG", "WEBP")
 """What is decoded of bytes that came over the wire."""
@@ -101,6 +103,23 @@ def check_size(width: int, height: int, name: str = "the picture") -> None:
             f"{name} is too narrow with {width} x {height} pixels: models read pictures up to {MAX_ASPECT} times "
             "longer than wide; cut it into pieces, or put a border around it"
         )
+
+
+def check_scans(file: bytes, picture: Image.Image, name: str = "the picture") -> None:
+    """Refuse a JPEG that would be gone through too often: each of a progressive file's scans goes over all its pixels.
+
+    Parameters
+    ----------
+    file : bytes
+        The whole file, of which ``picture`` was opened.
+
+    Raises
+    ------
+    InputError
+        More than :data:`MAX_SCANS` scans.
+    """
+    if picture.format == "JPEG" and (scans := file.count(b"\xff\xda")) > MAX_SCANS:
+        raise InputError(f"{name} is a JPEG of {scans} scans; save it again (10 are usual, {MAX_SCANS} are taken)")
 
 
 def _identify(file: str | io.BytesIO, name: str, formats: Sequence[str]) -> Image.Image:

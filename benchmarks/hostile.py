@@ -1,0 +1,121 @@
+"""``python -m benchmarks.hostile``: what one hostile client does to a real cloud, and to a good client beside it.
+
+Every kind of :mod:`tests.crossing.hostile.attacks` is sent by two clients at once, again and again for some seconds,
+while a good client asks. Printed are the good client's usual time, its median and its longest beside the attack, how
+much the server's memory grew at its peak and when all was over, and what the attacker was told. ``--source`` serves
+another checkout's code, to compare with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import grpc
+
+import kvferry
+from kvferry.wire import service_pb2 as pb
+from kvferry.wire import service_pb2_grpc
+from tests.crossing.hostile.attacks import KINDS, Attacker
+from tests.crossing.hostile.sender import begin, ended
+from tests.crossing.process import write_model
+
+SECONDS, CLIENTS = 3.0, 2
+Call = list[pb.AskRequest]
+
+
+def memory(pid: int, name: str) -> float:
+    """MiB of ``VmRSS`` or ``VmHWM``."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def timed(stub: service_pb2_grpc.FerryStub, call: Call) -> float:
+    """Seconds of an honest call."""
+    began = time.perf_counter()
+    assert ended(stub, call) == "done"
+    return time.perf_counter() - began
+
+
+def row(name: str, pid: int, address: str, attack: Call, good: Call) -> dict[str, object]:
+    """One kind."""
+    with grpc.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.FerryStub(channel)
+        for _ in range(3):
+            timed(stub, good)
+        usual = statistics.median(timed(stub, good) for _ in range(9))
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+        before = memory(pid, "VmRSS")
+        with begin(address, SECONDS, CLIENTS, attack) as attacker:
+            assert attacker.stdout is not None
+            attacker.stdout.readline()
+            waits: list[float] = []
+            while attacker.poll() is None:
+                waits.append(timed(stub, good))
+            told = json.loads(attacker.stdout.read())
+        peak = memory(pid, "VmHWM") - before
+        timed(stub, good)
+        kept = memory(pid, "VmRSS") - before
+    return {
+        "kind": name,
+        "bytes": sum(message.ByteSize() for message in attack),
+        "usual_s": round(usual, 4),
+        "median_s": round(statistics.median(waits), 4),
+        "longest_s": round(max(waits), 3),
+        "ratio": round(statistics.median(waits) / usual, 2),
+        "peak_mib": round(peak),
+        "kept_mib": round(kept),
+        "before_mib": round(before),
+        "told": told,
+    }
+
+
+def main() -> None:
+    """Print one JSON object a line, then a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", default=str(Path(kvferry.__file__).parents[1]), help="folder with kvferry to serve")
+    parser.add_argument("--kinds", default="", help="only kinds that contain this")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_model(Path(folder) / "cloud")
+        attacker = Attacker(kvferry.load(str(model)))
+        good = attacker.image([attacker.picture])
+        good[0].start.max_new_tokens = 8
+        rows = []
+        for name in [name for name in KINDS if given.kinds in name]:
+            attack = KINDS[name][0](attacker)
+            gc.collect()
+            command = [sys.executable, "-m", "kvferry.cli", "serve", "--model", str(model), "--listen", "127.0.0.1:0"]
+            environment = os.environ | {"PYTHONPATH": given.source, "GRPC_VERBOSITY": "NONE", "OMP_NUM_THREADS": "1"}
+            server = subprocess.Popen(
+                [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+            )
+            try:
+                assert server.stdout is not None
+                address = str(json.loads(server.stdout.readline())["address"])
+                rows.append(row(name, server.pid, address, attack, good))
+                print(json.dumps(rows[-1]), flush=True)
+            finally:
+                server.kill()
+                server.wait()
+    print("\n| kind | bytes | others' time, median (x usual) | longest | peak | kept | told |")
+    print("|---|---:|---:|---:|---:|---:|---|")
+    for each in rows:
+        print(
+            "| {kind} | {bytes:,} | {ratio} | {longest_s} s | {peak_mib:,} MiB | {kept_mib:,} MiB | {} |".format(
+                ", ".join(each["told"]),  # type: ignore[arg-type,call-overload]
+                **each,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
