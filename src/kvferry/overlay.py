@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kvferry.cache import KVCache
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 from kvferry.palette import ACCENT, INK, PALE, QUIET
 from kvferry.pictures import open_picture
 
@@ -124,7 +125,9 @@ def draw_crossing(
     _draw_ways(bottom.subplots(), rows, n)
     figure.suptitle(_finding(rows, n), fontsize=13, x=0.01, ha="left", fontweight="bold")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110, format=out.suffix[1:] or "png", metadata={"Software": None})
+    write_whole(out, drawn.getvalue())
 
 
 def _finding(rows: Sequence[tuple[str, float, float]], n: int) -> str:

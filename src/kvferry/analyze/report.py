@@ -20,6 +20,7 @@ from kvferry.analyze.survivors import DRAWN_FRACTION
 from kvferry.analyze.verdicts import agreement, interval_text
 from kvferry.analyze.watch import COLUMNS
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 from kvferry.overlay import jpeg_bytes, lit_pixels
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def write_html(analysis: Analysis, path: Path) -> None:
         The file cannot be written.
     """
     try:
-        path.write_text(render(analysis), encoding="utf-8")
+        write_whole(path, render(analysis))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another place for the report") from None
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -39,6 +39,7 @@ from kvferry.cli.connect import (
 )  # fmt: skip
 from kvferry.cli.console import Device, Dtype, SendingBar, Traces, console, print_json
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 from kvferry.telemetry.traces import set_up_traces
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ def ask(
         if explain and answer.why:
             console().print(escape(answer.why), soft_wrap=True)
 
-    with ready as edge, _copy_to(save) as keep:
+    keep = None if save is None else io.BytesIO()
+    with ready as edge:
         if follow:
             talk = edge.conversation(
                 (),
@@ -176,16 +178,9 @@ def ask(
                 on_sent=bar.show,
                 keep=keep,
             )
+    if keep is not None and save is not None:
+        write_whole(save, keep.getvalue())
     show(answer)
-
-
-def _copy_to(path: Path | None) -> contextlib.AbstractContextManager[BinaryIO | None]:
-    if path is None:
-        return contextlib.nullcontext()
-    try:
-        return path.open("wb")
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}); choose another file") from None
 
 
 def _summary(answer: Answer) -> str:

@@ -15,6 +15,7 @@ from rich.progress import track
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
 from kvferry.cli.questions import Data, Images, Instruction, questions_of
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 
 DRAWN = 600
 RANK = 256
@@ -90,7 +91,7 @@ def calibrate(
     facts = provenance(vlm) | {"data": questions.label, "n": calibration.n, "recipe": str(plan), "command": typed()}
     made = calibration.profile(facts)
     blob = made.to_bytes()
-    out.write_bytes(blob)
+    write_whole(out, blob)
     least, most = KVTC.reachable(made) if isinstance(made, PlainProfile) else Transform.reachable(made)
     seconds, memory = time.monotonic() - began, _peak_memory()
     sizes = {name: tree_bytes(*shape) for name, shape in SIZES.items()}
@@ -157,7 +158,7 @@ def calibrate_skip(
     console = Console(stderr=True, quiet=json)
     measured = list(track(masses(vlm, split, n), "looking at questions", total=n, console=console, transient=True))
     profile = make_profile(vlm, split, measured)
-    out.write_text(jsonlib.dumps(profile.as_dict(), indent=1) + "\n")
+    write_whole(out, jsonlib.dumps(profile.as_dict(), indent=1) + "\n")
     if json:
         print_json(profile.as_dict() | {"out": str(out)})
         return

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 
 if TYPE_CHECKING:
     from kvferry.edge import Answer
@@ -175,7 +176,7 @@ def _write_into(page: Path, rows: list[dict[str, Any]], title: str, note: str, n
     names, cells = _table(rows, n)
     lines = [names, ["---"] + ["---:"] * 4 + ["---", "---:"], *cells]
     table = "\n".join("| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in lines)
-    page.write_text(f"{before}{opened}\n{title}:\n\n{table}\n\n{note}\n{closed}{after}")
+    write_whole(page, f"{before}{opened}\n{title}:\n\n{table}\n\n{note}\n{closed}{after}")
 
 
 def _draw(out: Path, vlm: Any, featured: Sample, rows: list[dict[str, Any]], n: int) -> None:

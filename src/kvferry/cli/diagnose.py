@@ -16,6 +16,7 @@ from rich.table import Table
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
 from kvferry.cli.questions import Images, Instruction, OldData, questions_of
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 
 if TYPE_CHECKING:
     from kvferry.analyze import Questions
@@ -121,7 +122,7 @@ def _check(vlm: VLM, codec: str, n: int) -> list[dict[str, Any]]:
 
 def _write(out: Path, profile: dict[str, Any]) -> None:
     try:
-        out.write_text(jsonlib.dumps(profile, indent=1) + "\n")
+        write_whole(out, jsonlib.dumps(profile, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from None
 

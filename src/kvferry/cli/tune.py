@@ -15,6 +15,7 @@ from rich.table import Table
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, model_of, print_json, typed, waiting
 from kvferry.cli.questions import Data, Images, Instruction, MaxNewTokens, Metric, own_questions
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 
 
 def tune(
@@ -95,10 +96,10 @@ def tune(
         **provenance(vlm),
     }
     if out is not None:
-        out.write_text(jsonlib.dumps(report, indent=1) + "\n")
+        write_whole(out, jsonlib.dumps(report, indent=1) + "\n")
     if presets is not None:
         kept = ("presets", "protocol", "target", "split", "data", "command", "commit", "model", "fingerprint")
-        presets.write_text(jsonlib.dumps({key: report[key] for key in kept}, indent=1) + "\n")
+        write_whole(presets, jsonlib.dumps({key: report[key] for key in kept}, indent=1) + "\n")
     if json:
         print_json(report)
         return

@@ -135,10 +135,10 @@ async def _serve(
     await server.start()
     watching = asyncio.create_task(_tell(status, engine, limits.stuck_seconds))
     await asyncio.sleep(0)  # it says that all is well
-    if on_ready is not None:
-        on_ready(address)
     tidying = asyncio.create_task(_tidy(service.sessions))
     try:
+        if on_ready is not None:
+            on_ready(address)
         await stop.wait()
     finally:
         leaving = _leave_in(GRACE_SECONDS)

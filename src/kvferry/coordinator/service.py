@@ -201,10 +201,10 @@ async def _serve(
     coordinate_pb2_grpc.add_CoordinatorServicer_to_server(service, server)
     address = bind(server, listen, keys, insecure)
     await server.start()
-    if on_ready is not None:
-        on_ready(address)
     ticking = asyncio.create_task(_tick(roster))
     try:
+        if on_ready is not None:
+            on_ready(address)
         await stop.wait()
     finally:
         ticking.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from kvferry.evaluate.latex import latex_tables
 from kvferry.evaluate.records import Outcome
 from kvferry.evaluate.report.front import sheets
 from kvferry.evaluate.results import Results, read_results
+from kvferry.files import write_whole
 
 META = b"kvferry"
 """Key of a Parquet file's metadata under which the provenance stands, as JSON."""
@@ -62,15 +64,18 @@ def _parquet(found: Results, out: Path) -> None:
     schema = pa.schema(
         [(name, kinds.get(name, names)) for name in table], metadata={META: json.dumps(found.head).encode()}
     )
-    pq.write_table(pa.table(table, schema=schema), out, compression="zstd")
+    whole = pa.BufferOutputStream()
+    pq.write_table(pa.table(table, schema=schema), whole, compression="zstd")
+    write_whole(out, whole.getvalue().to_pybytes())
 
 
 def _csv(found: Results, out: Path) -> None:
     table = columns(found)
-    with out.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(table)
-        writer.writerows(zip(*table.values(), strict=True))
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(table)
+    writer.writerows(zip(*table.values(), strict=True))
+    write_whole(out, text.getvalue())
 
 
 def _json(found: Results, out: Path) -> None:
@@ -78,11 +83,11 @@ def _json(found: Results, out: Path) -> None:
     answers = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     tables = [sheet.as_dict() for sheet in sheets(found.path)]
     whole = {"provenance": found.head, "tables": tables, "answers": answers}
-    out.write_text(json.dumps(whole, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(out, json.dumps(whole, ensure_ascii=False) + "\n")
 
 
 def _tex(found: Results, out: Path) -> None:
-    out.write_text(latex_tables(list(sheets(found.path))), encoding="utf-8")
+    write_whole(out, latex_tables(list(sheets(found.path))))
 
 
 WRITERS: dict[str, Callable[[Results, Path], None]] = {

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from kvferry.errors import InputError, KVFerryError
 from kvferry.evaluate.records import Scribe, drop_half_line, kind_of, read_records
+from kvferry.files import write_whole
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
@@ -43,7 +44,7 @@ def begin(
     what = next(iter(head))
     if not out.exists() or not out.stat().st_size:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(head) + "\n")
+        write_whole(out, json.dumps(head) + "\n")
         return set()
     before, records = read_records(out, what) if kind_of(out) == what else ({}, [])
     asked = dict(absent or {}) | before.get(what, {})

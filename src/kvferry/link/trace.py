@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 
 Array = npt.NDArray[np.float64]
 PACKET_BYTES = 1500
@@ -194,7 +195,7 @@ def write_trace(trace: Trace, path: Path) -> None:
     times = trace.time_of(PACKET_BYTES * np.arange(1, count + 1))
     ms = np.maximum(np.ceil(times * 1000 - 1e-6), 0).astype(np.int64)
     try:
-        path.write_text("".join(f"{x}\n" for x in ms), "ascii")
+        write_whole(path, "".join(f"{x}\n" for x in ms))
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}); choose another file") from None
 

@@ -11,6 +11,7 @@ from kvferry.evaluate.records import kind_of
 from kvferry.evaluate.report.front import Sheet, good_recipes, sheets
 from kvferry.evaluate.report.kept import Shown, kept_pictures
 from kvferry.evaluate.tables import CAVEAT
+from kvferry.files import write_whole
 
 __all__ = ["Sheet", "Shown", "good_recipes", "kept_pictures", "render", "results_files", "sheets", "write_report"]
 
@@ -62,6 +63,6 @@ def write_report(found: Sequence[Sheet], path: Path, shown: Sequence[Shown] = ()
         The file cannot be written.
     """
     try:
-        path.write_text(render(found, shown), encoding="utf-8")
+        write_whole(path, render(found, shown))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another place for the report") from None

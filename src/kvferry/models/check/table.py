@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 from kvferry.models.check.families import versions
 from kvferry.models.check.verdict import TOLERANCE, WHAT, Verdict
 
@@ -32,7 +33,7 @@ def write_into(path: Path, verdicts: Sequence[Verdict]) -> None:
         after = rest.split(END)[1]
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{path} has no place for the table; it needs the lines {BEGIN} and {END}") from error
-    path.write_text(f"{before}{BEGIN}\n{page(verdicts)}\n{END}{after}", encoding="utf-8")
+    write_whole(path, f"{before}{BEGIN}\n{page(verdicts)}\n{END}{after}")
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:

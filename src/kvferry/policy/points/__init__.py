@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 
 KINDS = ("image", "embeds", "kv", "scout", "prompt", "local")
 FALLBACKS = ("scout", "prompt", "local")
@@ -163,7 +164,7 @@ def write_points(tables: tuple[PointTable, ...], path: Path) -> None:
     """
     data = {"format": FORMAT, "tables": {x.name: {"source": x.source, "points": _records(x)} for x in tables}}
     try:
-        path.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+        write_whole(path, json.dumps(data, indent=1) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}); choose another file") from None
 

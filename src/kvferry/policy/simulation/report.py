@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvferry.errors import InputError
+from kvferry.files import write_whole
 from kvferry.link.trace import Array
 from kvferry.palette import policy_look
 from kvferry.policy.simulation.scenario import Outcome
@@ -138,7 +139,9 @@ def write_png(figure: Figure, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110, format="png")
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=110, format="png")
+        write_whole(path, drawn.getvalue())
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}); choose another file") from None
 
@@ -162,7 +165,7 @@ def write_html(rows: Sequence[Row], facts: Mapping[str, str], title: str, path: 
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, "utf-8")
+        write_whole(path, page)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}); choose another file") from None
 
