@@ -19,8 +19,8 @@ from kvferry.cloud.gate import Gate
 from kvferry.cloud.service import FerryService
 from kvferry.security import Tokens
 from kvferry.security.access import Access
+from kvferry.wire import sealed, service_pb2_grpc
 from kvferry.wire import service_pb2 as pb
-from kvferry.wire import service_pb2_grpc
 
 QUESTION = "what colour is the circle?"
 
@@ -36,7 +36,7 @@ def served(vlm: VLM, limits: Limits, tokens: Path | None = None) -> Iterator[str
         server, engine = grpc.aio.server(), Engine(limits.waiting, limits.together)
         access = Access(None if tokens is None else Tokens(tokens))
         gate = Gate(FerryService(vlm, engine, limits), access, limits)
-        service_pb2_grpc.add_FerryServicer_to_server(gate, server)
+        sealed.add_to_server(gate, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         ready.set_result(f"127.0.0.1:{port}")

@@ -26,7 +26,7 @@ from kvferry.cloud.sessions import Sessions
 from kvferry.security import ServerKeys, Tokens
 from kvferry.security.access import Access, on_hangup
 from kvferry.security.tls import bind
-from kvferry.wire import service_pb2, service_pb2_grpc
+from kvferry.wire import sealed, service_pb2
 
 if TYPE_CHECKING:
     from kvferry.cloud.metrics import Metrics
@@ -127,7 +127,7 @@ async def _serve(
             },
         )
     gate = Gate(service, access, limits)
-    service_pb2_grpc.add_FerryServicer_to_server(gate, server)
+    sealed.add_to_server(gate, server)
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

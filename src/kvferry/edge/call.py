@@ -18,6 +18,7 @@ from kvferry.modes import Mode, OnToken, ProtocolError, Sender
 from kvferry.pictures.familiar import tell
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import from_wire
+from kvferry.wire.sealed import SEAL_BYTES
 
 OnSent = Callable[[int, int | None], None]
 PASSAGE_BYTES = 16
@@ -215,7 +216,7 @@ class Outgoing:
     def _guarded(self, messages: Iterator[pb.AskRequest]) -> Iterator[pb.AskRequest]:
         try:
             for message in messages:
-                self.message_bytes += message.ByteSize()
+                self.message_bytes += message.ByteSize() + SEAL_BYTES
                 yield message
         except CancelledError:
             return
@@ -349,7 +350,7 @@ class Replies:
                 self.waiting_since = 0.0
             if reply is None:
                 return
-            self.message_bytes += reply.ByteSize()
+            self.message_bytes += reply.ByteSize() + SEAL_BYTES
             part = reply.WhichOneof("part")
             if part == "beat":
                 continue

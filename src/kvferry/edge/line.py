@@ -24,8 +24,8 @@ from kvferry.modes import BusyError, Holdings, Mode, NotHeldError
 from kvferry.security import Credentials
 from kvferry.telemetry import traces
 from kvferry.wire import service_pb2 as pb
-from kvferry.wire import service_pb2_grpc
 from kvferry.wire.faults import LostError
+from kvferry.wire.sealed import SealedStub
 
 OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -87,7 +87,7 @@ class Line:
         self.metadata = credentials.metadata()
         self._credentials, self._reconnect_seconds = credentials, reconnect_seconds
         self._channel = credentials.channel(cloud, OPTIONS, self._link.address if self._link else None)
-        self._stub = service_pb2_grpc.FerryStub(self._channel)
+        self._stub = SealedStub(self._channel)
         self._greeted = self._broken = False
         self._beat_seconds = 0.0
         self._last_words: Any = None
@@ -251,7 +251,7 @@ class Line:
         self._channel.close()
         through = self._link.address if self._link else None
         self._channel = self._credentials.channel(self._cloud, OPTIONS, through)
-        self._stub = service_pb2_grpc.FerryStub(self._channel)
+        self._stub = SealedStub(self._channel)
         self._broken = False
 
     def _abandon(self, passage: bytes) -> None:

@@ -62,7 +62,7 @@ ERROR_KIND_LOST: ErrorKind
 ERROR_KIND_NOT_HELD: ErrorKind
 
 class AskRequest(_message.Message):
-    __slots__ = ("start", "chunk", "end", "resume", "beat")
+    __slots__ = ("start", "chunk", "end", "resume", "beat", "checksum")
     class Item(_message.Message):
         __slots__ = ("digest", "size", "handle")
         DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -148,15 +148,17 @@ class AskRequest(_message.Message):
     END_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     start: AskRequest.Start
     chunk: AskRequest.Chunk
     end: AskRequest.End
     resume: AskRequest.Resume
     beat: AskRequest.Beat
-    def __init__(self, start: _Optional[_Union[AskRequest.Start, _Mapping]] = ..., chunk: _Optional[_Union[AskRequest.Chunk, _Mapping]] = ..., end: _Optional[_Union[AskRequest.End, _Mapping]] = ..., resume: _Optional[_Union[AskRequest.Resume, _Mapping]] = ..., beat: _Optional[_Union[AskRequest.Beat, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, start: _Optional[_Union[AskRequest.Start, _Mapping]] = ..., chunk: _Optional[_Union[AskRequest.Chunk, _Mapping]] = ..., end: _Optional[_Union[AskRequest.End, _Mapping]] = ..., resume: _Optional[_Union[AskRequest.Resume, _Mapping]] = ..., beat: _Optional[_Union[AskRequest.Beat, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class AskReply(_message.Message):
-    __slots__ = ("accepted", "received", "token", "done", "error", "enough", "resumed", "beat")
+    __slots__ = ("accepted", "received", "token", "done", "error", "enough", "resumed", "beat", "checksum")
     class Accepted(_message.Message):
         __slots__ = ("fingerprint", "model", "turns", "beat_seconds")
         FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +251,7 @@ class AskReply(_message.Message):
     ENOUGH_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     accepted: AskReply.Accepted
     received: AskReply.Received
     token: AskReply.Token
@@ -257,7 +260,8 @@ class AskReply(_message.Message):
     enough: AskReply.Enough
     resumed: AskReply.Resumed
     beat: AskReply.Beat
-    def __init__(self, accepted: _Optional[_Union[AskReply.Accepted, _Mapping]] = ..., received: _Optional[_Union[AskReply.Received, _Mapping]] = ..., token: _Optional[_Union[AskReply.Token, _Mapping]] = ..., done: _Optional[_Union[AskReply.Done, _Mapping]] = ..., error: _Optional[_Union[AskReply.Error, _Mapping]] = ..., enough: _Optional[_Union[AskReply.Enough, _Mapping]] = ..., resumed: _Optional[_Union[AskReply.Resumed, _Mapping]] = ..., beat: _Optional[_Union[AskReply.Beat, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, accepted: _Optional[_Union[AskReply.Accepted, _Mapping]] = ..., received: _Optional[_Union[AskReply.Received, _Mapping]] = ..., token: _Optional[_Union[AskReply.Token, _Mapping]] = ..., done: _Optional[_Union[AskReply.Done, _Mapping]] = ..., error: _Optional[_Union[AskReply.Error, _Mapping]] = ..., enough: _Optional[_Union[AskReply.Enough, _Mapping]] = ..., resumed: _Optional[_Union[AskReply.Resumed, _Mapping]] = ..., beat: _Optional[_Union[AskReply.Beat, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ("filler",)

@@ -46,6 +46,10 @@ class FerryStub:
     Resume takes it over: the cloud says how many of the bytes it has, the edge sends those after them, and the cloud
     repeats the replies that the edge has not seen. No byte is read twice and no token is said twice. Only the caller that
     asked may resume, and a call that still hangs about elsewhere ends. Whoever no longer wants the answer says Abandon.
+
+    Seals. The last field of every message of Ask may be its checksum: the CRC-32C of all bytes of that direction of the
+    call so far, checksums left out. What was damaged, lost, repeated or exchanged on the way is found out by whoever
+    reads it, and the call ends. A client that does not seal its first message is answered without seals.
     """
 
     def __init__(self, channel):
@@ -92,6 +96,10 @@ class FerryServicer:
     Resume takes it over: the cloud says how many of the bytes it has, the edge sends those after them, and the cloud
     repeats the replies that the edge has not seen. No byte is read twice and no token is said twice. Only the caller that
     asked may resume, and a call that still hangs about elsewhere ends. Whoever no longer wants the answer says Abandon.
+
+    Seals. The last field of every message of Ask may be its checksum: the CRC-32C of all bytes of that direction of the
+    call so far, checksums left out. What was damaged, lost, repeated or exchanged on the way is found out by whoever
+    reads it, and the call ends. A client that does not seal its first message is answered without seals.
     """
 
     def Ask(self, request_iterator, context):
@@ -163,6 +171,10 @@ class Ferry:
     Resume takes it over: the cloud says how many of the bytes it has, the edge sends those after them, and the cloud
     repeats the replies that the edge has not seen. No byte is read twice and no token is said twice. Only the caller that
     asked may resume, and a call that still hangs about elsewhere ends. Whoever no longer wants the answer says Abandon.
+
+    Seals. The last field of every message of Ask may be its checksum: the CRC-32C of all bytes of that direction of the
+    call so far, checksums left out. What was damaged, lost, repeated or exchanged on the way is found out by whoever
+    reads it, and the call ends. A client that does not seal its first message is answered without seals.
     """
 
     @staticmethod
