@@ -59,14 +59,13 @@ class Asker:
 
     def __init__(self, target: str, vlm: VLM, picture: Path) -> None:
         self.relay = BrokenRelay(target)
-        self._vlm = vlm
-        self._picture = picture
+        self.target, self.vlm, self.picture = target, vlm, picture
 
     def ask(self, mode: str, plan: Plan | None, deadline: float = DEADLINE) -> Answer:
         """A new edge, which meets ``plan`` on the connection that carries its question."""
         self.relay.plan = plan
-        pictures = [] if mode == "prompt" else [self._picture]
-        with Edge(self._vlm, self.relay.address, deadline=deadline) as edge:
+        pictures = [] if mode == "prompt" else [self.picture]
+        with Edge(self.vlm, self.relay.address, deadline=deadline) as edge:
             if mode != "turns":
                 return edge.ask(pictures, QUESTION, mode=mode, max_new_tokens=TOKENS)
             talk = edge.conversation(pictures, mode="image")

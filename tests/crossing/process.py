@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
+import torch
 from PIL import Image
 
 from kvferry.testbed.build import Size, build_model, write_folder
@@ -19,12 +20,20 @@ ENVIRONMENT = os.environ | {"GRPC_VERBOSITY": "NONE"}
 COMMAND = [sys.executable, "-m", "kvferry.cli"]
 
 
-def write_model(folder: Path, seed: int = 0) -> Path:
-    """An untrained model that never ends an answer by itself, so that tests can tell how long one takes."""
+def write_model(folder: Path, seed: int = 0, gain: float = 1.0) -> Path:
+    """An untrained model that never ends an answer by itself, so that tests can tell how long one takes.
+
+    It says nearly the same whatever it reads; with a ``gain`` on its matrices the answer hangs on every word.
+    """
     size = Size(
         layers=2, hidden=64, heads=2, kv_heads=2, intermediate=128, tower_depth=1, tower_width=64, tower_heads=2
     )
-    write_folder(build_model(size, seed), folder)
+    model = build_model(size, seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "embed" not in name and "lm_head" not in name:
+                weight.mul_(gain)
+    write_folder(model, folder)
     generation = folder / "generation_config.json"
     settings = json.loads(generation.read_text())
     del settings["eos_token_id"]
