@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from kvferry import VLM, Edge
+from kvferry import VLM, AccessError, Edge
 from kvferry.cloud import Limits
 from kvferry.cloud.admission import Quota
 from kvferry.modes.digests import file_digest
@@ -33,11 +34,11 @@ NAME = bytes(range(16))
 class Call:
     """A call that says what it is told to, when it is told to."""
 
-    def __init__(self, stub: Any, *messages: pb.AskRequest, token: str = "") -> None:
+    def __init__(self, stub: Any, *messages: pb.AskRequest, token: str = "", seconds: float = 60.0) -> None:
         self._gone, self._messages = threading.Event(), list(messages)
         self._more = threading.Condition()
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
-        self.replies = stub.Ask(self._said(), timeout=60, metadata=metadata)
+        self.replies = stub.Ask(self._said(), timeout=seconds, metadata=metadata)
 
     def say(self, *messages: pb.AskRequest) -> None:
         with self._more:
@@ -143,7 +144,11 @@ def test_a_quota_fills_up_again() -> None:
     assert quota.wait_seconds == 0
 
 
-def test_what_a_token_may_use_up(vlm: VLM, picture: Path, tmp_path: Path) -> None:
+def test_what_a_token_may_use_up(
+    vlm: VLM, picture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no token is in the log, whatever becomes of its question."""
+    caplog.set_level(logging.DEBUG)
     file, data = tmp_path / "tokens.toml", picture.read_bytes()
     one = new_token(file, "one", calls=1)
     few = new_token(file, "few", bytes_per_minute=len(data) - 1)
@@ -167,6 +172,10 @@ def test_what_a_token_may_use_up(vlm: VLM, picture: Path, tmp_path: Path) -> Non
         with pytest.raises(QuotaError, match=r"short may have 0\.001 model seconds a minute"):
             ask(short)
         ask(free)
+        with pytest.raises(AccessError):
+            ask("kvf_wrong")
+    assert "few" in caplog.text
+    assert not [token for token in (one, few, short, free, "kvf_wrong") if token in caplog.text]
 
 
 def until(works: Callable[[], object]) -> None:
@@ -254,6 +263,13 @@ def test_nobody_waits_for_an_edge_that_stays_away(vlm: VLM, picture: Path) -> No
         first.until("accepted")
         first.cut()
         time.sleep(0.6)
+        assert Call(stub, resume(NAME, 1)).rest()[-1].error.kind == pb.ERROR_KIND_LOST
+    with served(vlm, Limits(calls=1)) as address, stub_of(address) as stub:
+        late = Call(stub, start_of(data, passage=NAME), seconds=0.5)  # nobody waits beyond a question's deadline
+        assert parts(late.until("accepted")) == ["accepted"]
+        with pytest.raises(grpc.RpcError):
+            late.rest()
+        time.sleep(0.3)
         assert Call(stub, resume(NAME, 1)).rest()[-1].error.kind == pb.ERROR_KIND_LOST
         plain = Call(stub, start_of(data))
         plain.until("accepted")

@@ -110,6 +110,17 @@ def test_tokens(tmp_path: Path) -> None:
     assert first not in repr((tokens.caller(f"Bearer {first}"), Credentials(token=first)))
 
 
+def test_the_entry_in_the_guide_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
+    (block,) = [x.split("```")[0] for x in page.split("```toml\n") if x.startswith("[[token]]")]
+    (tmp_path / "tokens.toml").write_text(block)
+    caller = Tokens(tmp_path / "tokens.toml", lambda: 0.0).caller("Bearer kvf_example")
+    assert (caller.name, caller.scopes, caller.calls) == ("camera-1", ("ask:image", "describe"), 4)
+    assert (caller.bytes_per_minute, caller.model_seconds_per_minute) == (50_000_000, 20.0)
+    with pytest.raises(AccessError, match="expired"):
+        Tokens(tmp_path / "tokens.toml", lambda: 1.9e9).caller("Bearer kvf_example")
+
+
 def test_a_tokens_file_that_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tokens.toml"
     token = new_token(path, "a")

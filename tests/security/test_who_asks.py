@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.testing import CliRunner
 
 from kvferry import Edge, InputError, LinkError
@@ -76,12 +78,16 @@ def test_who_is_not_let_in(named: CloudProcess, keys: Path, picture: Path) -> No
         (Credentials(ca), AccessError, "asks for a token"),
         (Credentials(ca, token="kvf_guess"), AccessError, "does not know that token"),
         (Credentials(keys / "other" / "ca.pem", token="kvf_guess"), LinkError, "--ca"),
+        (Credentials("system", token="kvf_guess"), LinkError, "--ca"),
         (Credentials(), LinkError, "cannot be reached"),
     ):
         with Edge(None, named.address, credentials=credentials, deadline=20) as edge:
             for call in (edge.describe, lambda edge=edge: edge.ask([picture], QUESTION, mode="image")):
                 with pytest.raises(error, match=why):
                     call()
+    with Credentials(ca).channel(named.address, ()) as channel:  # whoever only wants to know whether it is well
+        status = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20).status
+        assert status == health_pb2.HealthCheckResponse.SERVING
     with Edge(None, named.address, credentials=shown(keys, "only")) as edge:
         assert edge.ask([], QUESTION, mode="prompt").tokens == 16
         for call in (edge.describe, lambda: edge.ask([picture], QUESTION, mode="image")):
@@ -103,6 +109,29 @@ def test_a_certificate_that_names_another_host(model_folder: Path, keys: Path) -
                 else:
                     with pytest.raises(grpc.FutureTimeoutError):
                         ready.result(1)
+
+
+def test_a_certificate_is_replaced(keys: Path, tmp_path: Path) -> None:
+    """The next connection sees the new one; what is half there is passed over."""
+    folder = tmp_path / "keys"
+    shutil.copytree(keys, folder)
+    with CoordinatorProcess("10mbit", "127.0.0.1:0", *tls(folder)) as process:
+
+        def believed(ca: Path) -> bool:
+            with Credentials(ca).channel(process.address, (("grpc.use_local_subchannel_pool", 1),)) as channel:
+                try:
+                    grpc.channel_ready_future(channel).result(2)
+                except grpc.FutureTimeoutError:
+                    return False
+                return True
+
+        assert believed(keys / "ca.pem")
+        (folder / "server.key").write_text("")
+        assert believed(keys / "ca.pem")
+        for name in ("server.pem", "server.key"):
+            (folder / name).write_bytes((keys / "other" / name).read_bytes())
+        assert believed(keys / "other" / "ca.pem")
+        assert not believed(keys / "ca.pem")
 
 
 def test_mutual_tls(keys: Path) -> None:
