@@ -74,16 +74,17 @@ PLANS = {
         (
             "full|bf16|zstd", *WIDTHS, *(f"full|int{bits}|zstd" for bits in (8, 4, 3, 2)),
             f"full|mixed@{FOLDER}/protected.json", f"full|mixed@{FOLDER}/mixed.json",
-            *(f"full|kivi:{bits}" for bits in (4, 2)), "full|turbo:4", "full|turbo:3.5", "full|turbo:3",
-            *(f"{s}@{f:g}|int{bits}" for s in ("q2c", "snapkv") for f in (0.75, 0.5, 0.25) for bits in (8, 4, 3)),
+            "full|kivi:4", "full|kivi:2", "full|turbo:3.5",
+            *(f"q2c@{f:g}|int{bits}" for f in (0.75, 0.5, 0.25) for bits in (8, 4, 3)),
+            *(f"snapkv@{f:g}|int4" for f in (0.75, 0.5, 0.25)),
         ),
         carried=True, questions=2,
     ),
     "coders": Plan(
         "coders", "A",
         (
-            "full|int4", "full|int4,coder=range", "full|delta:10", "full|delta:0",
-            *(f"full|svd:{rank}" for rank in (128, 96, 64, 32, 16)), "full|fp8",
+            "full|int4", "full|fp8", "full|delta:10", "full|delta:0", "full|int4,coder=range", "full|turbo:4",
+            "full|turbo:3", *(f"full|svd:{rank}" for rank in (128, 96, 64, 32, 16)),
         ),
         carried=True, questions=1,
     ),

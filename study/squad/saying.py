@@ -154,12 +154,13 @@ def cache_answers(vlm: VLM, caches: Sequence[KVCache], asked: Asking, ends: froz
     if leaving:
         decoder = Decoder(vlm.model, *(caches[row] for row in leaving))
         start = decoder.feed(list(asked.feed))[:, -1]
-        latest = [0] * len(leaving)
+        fed_to = list(range(len(leaving)))
 
         def step(going: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-            for i, token in zip(going, tokens, strict=True):
-                latest[i] = token
-            return decoder.feed([[token] for token in latest])[list(going), -1]
+            if len(going) < len(fed_to):
+                decoder.select([fed_to.index(i) for i in going])
+                fed_to[:] = going
+            return decoder.feed([[token] for token in tokens])[:, -1]
 
         answers = greedy(step, start, ends, [()] * len(leaving))
         for row, own in zip(leaving, answers, strict=True):

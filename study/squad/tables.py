@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def _by_fraction(told: Told) -> Iterator[str]:
     methods = methods_of(told)
     fractions = sorted({f for rows in methods.values() for f in rows}, reverse=True)
     nearest = sorted(methods, key=lambda m: told.kl(methods[m][0.25].name).mean)
-    figures = {
+    figures: dict[str, Callable[[str], str]] = {
         "KL to the full cache along its answer, nats a token [95 %]; in brackets the median": lambda row: (
             f"{interval(told.kl(row), 2)} ({told.kl_median(row):.2f})"
         ),
@@ -195,7 +195,7 @@ def prompt_page(found: dict[str, Any]) -> str:
     names = ("F1", "EM", "contains", "log-likelihood")
     rows = [
         [
-            f"`{name}`", *(interval(Estimate(*x[k], 0), 2 if k == names[-1] else 3) for k in names),
+            f"`{name}`", *(interval(_estimate(x[k]), 2 if k == names[-1] else 3) for k in names),
             "" if name in found["fit"] else "no", found["said"][name][0].replace("\n", " "),
         ]
         for name, x in found["candidates"].items()
@@ -212,3 +212,8 @@ def prompt_page(found: dict[str, Any]) -> str:
         f"`{found['commit'][:12]}`.", "",
         markdown(["prompt", *names, "fits", "says first"], rows, left=(6,)), "",
     ])  # fmt: skip
+
+
+def _estimate(ends: Sequence[float]) -> Estimate:
+    mean, low, high = ends
+    return Estimate(mean, low, high, 0)

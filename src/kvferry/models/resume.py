@@ -142,6 +142,13 @@ class Decoder:
         """What the layers of the one cache hold now."""
         return tuple(x.stored() for x in self._kept)
 
+    def select(self, rows: Sequence[int]) -> None:
+        """Go on with some of the caches only."""
+        for layer in self._kept:
+            layer.batch_select_indices(torch.tensor(rows))
+        self._caches = tuple(self._caches[row] for row in rows)
+        self._batch = len(rows)
+
     def cache(self, roles: Sequence[Role]) -> KVCache:
         """The one cache with all that was fed on top of it; ``roles`` are those of the tokens beyond its prompt."""
         (before,) = self._caches
