@@ -173,6 +173,11 @@ def test_a_decoder_feeds_each_cache_its_own(vlm: VLM, ids: list[int]) -> None:
     both = Decoder(vlm.model, *caches).feed([[5, 6], [7, 8]], logits=2)
     for row, tokens in enumerate(([5, 6], [7, 8])):
         torch.testing.assert_close(both[row], Decoder(vlm.model, caches[0]).feed(tokens, logits=2)[0])
+    decoder, alone = Decoder(vlm.model, *caches), Decoder(vlm.model, caches[0])
+    decoder.feed([[5], [7]])
+    decoder.select([1])
+    alone.feed([7])
+    torch.testing.assert_close(decoder.feed([[8]]), alone.feed([8]))
 
 
 @pytest.mark.parametrize("name", PLANS)
