@@ -58,6 +58,9 @@ def results(
     details: Annotated[
         Path | None, typer.Option(help="Where the pages with every row go; results/ beside the figures.")
     ] = None,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Leave the small models' pages of detail as they are.")
+    ] = False,
 ) -> None:
     """Make RESULTS.md and its figures from the stored raw results."""
     files = sorted([*raw.glob("*.jsonl"), *raw.glob("points-*.json")], key=_section)
@@ -73,7 +76,8 @@ def results(
         render = evaluation_tables.render if kind_of(file) == "evaluation" else renders.get(kind, sweep_tables.render)
         where = WHERE.get(kind, "on the {} model").format(model)
         titles.append(f"{SECTIONS[kind]}, {where}" if kind in SECTIONS else file.stem)
-        write_detail(file, places, render, titles[-1])
+        if not brief:
+            write_detail(file, places, render, titles[-1])
     found = Raw(raw)
     text = ["# Results", "", f"Made by `make results` from the raw files in `{raw}/`. {CAVEAT}", ""]
     text += [*overview.facts(found, places), ""]
