@@ -89,11 +89,13 @@ class Shell:
         self._monkeypatch = monkeypatch
         self._output = output
         self._listening: dict[str, ListeningProcess] = {}
+        self._doors: dict[str, ListeningProcess] = {}
 
     @property
     def addresses(self) -> dict[str, str]:
         """Where the servers that the page has started really listen, by the addresses it gave them."""
-        return {written: process.address for written, process in self._listening.items()}
+        doors = {written: str(process.ready["http"]) for written, process in self._doors.items()}
+        return {written: process.address for written, process in self._listening.items()} | doors
 
     def run(self, block: Block) -> None:
         """All lines of a block; those of a ``console`` block, which shows a run of its own, are only checked."""
@@ -127,7 +129,11 @@ class Shell:
             check_values(name, params)
         elif name in LISTENING:
             options = _without(arguments, "--listen", "--json")
+            door = options[options.index("--http") + 1] if "--http" in options else ""
+            options = ["127.0.0.1:0" if door and word == door else word for word in options]
             self._listening[params["listen"]] = self._servers.start(name, *options)
+            if door:
+                self._doors[door] = self._listening[params["listen"]]
         else:
             extra = [] if name not in ADDED or ADDED[name][0][0] in arguments else ADDED[name][0]
             self._call([name, *self._addressed(name, arguments), *extra])

@@ -30,6 +30,9 @@ def serve(
     device: Device = "",
     dtype: Dtype = "auto",
     listen: Annotated[str, typer.Option(help="host:port; port 0 takes a free one.")] = "127.0.0.1:7421",
+    http: Annotated[
+        str, typer.Option(help="host:port for OpenAI's clients (/v1/chat/completions) too; extra 'http'.")
+    ] = "",
     cert: Cert = None,
     key: Key = None,
     client_ca: ClientCA = None,
@@ -107,6 +110,8 @@ def serve(
                 if not compute_steadily(vlm.model):
                     raise InputError("--steady is for a model in float32, bfloat16 or float16 on a CPU; leave it out")
 
+        doors: list[str] = []
+
         def ready(address: str) -> None:
             if json:
                 host, _, port = address.rpartition(":")
@@ -118,14 +123,16 @@ def serve(
                         "model": vlm.name,
                         "fingerprint": vlm.fingerprint,
                         "metrics": at,
+                        "http": doors[0] if doors else "",
                     }
                 )
             else:
                 counts = f", metrics on http://{at}/metrics" if at else ""
+                counts += f", chat on http{'s' if keys else ''}://{doors[0]}/v1" if doors else ""
                 print(f"listening on {address} with {vlm.name} ({vlm.fingerprint[:12]}){counts}", flush=True)
 
         backing = None if opened is None else Backing(*opened, vlm.fingerprint)
         run(
             vlm, listen, limits=limits, metrics=counted, on_ready=ready, keys=keys, tokens=tokens, insecure=insecure,
-            backing=backing,
+            backing=backing, http=http, on_http=doors.append,
         )  # fmt: skip

@@ -62,6 +62,8 @@ def serve(
     tokens: str | Path | None = None,
     insecure: bool = False,
     backing: Backing | None = None,
+    http: str = "",
+    on_http: Callable[[str], None] | None = None,
 ) -> None:
     """Serve ``vlm`` until SIGINT or SIGTERM; running answers then get a few seconds to finish.
 
@@ -82,6 +84,11 @@ def serve(
     backing : Backing, optional
         Where what sessions hold outlives this process; closed at the end.
 
+    http : str
+        Also answer chat requests of OpenAI's form at this ``host:port``; see :mod:`kvferry.cloud.door`.
+    on_http : callable
+        Called with that address before ``on_ready``.
+
     Raises
     ------
     InputError
@@ -89,7 +96,8 @@ def serve(
     LinkError
         The port is taken or the host is not ours.
     """
-    asyncio.run(_serve(vlm, listen, limits or Limits(), metrics, on_ready, keys, tokens, insecure, backing))
+    limits = limits or Limits()
+    asyncio.run(_serve(vlm, listen, limits, metrics, on_ready, keys, tokens, insecure, backing, http, on_http))
 
 
 async def _serve(
@@ -102,6 +110,8 @@ async def _serve(
     tokens: str | Path | None,
     insecure: bool,
     backing: Backing | None,
+    http: str,
+    on_http: Callable[[str], None] | None,
 ) -> None:
     access = Access(None if tokens is None else Tokens(tokens))
     if access.tokens is not None:
@@ -135,6 +145,13 @@ async def _serve(
     await server.start()
     watching = asyncio.create_task(_tell(status, engine, limits.stuck_seconds))
     await asyncio.sleep(0)  # it says that all is well
+    door = None
+    if http:
+        from kvferry.cloud.door.ways import open_door
+
+        door, at = await open_door(http, vlm, engine, limits, service.sessions, access.tokens, keys, insecure)
+        if on_http is not None:
+            on_http(at)
     tidying = asyncio.create_task(_tidy(service.sessions))
     try:
         if on_ready is not None:
@@ -146,6 +163,8 @@ async def _serve(
         watching.cancel()
         await status.enter_graceful_shutdown()
         await gate.drain(GRACE_SECONDS - RESERVE_SECONDS)
+        if door is not None:
+            await door.close()
         await server.stop(0)
         await asyncio.to_thread(engine.close)
         if backing is not None:

@@ -1,0 +1,70 @@
+"""How the door is opened: on an address, for whoever may ask, with the keys that the cloud shows edges."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kvferry.cloud.door.door import Authenticate, Door, anybody
+from kvferry.cloud.limits import Limits
+from kvferry.errors import AccessError, InputError
+from kvferry.security import ServerKeys, Tokens
+from kvferry.security.tls import check_listen
+
+if TYPE_CHECKING:
+    from kvferry.cloud.engine import Engine
+    from kvferry.cloud.sessions import Sessions
+    from kvferry.models import VLM
+
+
+async def open_door(
+    listen: str,
+    vlm: VLM,
+    engine: Engine,
+    limits: Limits,
+    sessions: Sessions,
+    tokens: Tokens | None,
+    keys: ServerKeys | None,
+    insecure: bool,
+) -> tuple[Door, str]:
+    """A door that listens, and its address.
+
+    Raises
+    ------
+    DependencyError
+        aiohttp is not installed.
+    InputError
+        In the clear on an address that other machines reach, without ``insecure``.
+    LinkError
+        The port is taken or the host is not ours.
+    """
+    check_listen(listen, keys, insecure)
+    door = Door(vlm, engine, limits, sessions, anybody if tokens is None else shown(tokens))
+    return door, await door.open(listen, None if keys is None else _context(keys))
+
+
+def shown(tokens: Tokens) -> Authenticate:
+    """Whose token a request shows, as ``Authorization: Bearer ...``."""
+
+    def authenticate(headers: Mapping[str, str]) -> str:
+        caller = tokens.caller(headers.get("Authorization", ""))
+        if not (caller.may("ask:image") and caller.may("ask:kv")):
+            raise AccessError(f"{caller.name} may only {', '.join(caller.scopes)}; asking by HTTP takes ask")
+        if any(x is not None for x in (caller.calls, caller.bytes_per_minute, caller.model_seconds_per_minute)):
+            raise AccessError(f"{caller.name} has quotas, which are not counted by HTTP; use a token without any")
+        return caller.owner
+
+    return authenticate
+
+
+def _context(keys: ServerKeys) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(keys.certificate, keys.key)
+        if keys.client_ca is not None:
+            context.load_verify_locations(keys.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"the keys cannot be used for HTTPS ({error}); `kvferry keys server` makes them") from None
+    return context

@@ -1,0 +1,3 @@
+from tests.crossing.fixtures import model_folder, picture, vlm
+
+__all__ = ["model_folder", "picture", "vlm"]
