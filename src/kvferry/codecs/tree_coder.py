@@ -15,9 +15,9 @@ from kvferry.codecs.tree import FIRST, MOST_STARTS, VISUAL, Tree, TreeProfile, c
 from kvferry.errors import CorruptError, InputError
 from kvferry.lazy import torch
 
-ROOM = 1 << 21
+ROOM = 1 << 20
 """Numbers of tokens that are coded together: what they take on their way is small beside the cache."""
-LEAST = 64
+LEAST = 32
 
 
 class Part(NamedTuple):

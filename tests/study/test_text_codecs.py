@@ -1,0 +1,33 @@
+"""The study of codecs on text: what it asks, and how it reads its records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvferry.errors import InputError
+from kvferry.recipe import Recipe
+from study import text_codecs
+
+
+def test_every_recipe_is_one_and_rows_name_no_folder() -> None:
+    rows = text_codecs.recipes(Path("somewhere"))
+    assert len(rows) == len(text_codecs.CODECS) + len(text_codecs.EVICTED)
+    for name, recipe in rows.items():
+        assert "somewhere" not in name
+        Recipe.parse(recipe)
+
+
+def test_sizes_are_of_all_prompts_together() -> None:
+    records = [
+        {"bf16": 1000, "tokens": 10, "rows": {"full|int8": [500, 0.1, 1.0]}},
+        {"bf16": 3000, "tokens": 30, "rows": {"full|int8": [500, 0.3, 0.5]}},
+    ]
+    row = text_codecs.table(records).splitlines()[-1]
+    assert row.startswith("| `full\\|int8` | 4.0x | 0.2000 [0.1000, 0.3000] | 0.2000 | 75.0% [50.0%, 100.0%] |")
+
+
+def test_without_paragraphs_it_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--data"):
+        text_codecs.paragraphs(tmp_path, "test")
