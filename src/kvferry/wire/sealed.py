@@ -52,7 +52,7 @@ class Opened(Generic[M]):
 
     def __init__(self, kind: type[M]) -> None:
         self.sealed: bool | None = None
-        self._kind = kind
+        self._kind: type[M] = kind
         self._seal = Seal()
 
     def open(self, raw: bytes) -> M:
@@ -64,7 +64,7 @@ class Opened(Generic[M]):
             It is not what was sent, or no message.
         """
         try:
-            message = self._kind.FromString(raw)
+            message: M = self._kind.FromString(raw)
         except DecodeError:
             raise CorruptError("a message was damaged on the way; ask again") from None
         if self.sealed is None:
@@ -103,7 +103,7 @@ class SealedStub(service_pb2_grpc.FerryStub):  # type: ignore[misc]
 
     def __init__(self, channel: grpc.Channel) -> None:
         super().__init__(channel)
-        raw = channel.stream_stream(f"/{SERVICE}/Ask")  # bytes in, bytes out
+        raw = channel.stream_stream(f"/{SERVICE}/Ask", bytes, bytes)
 
         def ask(requests: Iterator[pb.AskRequest], **options: Any) -> SealedCall:
             seal = Seal()
@@ -150,7 +150,7 @@ def add_to_server(servicer: service_pb2_grpc.FerryServicer, server: grpc.aio.Ser
 
     known = _Handlers()
     service_pb2_grpc.add_FerryServicer_to_server(servicer, known)
-    handlers = {**known.handlers, "Ask": grpc.stream_stream_rpc_method_handler(ask)}
+    handlers: dict[str, Any] = {**known.handlers, "Ask": grpc.stream_stream_rpc_method_handler(ask)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
