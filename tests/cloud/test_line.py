@@ -45,7 +45,7 @@ def test_who_was_refused_gets_its_share() -> None:
     refused(line, "busy")
     line.leave(places.pop())
     line.leave(first)
-    refused(line, "other") if len(line) == 4 else line.enter("other")
+    line.enter("other")
     clock.now += 100
     assert line.enter("busy").identity == "busy"
 
@@ -59,3 +59,22 @@ def test_hints_follow_what_answers_take() -> None:
     assert refused(line, "b") == 2
     assert refused(line, "c") == 4, "behind b"
     assert refused(line, "d") == 6
+
+
+def test_nobody_overtakes_who_was_refused_before() -> None:
+    """Whoever has just been answered and asks again waits for those who came before that."""
+    clock = Clock()
+    line = Line(4, 2, clock)
+    inside = {who: line.enter(who) for who in "abcd"}
+    for who in "ef":
+        clock.now += 0.01
+        refused(line, who)
+    line.leave(inside["a"])
+    refused(line, "a")
+    refused(line, "f")
+    line.enter("e")
+    line.leave(inside["b"])
+    refused(line, "a")
+    line.enter("f")
+    line.leave(inside["c"])
+    assert line.enter("a").identity == "a"

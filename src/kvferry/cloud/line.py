@@ -27,8 +27,9 @@ class Line:
     """Places for questions that bring their bytes, wait, or are being answered.
 
     Who comes when all places are taken is told so before bringing anything, with a time to come again; for a while
-    after that time it counts as one of those who want a place. Where several edges want places, each may have its
-    equal share of them, so that one that asks much cannot keep the others out.
+    after that time it counts as one of those who want a place. Who comes later does not overtake it: of the places that
+    fall free, as many as the model does not need at once are kept for those who were refused before. Where several
+    edges want places, each may have its equal share of them, so that one that asks much cannot keep the others out.
 
     Parameters
     ----------
@@ -39,6 +40,7 @@ class Line:
 
     def __init__(self, places: int, together: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._places, self._together, self._clock = places, together, clock
+        self._kept = max(places - together, 0)
         self._taken: set[Place] = set()
         self._outside: dict[str, float] = {}
         self._usual_seconds = 0.0
@@ -61,13 +63,14 @@ class Line:
         """
         now = self._clock()
         self._outside = {who: until for who, until in self._outside.items() if until > now}
+        before = list(self._outside)
+        ahead = before.index(identity) if identity in before else len(before)
         mine = Counter(place.identity for place in self._taken)
         others = (mine.keys() | self._outside.keys()) - {identity}
-        share = max(1, self._places // (len(others) + 1))
-        if len(self._taken) >= self._places or (self._outside.keys() - {identity} and mine[identity] >= share):
-            ahead = len(self._outside.keys() - {identity}) + 1
-            wait = min(max(ahead * self._usual_seconds / self._together, SOONEST), LATEST)
-            self._outside[identity] = now + 2 * wait + 1.0
+        too_many = self._outside.keys() - {identity} and mine[identity] >= max(1, self._places // (len(others) + 1))
+        if too_many or self._places - len(self._taken) <= min(ahead, self._kept):
+            wait = min(max((ahead + 1) * self._usual_seconds / self._together, SOONEST), LATEST)
+            self._outside[identity] = now + 2 * wait + 1.0  # who is there already keeps its rank
             raise BusyError(f"{len(self._taken)} questions are before this one; try again in {wait:.2g} s", wait)
         self._outside.pop(identity, None)
         place = Place(identity, now)
