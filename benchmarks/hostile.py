@@ -1,7 +1,7 @@
 """``python -m benchmarks.hostile``: what one hostile client does to a real cloud, and to a good client beside it.
 
 Every kind of :mod:`tests.crossing.hostile.attacks` is sent by two clients at once, again and again for some seconds,
-while a good client asks. Printed are the good client's usual time, its median and its longest beside the attack, how
+while a good client asks. Printed are the good client's usual time, its mean and its longest beside the attack, how
 much the server's memory grew at its peak and when all was over, and what the attacker was told. ``--source`` serves
 another checkout's code, to compare with.
 """
@@ -9,7 +9,6 @@ another checkout's code, to compare with.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -25,7 +24,7 @@ import kvferry
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from tests.crossing.hostile.attacks import KINDS, Attacker
-from tests.crossing.hostile.sender import begin, ended
+from tests.crossing.hostile.sender import begin, ended, told
 from tests.crossing.process import write_model
 
 SECONDS, CLIENTS = 3.0, 2
@@ -54,13 +53,10 @@ def row(name: str, pid: int, address: str, attack: Call, good: Call) -> dict[str
         usual = statistics.median(timed(stub, good) for _ in range(9))
         Path(f"/proc/{pid}/clear_refs").write_text("5")
         before = memory(pid, "VmRSS")
-        with begin(address, SECONDS, CLIENTS, attack) as attacker:
-            assert attacker.stdout is not None
-            attacker.stdout.readline()
-            waits: list[float] = []
-            while attacker.poll() is None:
-                waits.append(timed(stub, good))
-            told = json.loads(attacker.stdout.read())
+        attacker = begin(address, SECONDS, CLIENTS, attack)
+        waits = [timed(stub, good)]
+        while attacker.poll() is None:
+            waits.append(timed(stub, good))
         peak = memory(pid, "VmHWM") - before
         timed(stub, good)
         kept = memory(pid, "VmRSS") - before
@@ -68,14 +64,33 @@ def row(name: str, pid: int, address: str, attack: Call, good: Call) -> dict[str
         "kind": name,
         "bytes": sum(message.ByteSize() for message in attack),
         "usual_s": round(usual, 4),
-        "median_s": round(statistics.median(waits), 4),
+        "mean_s": round(statistics.mean(waits), 4),
         "longest_s": round(max(waits), 3),
-        "ratio": round(statistics.median(waits) / usual, 2),
+        "ratio": round(statistics.mean(waits) / usual, 2),
         "peak_mib": round(peak),
         "kept_mib": round(kept),
         "before_mib": round(before),
-        "told": told,
+        "told": told(attacker),
     }
+
+
+class Server:
+    """A real cloud; a new one takes its place where an attack left something behind."""
+
+    def __init__(self, model: Path, source: str) -> None:
+        words = [sys.executable, "-m", "kvferry.cli", "serve", "--model", str(model), "--listen", "127.0.0.1:0"]
+        environment = os.environ | {"PYTHONPATH": source, "GRPC_VERBOSITY": "NONE", "OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [*words, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+        assert self._process.stdout is not None
+        self.address = str(json.loads(self._process.stdout.readline())["address"])
+        self.pid = self._process.pid
+
+    def end(self) -> None:
+        """Whatever it is at."""
+        self._process.kill()
+        self._process.wait()
 
 
 def main() -> None:
@@ -89,24 +104,19 @@ def main() -> None:
         attacker = Attacker(kvferry.load(str(model)))
         good = attacker.image([attacker.picture])
         good[0].start.max_new_tokens = 8
-        rows = []
+        rows: list[dict[str, object]] = []
+        server: Server | None = None
         for name in [name for name in KINDS if given.kinds in name]:
             attack = KINDS[name][0](attacker)
-            gc.collect()
-            command = [sys.executable, "-m", "kvferry.cli", "serve", "--model", str(model), "--listen", "127.0.0.1:0"]
-            environment = os.environ | {"PYTHONPATH": given.source, "GRPC_VERBOSITY": "NONE", "OMP_NUM_THREADS": "1"}
-            server = subprocess.Popen(
-                [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-            )
-            try:
-                assert server.stdout is not None
-                address = str(json.loads(server.stdout.readline())["address"])
-                rows.append(row(name, server.pid, address, attack, good))
-                print(json.dumps(rows[-1]), flush=True)
-            finally:
-                server.kill()
-                server.wait()
-    print("\n| kind | bytes | others' time, median (x usual) | longest | peak | kept | told |")
+            server = server or Server(model, given.source)
+            rows.append(row(name, server.pid, server.address, attack, good))
+            print(json.dumps(rows[-1]), flush=True)
+            if rows[-1]["longest_s"] > 5 or rows[-1]["kept_mib"] > 100:  # type: ignore[operator]
+                server.end()
+                server = None
+        if server is not None:
+            server.end()
+    print("\n| kind | bytes | others' time (x usual) | longest | peak | kept | told |")
     print("|---|---:|---:|---:|---:|---:|---|")
     for each in rows:
         print(

@@ -27,6 +27,7 @@ from kvferry.bitstream.bounds import Bounds
 from kvferry.bitstream.positions import Places, write_sparse
 from kvferry.bitstream.records import START, Chain, Kind, compress, decompress, parse, read_prefix
 from kvferry.bitstream.varints import Numbers, write_varints
+from kvferry.bounds import ModelBounds
 from kvferry.errors import BitstreamError, FingerprintError
 from kvferry.recipe import compress as compress_cache
 from kvferry.wire import bitstream_pb2 as pb
@@ -40,6 +41,8 @@ STREAMS = [
 ]  # fmt: skip
 """Recipe and tiers."""
 
+FITTING = ModelBounds(SMALL.fingerprint, ((2, 3),) * 2, 1 << 10, 64, 3, visual_ids=(7,))
+"""Of a model that could have made it."""
 MOST_CACHE = 1 << 24
 MOST_MEMORY = 1 << 29
 NUMBERS = (0, 1, 2, 3, 7, 63, 64, 65, 127, 128, 4096, 4097, 65535, 65536, 1 << 22, 2**31 - 1, 2**31, 2**32 - 1)
@@ -137,7 +140,7 @@ def in_fields(records: Records, others: list[Records], rng: random.Random) -> by
         kind, body = records[index]
         message = parse(TYPES[Kind(kind)], body)
         donor = rng.choice([other for k, other in rng.choice(others) if k == kind])
-        _change(message, parse(TYPES[Kind(kind)], donor), rng)
+        change(message, parse(TYPES[Kind(kind)], donor), rng)
         body = message.SerializeToString()
         records[index] = (kind, body)
     if rng.random() < 0.1:
@@ -178,7 +181,7 @@ def _written(numbers: Numbers, limit: int, form: str) -> bytes:
     return np.packbits(mask, bitorder="little").tobytes()[: -(-limit // 8)]
 
 
-def _change(message: Any, donor: Any, rng: random.Random) -> None:
+def change(message: Any, donor: Any, rng: random.Random) -> None:
     fields = list(message.DESCRIPTOR.fields)
     if not fields:
         return
@@ -187,7 +190,7 @@ def _change(message: Any, donor: Any, rng: random.Random) -> None:
     if field.message_type is not None:
         inner = rng.choice(value) if field.is_repeated and len(value) else None if field.is_repeated else value
         if inner is not None:
-            _change(inner, inner, rng)
+            change(inner, inner, rng)
     elif rng.random() < 0.15:
         message.ClearField(field.name)
     elif field.is_repeated:
@@ -225,11 +228,12 @@ MUTATIONS: list[Callable[[Records, list[Records], random.Random], bytes]] = [
 def read(blob: bytes, rng: random.Random) -> str:
     """How reading ``blob`` in some way ends: the name of the error, or ``decoded``. Anything else is raised."""
     try:
-        way = rng.randrange(4)
+        way = rng.randrange(5)
         if way == 0:
             inspect(blob)
             return "decoded"
-        reader = Reader(max_bytes=MOST_CACHE, layers=[0] if way == 1 else None)
+        bounds = Bounds(MOST_CACHE, FITTING.tokens, FITTING) if way == 4 else Bounds(MOST_CACHE)
+        reader = Reader(layers=[0] if way == 1 else None, bounds=bounds)
         start = 0
         while start < len(blob):
             size = len(blob) if way == 2 else rng.randint(1, 400)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from kvferry.bitstream import contexts, positions
 from kvferry.bitstream import header as headers
 from kvferry.bitstream import layout as layouts
-from kvferry.bitstream import positions
 from kvferry.bitstream.bounds import Bounds
 from kvferry.bitstream.positions import Kept, Places, read_sparse, write_sparse
 from kvferry.bitstream.records import ZSTD_MAGIC, compress, decompress
@@ -301,3 +301,24 @@ def test_decompression_is_bounded() -> None:
     for broken in (bomb[:-1], bomb + b"x", b"", b"zzzz"):
         with pytest.raises(CorruptError):
             decompress(broken, 1 << 20)
+
+
+@given(st.integers(0, 9999), st.integers(1, 4), st.floats(0, 1))
+def test_compiled_decisions_are_the_same(seed: int, rows: int, density: float) -> None:
+    """Several frames, each guided by the one before; with bytes that are left over, both say so."""
+    compiled = pytest.importorskip("kvferry.bitstream.binary_kernels")
+    random = np.random.default_rng(seed)
+    visual = random.random(70) < 0.5
+    writer, plain, fast = (contexts.Contexts(visual) for _ in range(3))
+    guide, held = None, np.zeros((rows, 70), bool)
+    for _ in range(3):
+        mask = (random.random((rows, 70)) < density) & ~held
+        data = writer.encode(mask, held, guide)
+        out = np.zeros_like(mask)
+        fast._decide(compiled, np.frombuffer(data, np.uint8), held, guide, out)
+        assert np.array_equal(out, mask)
+        assert np.array_equal(plain.decode(data, held, guide), mask)
+        assert (fast._weights.ones, fast._weights.zeros) == (plain._weights.ones, plain._weights.zeros)
+        with pytest.raises(CorruptError, match="more bytes"):
+            contexts.Contexts(visual)._decide(compiled, np.zeros(400, np.uint8), held, guide, out)
+        guide, held = mask, held | mask

@@ -16,13 +16,13 @@ MOST = 1 << 12
 """Rows times tokens that one frame may code so: a decision takes about a microsecond."""
 
 _UNGUIDED = 2
-_WORTH = 1 << 8
-"""Fewer decisions are made before compiled code is loaded."""
+_WORTH = 1 << 16
+"""Decisions that a stream makes before compiled code is loaded for them, which takes about as long."""
 
 
 @cache
-def _kernels() -> Any:
-    """Compiled decisions, or None: the plain path makes the same."""
+def kernels() -> Any:
+    """Compiled decisions, or None: the plain path makes the same. A server loads them beforehand."""
     try:
         from kvferry.bitstream import binary_kernels
     except ImportError:
@@ -42,6 +42,7 @@ class Contexts:
     def __init__(self, visual: Mask, weights: Weights | None = None) -> None:
         self._visual = visual
         self._weights = weights or Weights(24)
+        self._decisions = 0
 
     def copy(self) -> Contexts:
         """For a trial that may be given up."""
@@ -58,7 +59,9 @@ class Contexts:
     def decode(self, data: bytes, held: Mask, guide: Mask | None) -> Mask:
         """What :meth:`encode` was given; any bytes decode to something, but none may be left over."""
         mask = np.zeros_like(held)
-        if held.size >= _WORTH and (compiled := _kernels()) is not None:
+        self._decisions += held.size
+        loaded = kernels.cache_info().currsize or self._decisions > _WORTH
+        if loaded and (compiled := kernels()) is not None:
             self._decide(compiled, np.frombuffer(data, np.uint8), held, guide, mask)
             return mask
         reader = BitReader(data, self._weights)

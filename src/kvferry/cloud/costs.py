@@ -157,8 +157,13 @@ class Account:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where its allocator would keep it."""
+    """Return what a large request leaves to the system."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return freed memory to the system, where its allocator would keep it."""
     with suppress(AttributeError, OSError):
         _libc().malloc_trim(0)
 

@@ -17,6 +17,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from kvferry.bitstream.contexts import kernels
+from kvferry.cloud.costs import trim
 from kvferry.cloud.engine import Engine
 from kvferry.cloud.gate import Gate
 from kvferry.cloud.limits import Limits
@@ -152,7 +154,8 @@ async def _serve(
         door, at = await open_door(http, vlm, engine, limits, service.sessions, access.tokens, keys, insecure)
         if on_http is not None:
             on_http(at)
-    tidying = asyncio.create_task(_tidy(service.sessions))
+    threading.Thread(target=kernels, daemon=True, name="kvferry-load").start()
+    tidying = asyncio.create_task(_tidy(service.sessions, engine))
     try:
         if on_ready is not None:
             on_ready(address)
@@ -202,8 +205,10 @@ async def _tell(status: Any, engine: Engine, stuck_seconds: float) -> None:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _tidy(sessions: Sessions) -> None:
-    """Forget idle sessions even while nobody asks anything."""
+async def _tidy(sessions: Sessions, engine: Engine) -> None:
+    """Forget idle sessions even while nobody asks anything, and give memory back to the system then."""
     while True:
         await asyncio.sleep(TIDY_SECONDS)
         sessions.expire()
+        if not engine.present:
+            await asyncio.to_thread(trim)

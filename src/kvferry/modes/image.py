@@ -169,13 +169,17 @@ class ImageReceiver(NeedsAll):
         self._files.feed(data)
 
     def finish(self) -> None:
-        self._pictures = self._files.open()
-        self.note = note_on(self._vlm, self._pictures)
+        pictures = self._files.open()
+        self.note = note_on(self._vlm, pictures)
+        began = time.perf_counter()
+        self._prompt = self._vlm.prompt_of(pictures, self._question)  # not in the model's own thread
+        self.prefill_seconds = time.perf_counter() - began
 
     def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
-        from kvferry.models.steps import reading
+        from kvferry.models.steps import read
 
         began = time.perf_counter()
-        cache = yield from reading(self._vlm, self._pictures, self._question, pace)
-        self.prefill_seconds = time.perf_counter() - began
+        prompt, layout, _ = self._prompt
+        cache = yield from read(self._vlm.model, prompt.inputs, layout, self._vlm.fingerprint, pace)
+        self.prefill_seconds += time.perf_counter() - began
         return cache, None

@@ -191,8 +191,8 @@ class ScoutReceiver(NeedsAll):
         self._data += data[files:]
 
     def finish(self) -> None:
-        self._pictures = self._files.open()
-        self.note = note_on(self._vlm, self._pictures)
+        pictures = self._files.open()
+        self.note = note_on(self._vlm, pictures)
         self._body, checksum = bytes(self._data[: -CHECKSUM.size]), self._data[-CHECKSUM.size :]
         if len(checksum) < CHECKSUM.size:
             raise TruncatedError("the positions did not arrive; send them again")
@@ -200,12 +200,16 @@ class ScoutReceiver(NeedsAll):
         self._message = parse(modes_pb2.PositionSet, self._body)
         if self._message.base:
             self._base = self._store.take(self._message.base, np.ndarray)
+        began = time.perf_counter()
+        self._prompt = self._vlm.prompt_of(pictures, self._question)  # not in the model's own thread
+        self.prefill_seconds = time.perf_counter() - began
 
     def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
-        from kvferry.models.steps import reading
+        from kvferry.models.steps import read
 
         began = time.perf_counter()
-        cache = yield from reading(self._vlm, self._pictures, self._question, pace)
+        prompt, layout, _ = self._prompt
+        cache = yield from read(self._vlm.model, prompt.inputs, layout, self._vlm.fingerprint, pace)
         layout = cache.layout
         tokens = int(layout.visual.sum())
         if self._checksum != _checksum(self._body, tokens):
@@ -216,5 +220,5 @@ class ScoutReceiver(NeedsAll):
         mask = decode_set(self._message, tokens, layout.grids, self._base)
         self._store.put(set_digest(mask, self._files.digests), mask, mask.nbytes)
         kept = evict(cache, selection_of(cache, mask))
-        self.prefill_seconds = time.perf_counter() - began
+        self.prefill_seconds += time.perf_counter() - began
         return kept, None

@@ -124,8 +124,8 @@ class Attacker:
         return self.kv(records((Kind.HEADER, header.SerializeToString()), *each), "full|bf16|zstd")
 
     def large_pictures(self, count: int = 16, side: int = 8000) -> list[pb.AskRequest]:
-        """16 PNGs of 64 megapixels, one colour each."""
-        return self.image(_png(side, side, shade) for shade in range(count))
+        """16 PNGs of 64 megapixels in some 200 KB each."""
+        return self.image([_png(side, side, 3)] * count)
 
     def one_large_picture(self) -> list[pb.AskRequest]:
         """The largest that is taken: what it costs is to be paid aside."""
@@ -214,7 +214,7 @@ class Attacker:
 
 Build = Callable[[Attacker], list[pb.AskRequest]]
 KINDS: dict[str, tuple[Build, tuple[str, ...]]] = {
-    "3,500 old tokens recalled": (Attacker.recalled, ()),
+    "3,500 old tokens recalled": (Attacker.recalled, ("done",)),
     "150,000 turns": (Attacker.many_turns, ("INPUT",)),
     "rope_delta, 20,000 pending": (Attacker.pending, ("CORRUPT",)),
     "8 M empty layers": (Attacker.empty_layers, ("CORRUPT",)),
@@ -232,7 +232,7 @@ KINDS: dict[str, tuple[Build, tuple[str, ...]]] = {
     "EPS": (Attacker.postscript, ("INPUT",)),
     "TIFF": (Attacker.tiff, ("INPUT",)),
 }
-"""By what a reader of the table calls it: the messages, and what a cloud answers (anything but a crash where empty)."""
+"""By what a reader of the table calls it: the messagesand what a cloud may answer."""
 
 
 def _png(width: int, height: int, shade: int) -> bytes:

@@ -53,13 +53,23 @@ def ended(stub: service_pb2_grpc.FerryStub, call: list[pb.AskRequest]) -> str:
 
 
 def begin(address: str, seconds: float, clients: int, call: list[pb.AskRequest]) -> subprocess.Popen[bytes]:
-    """Start it; its output comes when all calls have ended."""
+    """Start it, and wait until it begins."""
     words = [sys.executable, "-m", __name__, address, str(seconds), str(clients)]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(packed(call))
     process.stdin.close()
+    assert process.stdout is not None
+    process.stdout.readline()
     return process
+
+
+def told(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """How its calls ended."""
+    assert process.stdout is not None
+    with process:
+        ends: dict[str, int] = json.loads(process.stdout.read())
+    return ends
 
 
 def main(address: str, seconds: float, clients: int) -> None:
