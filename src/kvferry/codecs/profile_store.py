@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,9 +24,19 @@ _seen: dict[Path, tuple[str, bytes]] = {}
 
 def add(path: Path) -> tuple[AnyProfile, bytes]:
     """Read a profile and keep it for whoever encodes or decodes in this process."""
-    profile, digest = read(path)
+    try:
+        about = path.stat()
+        profile, digest = _read_once(path.absolute(), about.st_mtime_ns, about.st_size)
+    except OSError:
+        profile, digest = read(path)
     _known[profile.fingerprint, digest] = profile
     return profile, digest
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: Path, changed: int, size: int) -> tuple[AnyProfile, bytes]:
+    """:func:`read`, once for what a file holds."""
+    return read(path)
 
 
 def for_encoding(kind: type[P], path: str, fingerprint: str) -> tuple[P, bytes]:

@@ -89,14 +89,26 @@ class Tree:
         layers, each = len(self.layers), len(self.leaves) // len(self.layers)
         return layers, each, self.layers.shape[1] // each, len(self.joint) // layers
 
+    def _reached(self, count: int) -> tuple[int, int]:
+        """Up to which column of ``joint``, and of a layer's matrix, the ``count`` leading coefficients reach."""
+        layers, _, _, lead = self._sizes
+        j, n = len(self.joint), self.layers.shape[1]
+        leading = self.order[:count]
+        joint, rest = leading[leading < j], leading[(leading >= j) & (leading < j + layers * (n - lead))]
+        most = int(((rest - j) % (n - lead)).max()) + 1 if len(rest) else 0
+        return int(joint.max()) + 1 if len(joint) else 0, lead + most
+
     def forward(self, x: torch.Tensor, count: int) -> torch.Tensor:
         """The ``count`` leading coefficients in :attr:`order`, ``[k, count]``, of ``x`` (``[k, p]``, the mean taken
         off)."""
         layers, each, taken, lead = self._sizes
         blocks, d, _ = self.leaves.shape
         y = torch.bmm(x.view(-1, blocks, d).transpose(0, 1), self.leaves.to(x.device)).view(layers, each, -1, d)
-        z = torch.bmm(y[..., :taken].transpose(1, 2).flatten(2), self.layers.to(x.device))
-        all_ = z[..., :lead].transpose(0, 1).flatten(1) @ self.joint.to(x.device)
+        j, n = self._reached(count)
+        z = torch.bmm(y[..., :taken].transpose(1, 2).flatten(2), self.layers[:, :, :n].to(x.device))
+        all_ = z[..., :lead].transpose(0, 1).flatten(1) @ self.joint[:, :j].to(x.device)
+        all_ = torch.nn.functional.pad(all_, (0, len(self.joint) - j))
+        z = torch.nn.functional.pad(z, (0, self.layers.shape[1] - n))
         rest = z[..., lead:].transpose(0, 1).flatten(1), y[..., taken:].permute(2, 0, 1, 3).flatten(1)
         return torch.cat([all_, *rest], 1)[:, self.order[:count].to(x.device)]
 
@@ -108,9 +120,10 @@ class Tree:
         flat = c.new_zeros(k, blocks * d)
         flat[:, self.order[: c.shape[1]]] = c
         all_, some, rest = flat.split_with_sizes([j, layers * (n - lead), flat.shape[1] - j - layers * (n - lead)], 1)
-        first = (all_ @ self.joint.T).view(k, layers, lead)
-        z = torch.cat([first, some.view(k, layers, n - lead)], 2).transpose(0, 1)
-        y = torch.bmm(z, self.layers.mT).view(layers, k, each, taken)
+        reached, most = self._reached(c.shape[1])
+        first = (all_[:, :reached] @ self.joint[:, :reached].T).view(k, layers, lead)
+        z = torch.cat([first, some.view(k, layers, n - lead)], 2).transpose(0, 1)[:, :, :most]
+        y = torch.bmm(z, self.layers[:, :, :most].mT).view(layers, k, each, taken)
         whole = torch.cat([y.transpose(1, 2), rest.view(k, layers, each, d - taken).permute(1, 2, 0, 3)], 3)
         return torch.bmm(whole.reshape(blocks, k, d), self._back).transpose(0, 1).reshape(k, blocks * d)
 
