@@ -15,7 +15,7 @@ import numpy as np
 from kvferry.evaluate.measured import Measured
 from kvferry.evaluate.records import Line
 from kvferry.evaluate.tables import interval
-from kvferry.statistics import holm, mean_interval
+from kvferry.statistics import TOO_FEW, holm, mean_interval
 from study.claims.base import (
     FAILS,
     HOLDS,
@@ -47,6 +47,8 @@ NAME = "SmolLM2-135M, SQuAD"
 SCORERS, CODECS, CODERS, DIAGNOSIS = "scorers-512.jsonl", "codecs-512.jsonl", "coders-512.jsonl", "diagnose-int4.json"
 PROTECTED, MIXED = "protected.json", "mixed.json"
 MAKE = "make results-smol"
+ENOUGH = 30
+"""Of fewer questions figures are given and no verdict: intervals are too wide to fail a claim by."""
 
 
 class SquadRaw(Raw):
@@ -77,7 +79,7 @@ def order(raw: Raw) -> Finding:
     return Finding(
         f"{' / '.join(NAMES.values())} at 25 %, % of the full cache's F1: "
         f"{' / '.join(within(measured.of_full(r)) for r in rows)}; KL {_kls(measured, rows)}{_n(measured)}",
-        HOLDS if held else FAILS,
+        _verdict(measured, HOLDS if held else FAILS),
         f"By KL `{best.partition('@')[0]}` is nearest to the full cache of all scorers at 25 %.",
         f"each step has more F1, p (signed ranks, Holm over {len(ps)}) below {SURE}",
         tuple(parts),
@@ -99,7 +101,7 @@ def bits(raw: Raw) -> Finding:
     return Finding(
         f"INT8 / 4 / 3 / 2, % of the full cache's F1: {' / '.join(map(within, shares))}; KL {_kls(measured, rows)}"
         f"{_n(measured)}",
-        judge(held),
+        _verdict(measured, judge(held)),
         f"Where an interval is wide F1 says little; KL grows {_times(measured, rows[1], rows[0])} from 8 bits to 4, "
         f"then {_times(measured, rows[2], rows[1])} to 3 and {_times(measured, rows[3], rows[2])} to 2.",
         "INT8, INT4: the whole interval reaches 99.4 and 96 %; INT3, INT2: the interval holds the sources' figure",
@@ -129,7 +131,7 @@ def protection(raw: Raw) -> Finding:
         f"INT4 changes {losses[0]:.0%} of the answers (KL {kl[:, 0].mean():.2f}), the three worst layers alone "
         f"{' / '.join(f'{x:.0%}' for x in alone)}: {found['pattern']}; n = {found['n']} validation questions. With "
         f"layer {first} at 16 bits {_told(measured, row)}, without {_told(measured, plain)}{_n(measured)}",
-        verdict,
+        _verdict(measured, verdict),
         f"The worst layer, {first}, has {share:.0%} of the sum of the layers' own KL; "
         + ("there is no bottleneck to protect, and one layer does not help." if found["pattern"] == "distributed"
            else "the claim is about damage in few layers."),
@@ -154,7 +156,7 @@ def delta(raw: Raw) -> Finding:
         worse.append(size.low > 1 and against.difference.low <= 0)
     return Finding(
         f"{parts[0]}{_n(measured)}",
-        HOLDS if all(worse) else FAILS,
+        _verdict(measured, HOLDS if all(worse) else FAILS),
         "Differences from an anchor token are held against the numbers themselves, by the same range coder.",
         "in the same steps more bytes without more F1",
         tuple(parts[1:]),
@@ -181,7 +183,7 @@ def spectrum(raw: Raw) -> Finding:
         f"{' / '.join(within(measured.of_full(p.name)) for p in points)}; KL {_kls(measured, [p.name for p in points])}"
         f"{_n(measured)}; top 5 % of singular values of keys / values hold, %: {' / '.join(map(within, sides))} "
         f"(n = {found['n']})",
-        judge(held),
+        _verdict(measured, judge(held)),
         f"The largest fall is from rank {worst[0]} to {worst[1]}: {percent(falls[worst])} points of F1, KL "
         f"{_times(measured, f'full|svd:{worst[1]}', f'full|svd:{worst[0]}')}.",
         "a cliff is a fall of over 20 % of the full cache's F1 (whole interval) from one measured rank to the next; "
@@ -199,7 +201,7 @@ def retention(raw: Raw) -> Finding:
     return Finding(
         f"`{row}` {_told(measured, row)} at {size:.1%} of the bytes (claimed: {BYTES:.2%}); `{whole}` "
         f"{_told(measured, whole)}; `{other}` {_told(measured, other)}{_n(measured)}",
-        HOLDS if share.high >= KEPT else FAILS,
+        _verdict(measured, HOLDS if share.high >= KEPT else FAILS),
         f"Of KL {_kl(measured, row):.2f}, INT4 alone has {_kl(measured, whole):.2f}.",
         "the interval reaches 96 %",
         tuple(f"`{p.name}`: {_told(measured, p.name)} at {measured.bytes[p.name] / measured.bf16:.1%} of the bytes"
@@ -229,7 +231,7 @@ def steps(raw: Raw) -> Finding:
         "of BF16 bytes: "
         + " / ".join(f"{within(measured.of_full(r))} at {measured.bytes[r] / measured.bf16:.2f}" for r in rows)
         + _n(measured),
-        judge(held),
+        _verdict(measured, judge(held)),
         f"By KL the steps are there: {_kls(measured, rows[1:])}.",
         "INT8 keeps 99.4 % (whole interval); mixed has more F1 than INT4 and less than INT8 (both p below 0.05, Holm)",
         tuple(ratios),
@@ -251,6 +253,10 @@ def _profile(measured: Measured, name: str) -> str:
     if row is None:
         raise MissingError(f"the results hold no row full|mixed@{name}; sweep it too")
     return row
+
+
+def _verdict(measured: Measured, verdict: str) -> str:
+    return verdict if measured.n >= ENOUGH else f"{TOO_FEW} for a verdict"
 
 
 def _kl(measured: Measured, row: str) -> float:

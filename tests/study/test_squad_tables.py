@@ -23,7 +23,14 @@ HEAD = {
 N = 40
 
 
-def put(folder: Path, name: str, right: Mapping[str, int], kl: Mapping[str, float], sizes: Mapping[str, int]) -> None:
+def put(
+    folder: Path,
+    name: str,
+    right: Mapping[str, int],
+    kl: Mapping[str, float],
+    sizes: Mapping[str, int],
+    n: int = N,
+) -> None:
     """A raw file: of every row how many of 100 answers are right, its KL, its bytes."""
     plan = PLANS[name]
     rows = canonical(plan.rows)
@@ -33,7 +40,7 @@ def put(folder: Path, name: str, right: Mapping[str, int], kl: Mapping[str, floa
     }  # fmt: skip
     begin(folder / f"{name}-512.jsonl", what, HEAD)
     records = []
-    for i in range(N):
+    for i in range(n):
         outcomes = {FULL: Answer(1000 if plan.carried else None, 0.0, 1.0)}
         for row in rows:
             held = i * 37 % 100 < right.get(row, 50)
@@ -89,6 +96,11 @@ def test_a_claim_that_fails_is_told(folder: Path) -> None:
     (folder / "scorers-512.jsonl").unlink()
     put(folder, "scorers", {"q2c@0.25|bf16": 10}, {}, {})
     assert smollm2.FINDINGS[5](smollm2.raw_in(folder.parent)).verdict == FAILS
+    (folder / "coders-512.jsonl").unlink()
+    put(folder, "coders", {}, {}, {}, n=8)
+    few = smollm2.FINDINGS[8](smollm2.raw_in(folder.parent))
+    assert few.verdict == "too few questions for a verdict"
+    assert "n = 8" in few.measured
     (folder / "diagnose-int4.json").unlink()
     with pytest.raises(MissingError, match="diagnose-int4"):
         smollm2.FINDINGS[7](smollm2.raw_in(folder.parent))
