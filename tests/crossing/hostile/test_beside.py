@@ -13,6 +13,7 @@ import pytest
 from kvferry import VLM
 from kvferry.wire import service_pb2_grpc
 from tests.crossing.hostile.attacks import KINDS, Attacker
+from tests.crossing.hostile.fuzz import fuzzed, wrong
 from tests.crossing.hostile.sender import begin, ended, told
 from tests.crossing.process import CloudProcess
 
@@ -82,3 +83,11 @@ def test_is_served_as_usual(server: CloudProcess, attacker: Attacker, good: Good
         while resident(server) > (most := 1.1 * memory) and time.monotonic() < until:
             time.sleep(0.2)
         assert resident(server) <= most
+
+
+def test_wrong_things_at_random(server: CloudProcess, vlm: VLM, good: Good) -> None:
+    """``python -m tests.crossing.hostile.fuzz`` does so for longer, and counts."""
+    ends = fuzzed(server.address, vlm, seconds=2, seed=0)
+    assert not wrong(ends)
+    assert len(ends) > 2
+    good.seconds()
