@@ -185,7 +185,10 @@ def test_what_can_be_asked_for(edge: Edge, vlm: VLM, picture: Path) -> None:
     assert edge.describe()["queue_seconds"] == 0
 
 
-def test_a_busy_cloud_says_so(edge: Edge, cloud: CloudProcess, vlm: VLM, picture: Path) -> None:
-    edge.ask([picture], QUESTION)
-    with Edge(vlm, cloud.address) as talker, talking(talker, None):
-        assert edge.describe()["queue_seconds"] > 0
+def test_a_busy_cloud_says_so(model_folder: Path, vlm: VLM, picture: Path) -> None:
+    """Where one answer is decoded at a time, the next has to wait; where several are, it has not."""
+    for together, waits in (("1", True), ("2", False)):
+        with CloudProcess(model_folder, "--together", together) as one, Edge(vlm, one.address) as edge:
+            edge.ask([picture], QUESTION)
+            with Edge(vlm, one.address) as talker, talking(talker, None):
+                assert (edge.describe()["queue_seconds"] > 0) == waits
