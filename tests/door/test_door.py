@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 
 from kvferry import VLM, Edge, compress, decompress
 from kvferry.messages import Messages
 from kvferry.security.tokens import new_token
+from kvferry.wire import service_pb2 as pb
+from tests.crossing.hostile.attacks import Attacker
 from tests.crossing.process import CloudProcess
 
 QUESTION = "what colour is the circle?"
@@ -25,7 +30,7 @@ NEW = 12
 
 @pytest.fixture(scope="module")
 def cloud(model_folder: Path) -> Iterator[CloudProcess]:
-    with CloudProcess(model_folder, "--http", "127.0.0.1:0", "--max-bytes", "400000") as process:
+    with CloudProcess(model_folder, "--http", "127.0.0.1:0", "--max-bytes", "450000") as process:
         assert process.ready
         yield process
         assert process.stop() == 0
@@ -152,7 +157,7 @@ def test_refused(client: openai.OpenAI, model: str, change: dict[str, Any], para
 def test_other_models_and_too_much(client: openai.OpenAI, cloud: CloudProcess, model: str) -> None:
     with pytest.raises(openai.NotFoundError, match="only"):
         client.chat.completions.create(model="gpt-4o", messages=asked())
-    with pytest.raises(openai.APIStatusError, match="400,000 bytes") as refused:
+    with pytest.raises(openai.APIStatusError, match="450,000 bytes") as refused:
         client.chat.completions.create(model=model, messages=asked(text="x" * 500_000))
     assert refused.value.status_code == 413
     request = urllib.request.Request(f"http://{cloud.ready['http']}/v1/chat/completions", data=b"{", method="POST")
@@ -161,6 +166,37 @@ def test_other_models_and_too_much(client: openai.OpenAI, cloud: CloudProcess, m
     assert json.load(broken.value)["error"]["param"] == "body"
     health = json.load(urllib.request.urlopen(f"http://{cloud.ready['http']}/health", timeout=20))
     assert health["status"] == "ok"
+
+
+def test_what_a_request_may_cost(client: openai.OpenAI, cloud: CloudProcess, model: str, vlm: VLM) -> None:
+    """As for edges: refused by name before memory is taken, and a cloud that serves the next one."""
+    attacker = Attacker(vlm)
+    for attack, says in ((attacker.scans(side=500), "scans"), (attacker.large_pictures(2, 7000), "pixels")):
+        files = _files_of(attack)
+        assert sum(map(len, files)) < 330_000
+        parts = [at(f"data:image/{'png' if x[1:4] == b'PNG' else 'jpeg'};base64,{_base64(x)}") for x in files]
+        with pytest.raises(openai.BadRequestError, match=says):
+            client.chat.completions.create(model=model, messages=asked(*parts), max_tokens=2)
+    url = urllib.parse.urlsplit(f"http://{cloud.ready['http']}")
+    for body, size, status in ((b"[" * 100_000, True, 400), (b"{}", False, 411)):
+        connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
+        headers = {"Content-Length": str(len(body))} if size else {"Transfer-Encoding": "chunked"}
+        sent = body if size else iter([body])
+        connection.request("POST", "/v1/chat/completions", sent, headers, encode_chunked=not size)
+        assert connection.getresponse().status == status
+        connection.close()
+    done = client.chat.completions.create(model=model, messages=asked(), max_tokens=2)
+    assert done.choices[0].message.content == vlm.answer(vlm.prefill((), QUESTION), max_new_tokens=2)
+
+
+def _files_of(call: list[pb.AskRequest]) -> list[bytes]:
+    data = b"".join(message.chunk.data for message in call)
+    ends = np.cumsum([item.size for item in call[0].start.items])
+    return [data[end - item.size : end] for item, end in zip(call[0].start.items, ends.tolist(), strict=True)]
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def test_busy_and_who_may_ask(model_folder: Path, vlm: VLM, tmp_path: Path) -> None:

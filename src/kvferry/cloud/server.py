@@ -151,7 +151,8 @@ async def _serve(
     if http:
         from kvferry.cloud.door.ways import open_door
 
-        door, at = await open_door(http, vlm, engine, limits, service.sessions, access.tokens, keys, insecure)
+        shared = limits, service.sessions, service.budget, access.tokens
+        door, at = await open_door(http, vlm, engine, *shared, keys, insecure)
         if on_http is not None:
             on_http(at)
     threading.Thread(target=kernels, daemon=True, name="kvferry-load").start()

@@ -123,10 +123,8 @@ class FilesIn:
         for item, held in zip(self._items, self._held, strict=True):
             files.append(bytes(self._data[begin : begin + item.size]) if held is None else held)
             begin += item.size if held is None else 0
-        opened = _identified(files)
-        sizes = [picture.width * picture.height for picture in opened]
-        tokens = self._visual_tokens((picture.width, picture.height) for picture in opened)
-        self._store.reserve(PIXEL_BYTES * sum(sizes) + DECODING_BYTES * max(sizes) + TOKEN_BYTES * tokens)
+        opened = identified(files)
+        self._store.reserve(memory_of(opened, self._visual_tokens))
         self.digests = [file_digest(file, picture) for file, picture in zip(files, opened, strict=True)]
         each = zip(self._items, self._held, self.digests, strict=True)
         if any(held is None and digest != item.digest for item, held, digest in each):
@@ -135,11 +133,11 @@ class FilesIn:
 
 
 def _digests(files: Sequence[bytes]) -> list[bytes]:
-    """Of picture files, by their headers and bytes, before any is decoded; see :func:`_identified`."""
-    return [file_digest(file, picture) for file, picture in zip(files, _identified(files), strict=True)]
+    """Of picture files, by their headers and bytes, before any is decoded; see :func:`identified`."""
+    return [file_digest(file, picture) for file, picture in zip(files, identified(files), strict=True)]
 
 
-def _identified(files: Sequence[bytes]) -> list[Image.Image]:
+def identified(files: Sequence[bytes]) -> list[Image.Image]:
     """Picture files opened, of which no pixel is decoded.
 
     Raises
@@ -154,3 +152,10 @@ def _identified(files: Sequence[bytes]) -> list[Image.Image]:
     for file, picture in zip(files, opened, strict=True):
         check_scans(file, picture)
     return opened
+
+
+def memory_of(opened: Sequence[Image.Image], visual_tokens: Callable[[Iterable[tuple[int, int]]], int]) -> int:
+    """Bytes that decoding these pictures takes, one after the other, and reading them with the model's processor."""
+    sizes = [picture.width * picture.height for picture in opened]
+    tokens = visual_tokens((picture.width, picture.height) for picture in opened)
+    return PIXEL_BYTES * sum(sizes) + DECODING_BYTES * max(sizes, default=0) + TOKEN_BYTES * tokens

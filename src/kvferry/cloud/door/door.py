@@ -8,8 +8,9 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from kvferry.cloud.costs import Account, Budget
 from kvferry.cloud.door.receiver import ChatReceiver
 from kvferry.cloud.door.request import Chat, ParameterError, parse
 from kvferry.cloud.engine import Engine
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 
     from kvferry.models import VLM
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 MOST_BYTES = 64 * 1024 * 1024
 """Of one request, whatever the limits."""
+BODY_COPIES = 4
+"""Of a request's bytes in memory at once: as they arrive, as JSON, in base64, and decoded."""
 Authenticate = Callable[[Mapping[str, str]], str]
 """From a request's headers to whose it is; raises AccessError."""
 
@@ -52,8 +56,10 @@ class Door:
         engine: Engine,
         limits: Limits,
         sessions: Sessions,
+        budget: Budget,
         authenticate: Authenticate = anybody,
     ) -> None:
+        self._budget = budget
         self._vlm, self._engine, self._limits, self._sessions = vlm, engine, limits, sessions
         self._authenticate = authenticate
         self._born = int(time.time())
@@ -101,11 +107,14 @@ class Door:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         try:
             identity = self._authenticate(request.headers) or f"http:{request.remote}"
-            if (request.content_length or 0) > self._most:
+            if request.content_length is None:
+                return _error(411, "this cloud takes no body of unknown size; send a Content-Length", "body")
+            if request.content_length > self._most:
                 return _error(413, f"more than {self._most:,} bytes in one request; send smaller pictures", "body")
-            with self._engine.place(identity) as place:
+            with self._engine.place(identity) as place, self._budget.account() as account:
                 async with asyncio.timeout(self._limits.request_seconds):
-                    return await self._answered(request, place)
+                    account.reserve(BODY_COPIES * request.content_length)
+                    return await self._answered(request, place, account)
         except TimeoutError:
             late = f"the cloud gives a question {self._limits.request_seconds:g} s; send less or ask for less"
             return _failed(DeadlineError(late))
@@ -118,18 +127,25 @@ class Door:
             log.exception("failed on a chat")
             return _failed(error)
 
-    async def _answered(self, request: web.Request, place: Place) -> web.StreamResponse:
-        try:
-            body = json.loads(await request.read())
-        except ValueError:
-            raise ParameterError("the body is not JSON; send an object with model and messages", "body") from None
-        chat = parse(body, self._limits.new_tokens)
-        del body
+    async def _answered(self, request: web.Request, place: Place, account: Account) -> web.StreamResponse:
+        raw = await request.read()
+
+        async def decode(work: Callable[..., T], *given: object) -> T:
+            """In a thread, within what a request may take of it."""
+
+            def counted() -> T:
+                with account.working():
+                    return work(*given)
+
+            return await self._engine.decode(counted, heavy=account.heavy)
+
+        chat = await decode(_parsed, raw, self._limits.new_tokens)
+        del raw
         if chat.model != self._vlm.name:
             missing = f"there is no model {chat.model!r} here, only {self._vlm.name!r}"
             return _error(404, missing, "model", "model_not_found")
-        receiver = await self._engine.decode(self._receiver, chat, place.identity)
-        await self._engine.decode(receiver.finish)
+        receiver = await decode(self._receiver, chat, account)
+        await decode(receiver.finish)
         talk = _Talk(self._engine, self._vlm, receiver, chat, place)
         if chat.stream:
             return await self._streamed(request, talk)
@@ -138,8 +154,9 @@ class Door:
         choice = {"index": 0, "message": message, "finish_reason": talk.finish, "logprobs": None}
         return _json({**talk.head("chat.completion"), "choices": [choice], "usage": talk.usage})
 
-    def _receiver(self, chat: Chat, identity: str) -> ChatReceiver:
-        return ChatReceiver(self._vlm, chat, self._sessions.store(b"", False), self._most)
+    def _receiver(self, chat: Chat, account: Account) -> ChatReceiver:
+        store = self._sessions.store(b"", False, reserve=account.reserve)
+        return ChatReceiver(self._vlm, chat, store, self._most)
 
     async def _streamed(self, request: web.Request, talk: _Talk) -> web.StreamResponse:
         """Server-sent events. What goes wrong before the first token is an HTTP error, afterwards an event."""
@@ -169,6 +186,14 @@ class Door:
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
+
+
+def _parsed(raw: bytes, most_tokens: int) -> Chat:
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ParameterError("the body is not JSON; send an object with model and messages", "body") from None
+    return parse(body, most_tokens)
 
 
 class _Talk:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from kvferry.cloud.door.request import Chat
 from kvferry.cloud.sessions import SessionShelf
-from kvferry.errors import InputError
 from kvferry.modes import receiver_of
 from kvferry.modes.checks import check_count
+from kvferry.modes.files import identified, memory_of
 from kvferry.modes.receiver import ModeReceiver, NeedsAll
-from kvferry.pictures import MAX_PIXELS, WIRE_FORMATS, identify, open_picture
+from kvferry.pictures import WIRE_FORMATS, open_picture
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class ChatReceiver(NeedsAll):
         self.prompt_tokens = 0
         self._vlm = vlm
         self._chat = chat
+        self._store = store
         self._cached: ModeReceiver | None = None
         if chat.cache is not None:
             start = pb.AskRequest.Start(mode=pb.MODE_KV, question=chat.question or "", recipe="full|bf16")
@@ -49,10 +50,12 @@ class ChatReceiver(NeedsAll):
         assert self._chat.messages is not None
         files = self._chat.messages.images
         check_count(len(files))
-        headers = [identify(file, formats=WIRE_FORMATS) for file in files]
-        if (pixels := sum(x.width * x.height for x in headers)) > MAX_PIXELS:
-            raise InputError(f"pictures of {pixels:,} pixels in all are too much; at most {MAX_PIXELS:,} are taken")
-        self._messages = self._chat.messages.with_images([open_picture(file, formats=WIRE_FORMATS) for file in files])
+        self._store.reserve(memory_of(identified(files), self._vlm.visual_tokens))
+        pictures = []
+        for file in files:
+            self._store.reserve(0)
+            pictures.append(open_picture(file, formats=WIRE_FORMATS))
+        self._messages = self._chat.messages.with_images(pictures)
 
     def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
         """See :class:`ModeReceiver`."""

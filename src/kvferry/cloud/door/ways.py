@@ -13,6 +13,7 @@ from kvferry.security import ServerKeys, Tokens
 from kvferry.security.tls import check_listen
 
 if TYPE_CHECKING:
+    from kvferry.cloud.costs import Budget
     from kvferry.cloud.engine import Engine
     from kvferry.cloud.sessions import Sessions
     from kvferry.models import VLM
@@ -24,6 +25,7 @@ async def open_door(
     engine: Engine,
     limits: Limits,
     sessions: Sessions,
+    budget: Budget,
     tokens: Tokens | None,
     keys: ServerKeys | None,
     insecure: bool,
@@ -40,7 +42,7 @@ async def open_door(
         The port is taken or the host is not ours.
     """
     check_listen(listen, keys, insecure)
-    door = Door(vlm, engine, limits, sessions, anybody if tokens is None else shown(tokens))
+    door = Door(vlm, engine, limits, sessions, budget, anybody if tokens is None else shown(tokens))
     return door, await door.open(listen, None if keys is None else _context(keys))
 
 
