@@ -12,6 +12,7 @@ from kvferry.evaluate.records import Protocol
 from kvferry.evaluate.tables import interval, markdown
 from kvferry.policy.break_even import SHAPES, Machines, break_even_map
 from kvferry.policy.break_even_figure import panels
+from study import text_codecs
 from study.claims.base import Raw
 from study.codec_tables import percent, times
 from study.headline import chosen, first_of, tuned
@@ -24,6 +25,8 @@ FIRST = ("cloud", "edge", "control")
 """The shipped models come in this order, others behind them."""
 REAL = "smollm2"
 """The folder of what a language model answered that others trained."""
+CODED = "smollm2-codecs"
+"""The folder of how small its caches get."""
 IDLE = 0.5
 """Load of a cloud that is at most half busy."""
 NEAR = 8
@@ -32,7 +35,8 @@ NEAR = 8
 
 def facts(raw: Raw, places: Places) -> list[str]:
     """What a reader should take away, each line from raw files."""
-    return [*_bytes_fact(raw), *real.fact(raw.folder / REAL, places), *_large_fact()]
+    real_facts = *real.fact(raw.folder / REAL, places), *text_codecs.fact(raw.folder / CODED, places)
+    return [*_bytes_fact(raw), *real_facts, *_large_fact()]
 
 
 def _models(raw: Raw, kind: str) -> list[str]:

@@ -19,6 +19,7 @@ from kvferry.statistics import mean_interval
 
 if TYPE_CHECKING:
     from kvferry.models import VLM
+    from study.page import Places
 
 Record = dict[str, Any]
 KVTC_ROWS = 4000
@@ -27,6 +28,9 @@ WEIGHED = 3
 SHORTEST, LONGEST = 230, 470
 """Tokens of the context; the template and the question add about 45."""
 ANSWER = 16
+NEAR = 0.1
+"""Nats a token within which a row counts as near to the full cache."""
+RAW, PAGE, TITLE = "paragraphs.jsonl", "smollm2-codecs.md", "Whole caches of SmolLM2-135M: bytes and KL of every codec"
 CODECS = (
     "int8|zstd", "int4|zstd", "turbo:3.5", "turbo:2.5", "kivi:2",
     *(f"kvtc:{ratio}@{{kvtc}}|zstd" for ratio in (8, 16, 32)),
@@ -110,6 +114,69 @@ def measure(vlm: VLM, context: str, question: str, rows: dict[str, str]) -> Reco
         same = float((reference.argmax(-1) == logits.argmax(-1)).float().mean())
         found["rows"][name] = [len(blob), divergence(reference, logits), same]
     return found
+
+
+def read(folder: Path) -> list[Record]:
+    """The raw results in a folder; none where there are none."""
+    file = folder / RAW
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def fact(folder: Path, places: Places) -> Iterator[str]:
+    """How many times smaller each family of codecs makes a whole cache at :data:`NEAR` nats from the full one."""
+    records = read(folder)
+    if not records:
+        return
+    ranked = sorted(((near(rows), family) for family, rows in families(records).items()), reverse=True)
+    words = ", ".join(f"`{family}` {ratio:.1f}x" for ratio, family in ranked if ratio)
+    yield (
+        f"* **How small a whole cache of those weights gets** at {NEAR:g} nats a token from the full one "
+        f"(SmolLM2-135M, SQuAD's test paragraphs, n = {len(records)}, between the rows on either side; both ends hold a calibrated "
+        f"profile for `kvtc` and `transform`): {words}. [All rows]({places.link(places.details / PAGE)})."
+    )
+
+
+def families(records: list[Record]) -> dict[str, list[tuple[float, float]]]:
+    """Whole caches by codec: how many times smaller than BF16, and the mean KL, by rising ratio."""
+    bf16, found = sum(record["bf16"] for record in records), dict[str, list[tuple[float, float]]]()
+    for name in records[0]["rows"]:
+        selection, codec = name.split("|")[:2]
+        if selection == "full":
+            size, kl, _ = np.array([record["rows"][name] for record in records]).T
+            family = codec.partition(":")[0].rstrip("0123456789")
+            found.setdefault(family, []).append((float(bf16 / size.sum()), float(kl.mean())))
+    return {family: sorted(rows) for family, rows in found.items()}
+
+
+def near(rows: list[tuple[float, float]], nats: float = NEAR) -> float:
+    """The ratio at ``nats``, on a line between two rows in logarithms of both; at most the last row's, 0 beyond all."""
+    within = [row for row in rows if row[1] <= nats]
+    beyond = [row for row in rows if row[1] > nats]
+    if not within or not beyond:
+        return max((ratio for ratio, _ in within), default=0.0)
+    (low, least), (high, most) = max(within), min(beyond)
+    share = np.log(nats / max(least, 1e-9)) / np.log(most / max(least, 1e-9))
+    return float(low * (high / low) ** share)
+
+
+def write_page(folder: Path, places: Places) -> list[tuple[str, str]]:
+    """The page of the raw results in a folder: its title and name."""
+    records = read(folder)
+    if not records:
+        return []
+    lengths = [record["tokens"] for record in records]
+    made = sorted({f"`{record['commit'][:12]}`" for record in records if "commit" in record})
+    text = [
+        f"# {TITLE}", "",
+        f"{len(records)} prompts of {min(lengths)} to {max(lengths)} tokens from SQuAD's test paragraphs, paired; "
+        f"whole bitstreams; KL and likeliest token along the full cache's own answer of {ANSWER} tokens; 95 % "
+        "bootstrap intervals. Profiles of calibration paragraphs, not counted in the bytes. Protocol A. Made by "
+        f"`python -m study text-codecs`, which goes on where it stopped{'; commits ' if made else ''}{', '.join(made)}.", "",
+        table(records), "",
+    ]  # fmt: skip
+    places.details.mkdir(parents=True, exist_ok=True)
+    (places.details / PAGE).write_text("\n".join(text))
+    return [(TITLE, PAGE.removesuffix(".md"))]
 
 
 def table(records: list[Record]) -> str:

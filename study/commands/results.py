@@ -21,6 +21,7 @@ from study import (
     overview,
     scout_tables,
     sweep_tables,
+    text_codecs,
 )
 from study.claims.base import Raw
 from study.page import Places, write_detail
@@ -85,7 +86,8 @@ def results(
     text += [*overview.scorer_table(found, places), claims.render(raw, places)]
     behind = [(title, file.stem) for title, file in zip(titles, files, strict=True)]
     text += [*squad.section(raw / overview.REAL, places)]
-    text += overview.pages([*behind, *squad.write_pages(raw / overview.REAL, places)], places)
+    behind += squad.write_pages(raw / overview.REAL, places) + text_codecs.write_page(raw / overview.CODED, places)
+    text += overview.pages(behind, places)
     out.write_text("\n".join(text))
     print(f"wrote {out} from {len(files)} file(s)")
 

@@ -18,11 +18,12 @@ def text_codecs(
         "out/text-codecs"
     ),
     out: Annotated[Path, typer.Option(help="Raw results; a second run goes on.")] = Path(
-        "study/results/text-codecs-smollm2.jsonl"
+        "study/results/smollm2-codecs/paragraphs.jsonl"
     ),
 ) -> None:
     """Bytes, KL and top-1 agreement of every codec on the same prompts, and a table."""
     import kvferry
+    from kvferry.evaluate.sweep import provenance
     from study import text_codecs as study
 
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -30,11 +31,12 @@ def text_codecs(
         vlm = kvferry.load("smollm2", dtype="float32")
         study.make_profiles(vlm, study.paragraphs(data, "calibration"), profiles, print)
         rows = study.recipes(profiles)
+        facts = {key: value for key, value in provenance(vlm).items() if key in ("commit", "machine")}
         with out.open("a") as file:
             for i, (context, question) in enumerate(study.prompts(vlm, study.paragraphs(data, "test"), n)):
                 if i < len(done):
                     continue
-                done.append(study.measure(vlm, context, question, rows))
+                done.append(study.measure(vlm, context, question, rows) | facts)
                 file.write(json.dumps(done[-1]) + "\n")
                 file.flush()
     lengths = [record["tokens"] for record in done[:n]]

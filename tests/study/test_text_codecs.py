@@ -28,6 +28,14 @@ def test_sizes_are_of_all_prompts_together() -> None:
     assert row.startswith("| `full\\|int8` | 4.0x | 0.2000 [0.1000, 0.3000] | 0.2000 | 75.0% [50.0%, 100.0%] |")
 
 
+def test_ratios_are_read_between_rows() -> None:
+    assert text_codecs.near([(4.0, 0.01), (16.0, 1.0)]) == pytest.approx(8.0)
+    assert text_codecs.near([(4.0, 0.01), (16.0, 0.09)]) == 16.0
+    assert text_codecs.near([(4.0, 0.2)]) == 0.0
+    records = [{"bf16": 64, "tokens": 1, "rows": {"full|int8|zstd": [16, 0.0, 1], "full|int4": [8, 0.2, 1]}}] * 2
+    assert text_codecs.families(records) == {"int": [(4.0, 0.0), (8.0, 0.2)]}
+
+
 def test_without_paragraphs_it_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--data"):
         text_codecs.paragraphs(tmp_path, "test")
