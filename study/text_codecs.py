@@ -129,10 +129,11 @@ def fact(folder: Path, places: Places) -> Iterator[str]:
         return
     ranked = sorted(((near(rows), family) for family, rows in families(records).items()), reverse=True)
     words = ", ".join(f"`{family}` {ratio:.1f}x" for ratio, family in ranked if ratio)
+    page = places.link(places.details / PAGE)
     yield (
         f"* **How small a whole cache of those weights gets** at {NEAR:g} nats a token from the full one "
-        f"(SmolLM2-135M, SQuAD's test paragraphs, n = {len(records)}, between the rows on either side; both ends hold a calibrated "
-        f"profile for `kvtc` and `transform`): {words}. [All rows]({places.link(places.details / PAGE)})."
+        f"(SmolLM2-135M, SQuAD's test paragraphs, n = {len(records)}, between the rows on either side; both ends "
+        f"hold a calibrated profile for `kvtc` and `transform`): {words}. [All rows]({page})."
     )
 
 
@@ -166,12 +167,13 @@ def write_page(folder: Path, places: Places) -> list[tuple[str, str]]:
         return []
     lengths = [record["tokens"] for record in records]
     made = sorted({f"`{record['commit'][:12]}`" for record in records if "commit" in record})
+    where = f"; commits {', '.join(made)}" if made else ""
     text = [
         f"# {TITLE}", "",
         f"{len(records)} prompts of {min(lengths)} to {max(lengths)} tokens from SQuAD's test paragraphs, paired; "
         f"whole bitstreams; KL and likeliest token along the full cache's own answer of {ANSWER} tokens; 95 % "
         "bootstrap intervals. Profiles of calibration paragraphs, not counted in the bytes. Protocol A. Made by "
-        f"`python -m study text-codecs`, which goes on where it stopped{'; commits ' if made else ''}{', '.join(made)}.", "",
+        f"`python -m study text-codecs`, which goes on where it stopped{where}.", "",
         table(records), "",
     ]  # fmt: skip
     places.details.mkdir(parents=True, exist_ok=True)
