@@ -39,7 +39,7 @@ class LastRow:
     def score(self, cache, evidence):
         return [torch.arange(cache.length).float()[None] ** self.power for _ in cache]
 '''
-METHODS = f'''
+METHODS = f"""
 {SCORER}
 from dataclasses import replace
 from typing import ClassVar
@@ -63,7 +63,7 @@ class Shout(PromptMode):
     NAME: ClassVar[str] = "shout"
     WIRE: ClassVar[int] = 1000
     receiver = PromptReceiver
-'''
+"""
 POINTS = """
 [kvferry.scorers]
 lastrow = outside_methods:LastRow

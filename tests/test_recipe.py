@@ -261,4 +261,3 @@ def test_the_example_of_contributing_works(monkeypatch: pytest.MonkeyPatch) -> N
     crossed = decompress(compress(prefilled(text), text))
     assert crossed.kept == (8, 8, 8)
     assert crossed.recipe == text
-

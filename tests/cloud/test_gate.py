@@ -144,9 +144,7 @@ def test_a_quota_fills_up_again() -> None:
     assert quota.wait_seconds == 0
 
 
-def test_what_a_token_may_use_up(
-    vlm: VLM, picture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_a_token_may_use_up(vlm: VLM, picture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """And no token is in the log, whatever becomes of its question."""
     caplog.set_level(logging.DEBUG)
     file, data = tmp_path / "tokens.toml", picture.read_bytes()

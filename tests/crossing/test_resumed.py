@@ -30,8 +30,12 @@ def asked(
     """The answer, its tokens as they were said; ``do`` is told how many bytes are acknowledged."""
     said: list[int] = []
     answer = edge.ask(
-        [picture], QUESTION, recipe=LARGE, on_token=lambda token, _: said.append(token),
-        on_sent=lambda done, _: do(done), **options,
+        [picture],
+        QUESTION,
+        recipe=LARGE,
+        on_token=lambda token, _: said.append(token),
+        on_sent=lambda done, _: do(done),
+        **options,
     )  # type: ignore[arg-type]
     return answer, said
 

@@ -29,6 +29,7 @@ CHECKED_ONLY = {
     "edge": "asks until its input ends; tests/cli/test_edge.py runs it",
     "demo": "starts two processes and asks 20 questions in ten ways; tests/cli/test_demo.py runs it",
     "tune": "searches for minutes; tests/fit/test_tune.py runs a small search",
+    "serve --ray": "needs the extra 'ray'; tests/cloud/test_ray.py runs it where that is installed",
     "ask --answer-by": "its answer depends on how fast this machine is; tests/crossing/test_progressive.py runs it",
     "ask --deadline": "may be late on a busy machine; tests/crossing/test_faults.py runs deadlines",
 }

@@ -386,9 +386,7 @@ def test_a_pipeline_with_pictures() -> None:
     words = tf.PreTrainedTokenizerFast(
         tokenizer_object=_tokenizer(), pad_token="w0", eos_token="w95", extra_special_tokens={"image_token": "w90"}
     )
-    template = (
-        "{% for c in messages[0]['content'] %}{{ 'w90 ' if c['type'] == 'image' else c['text'] }}{% endfor %}"
-    )
+    template = "{% for c in messages[0]['content'] %}{{ 'w90 ' if c['type'] == 'image' else c['text'] }}{% endfor %}"
     pixels = tf.CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     processor = tf.LlavaProcessor(
         pixels, words, patch_size=4, vision_feature_select_strategy="default", chat_template=template,

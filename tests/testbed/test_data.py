@@ -126,9 +126,7 @@ def test_pictures_have_144_to_256_tokens_and_things_stay_visible() -> None:
 
 def test_every_shape_can_be_drawn() -> None:
     places = [(40.0 + 60 * (i % 3), 40.0 + 60 * (i // 3)) for i in range(len(ALL_SHAPES))]
-    things = tuple(
-        Thing("pink", shape, "7", x, y, 42, 1) for shape, (x, y) in zip(ALL_SHAPES, places, strict=True)
-    )
+    things = tuple(Thing("pink", shape, "7", x, y, 42, 1) for shape, (x, y) in zip(ALL_SHAPES, places, strict=True))
     assert render(Scene(192, 224, things, (), 0)).size == (192, 224)
 
 

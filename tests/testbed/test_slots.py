@@ -44,9 +44,7 @@ def test_slot_logits_are_the_plain_prompts_logits(kind: str) -> None:
             ids = tokenizer(text, return_tensors="pt")["input_ids"]
             plain = model(input_ids=ids, mm_token_type_ids=(ids == model.config.image_token_id).int(), **pictures)
             length = len(encode(question.answer)) + 1
-            torch.testing.assert_close(
-                slots[before : before + length], plain.logits[0, -length:], atol=2e-4, rtol=2e-4
-            )
+            torch.testing.assert_close(slots[before : before + length], plain.logits[0, -length:], atol=2e-4, rtol=2e-4)
             before += length
     assert slots.std() > 0.1
 

@@ -50,6 +50,14 @@ def serve(
     ] = 1024 * 1024 * 1024,
     max_session_bytes: Annotated[int, typer.Option(help="So much of it for one edge.", min=0)] = 256 * 1024 * 1024,
     session_seconds: Annotated[float, typer.Option(help="What is unused for so long is forgotten.", min=0)] = 600.0,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Answer by replicas that Ray runs: local (this machine), auto or HOST:PORT (a cluster); extra 'ray'."
+        ),
+    ] = None,
+    replicas: Annotated[int, typer.Option(help="How many, with --ray.", min=1)] = 2,
+    replica_cpus: Annotated[float, typer.Option(help="Of each, by which Ray places them.", min=0)] = 1.0,
     store: Annotated[
         str | None,
         typer.Option(help="Keep it beyond this process too: a folder, or redis://host:port/0 (extra 'redis')."),
@@ -92,6 +100,8 @@ def serve(
     )
     if store_key is not None and store is None:
         raise InputError("--store-key seals what --store keeps; name a store, or leave the key out")
+    if ray is not None and store is not None and "://" not in store:
+        raise InputError("replicas share a store, which a folder cannot be; use redis://host:port/0, or none")
     opened = None if store is None else open_store(store, store_key, session_seconds, max_stored_bytes)
     counted, at = None, ""
     with contextlib.ExitStack() as stack:
@@ -100,6 +110,16 @@ def serve(
 
             counted = Metrics()
             at = stack.enter_context(counted.served(metrics_address(metrics)))
+        if ray is not None:
+            from kvferry.cloud.fleet.gateway import Fleet, as_ready_line, serve_fleet
+
+            def up(address: str, pids: list[int]) -> None:
+                line = f"listening on {address}, {len(pids)} replicas of {model}"
+                print(as_ready_line(address, pids, model, at) if json else line, flush=True)
+
+            fleet = Fleet(model, replicas, ray, device, dtype, replica_cpus, store or "", str(store_key or ""), limits)
+            serve_fleet(fleet, listen, metrics=counted, on_ready=up, keys=keys, tokens=tokens, insecure=insecure)
+            return
         with waiting(f"loading {model}", json):
             from kvferry.models import load
 

@@ -6,15 +6,14 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
 from kvferry.cloud.admission import Admission
 from kvferry.cloud.limits import Limits
-from kvferry.cloud.monitor import DENIED
+from kvferry.cloud.monitor import DENIED, Monitor
 from kvferry.cloud.passage import KEY_BYTES, Passage
-from kvferry.cloud.service import FerryService
 from kvferry.errors import KVFerryError
 from kvferry.modes import ProtocolError, mode_name
 from kvferry.security.access import CALLER, Access, peer_of
@@ -34,10 +33,24 @@ up; one more forgets the oldest."""
 LAST_WORDS_SECONDS = 0.3
 
 
+class Service(Protocol):
+    """What answers behind a gate: a model, or replicas of it."""
+
+    monitor: Monitor
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:  # noqa: N802
+        """What is served."""
+        ...
+
+    async def Ask(self, requests: AsyncIterator[pb.AskRequest], context: Any) -> None:  # noqa: N802
+        """One question."""
+        ...
+
+
 class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
     """Stands before the service. Health and Describe pass without standing in any line."""
 
-    def __init__(self, service: FerryService, access: Access, limits: Limits) -> None:
+    def __init__(self, service: Service, access: Access, limits: Limits) -> None:
         self._service, self._access, self._limits = service, access, limits
         self._admission = Admission(limits)
         self._silent: OrderedDict[asyncio.Task[pb.AskRequest | None], None] = OrderedDict()

@@ -76,6 +76,10 @@ class Metrics:
         for name, (what, tell) in values.items():
             self._gauge(name, what).set_function(tell)
 
+    def watch_fleet(self, ready: Callable[[], int]) -> None:
+        """Tell of a gateway's replicas."""
+        self._gauge("replicas_ready", "Replicas that questions go to.").set_function(ready)
+
     def began(self) -> None:
         """See :class:`kvferry.cloud.monitor.Observer`."""
         self._open.inc()

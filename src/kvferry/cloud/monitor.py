@@ -35,6 +35,8 @@ class Record:
         As the edge chose it, where that is printable.
     mode : str
         Empty before a start that names one.
+    replica : str
+        Of a gateway: which of its replicas was asked last.
     outcome : str
         ``ok``, ``cancelled``, ``denied`` (to this caller), or the kind of the error (``deadline``, ``corrupt``, ...:
         ``ErrorKind`` of the protocol).
@@ -46,6 +48,7 @@ class Record:
 
     request_id: str = "unnamed"
     mode: str = ""
+    replica: str = ""
     outcome: str = OK
     received_bytes: int = 0
     bf16_bytes: int = 0
@@ -117,7 +120,8 @@ class Record:
             "first_token_seconds": round(self.first_token_seconds, 4),
             "total_seconds": round(self.total_seconds, 4),
         }
-        return {"request_id": self.request_id, "mode": self.mode or "none", "outcome": self.outcome, **numbers}
+        line: dict[str, Value] = {"request_id": self.request_id, "mode": self.mode or "none", "outcome": self.outcome}
+        return line | ({"replica": self.replica} if self.replica else {}) | numbers
 
 
 class Observer(Protocol):

@@ -50,9 +50,7 @@ class Passage:
         When the last byte came, by the loop's clock.
     """
 
-    def __init__(
-        self, caller: Caller, peer: str, key: bytes, idle_seconds: float, pay: Callable[[int], None]
-    ) -> None:
+    def __init__(self, caller: Caller, peer: str, key: bytes, idle_seconds: float, pay: Callable[[int], None]) -> None:
         self.key = key
         self.caller, self.peer = caller, peer
         self.identity = caller.owner or peer

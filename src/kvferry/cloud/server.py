@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from kvferry.bitstream.contexts import kernels
 from kvferry.cloud.costs import trim
 from kvferry.cloud.engine import Engine
-from kvferry.cloud.gate import Gate
+from kvferry.cloud.gate import Gate, Service
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.monitor import Monitor
 from kvferry.cloud.service import FerryService
@@ -66,6 +66,7 @@ def serve(
     backing: Backing | None = None,
     http: str = "",
     on_http: Callable[[str], None] | None = None,
+    access: Access | None = None,
 ) -> None:
     """Serve ``vlm`` until SIGINT or SIGTERM; running answers then get a few seconds to finish.
 
@@ -90,6 +91,8 @@ def serve(
         Also answer chat requests of OpenAI's form at this ``host:port``; see :mod:`kvferry.cloud.door`.
     on_http : callable
         Called with that address before ``on_ready``.
+    access : Access, optional
+        Who is let in, instead of those with ``tokens``.
 
     Raises
     ------
@@ -99,7 +102,8 @@ def serve(
         The port is taken or the host is not ours.
     """
     limits = limits or Limits()
-    asyncio.run(_serve(vlm, listen, limits, metrics, on_ready, keys, tokens, insecure, backing, http, on_http))
+    access = access or Access(None if tokens is None else Tokens(tokens))
+    asyncio.run(_serve(vlm, listen, limits, metrics, on_ready, keys, access, insecure, backing, http, on_http))
 
 
 async def _serve(
@@ -109,20 +113,12 @@ async def _serve(
     metrics: Metrics | None,
     on_ready: Callable[[str], None] | None,
     keys: ServerKeys | None,
-    tokens: str | Path | None,
+    access: Access,
     insecure: bool,
     backing: Backing | None,
     http: str,
     on_http: Callable[[str], None] | None,
 ) -> None:
-    access = Access(None if tokens is None else Tokens(tokens))
-    if access.tokens is not None:
-        on_hangup(access.tokens.reload)
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, RuntimeError):  # not on this system, or not in this thread
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = grpc.aio.server(options=OPTIONS)  # the gate counts; health and Describe are never turned away
     engine = Engine(limits.waiting, limits.together)
     service = FerryService(vlm, engine, limits, Monitor() if metrics is None else Monitor(metrics), backing)
     if metrics is not None:
@@ -138,6 +134,53 @@ async def _serve(
                 "held_sessions": ("Sessions that something is kept for.", lambda: len(service.sessions)),
             },
         )
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def begin() -> None:
+            if http:
+                from kvferry.cloud.door.ways import open_door
+
+                shared = limits, service.sessions, service.budget, access.tokens
+                door, at = await open_door(http, vlm, engine, *shared, keys, insecure)
+                stack.push_async_callback(door.close)
+                if on_http is not None:
+                    on_http(at)
+            threading.Thread(target=kernels, daemon=True, name="kvferry-load").start()
+            stack.callback(asyncio.create_task(_tidy(service.sessions, engine)).cancel)
+
+        async def close() -> None:
+            await stack.aclose()
+            await asyncio.to_thread(engine.close)
+            if backing is not None:
+                await asyncio.to_thread(backing.close)
+
+        def well() -> bool:
+            return engine.stuck_seconds < limits.stuck_seconds
+
+        await host(service, access, limits, listen, keys, insecure, on_ready, well, begin, close)
+
+
+async def host(
+    service: Service,
+    access: Access,
+    limits: Limits,
+    listen: str,
+    keys: ServerKeys | None,
+    insecure: bool,
+    on_ready: Callable[[str], None] | None,
+    well: Callable[[], bool],
+    begin: Callable[[], Awaitable[None]],
+    close: Callable[[], Awaitable[None]],
+) -> None:
+    """Let callers through a gate to a service, until SIGINT or SIGTERM. Health tells whether it is ``well``; ``begin``
+    and ``close`` start and end what stands beside it, once the address is listened on and when nobody is inside."""
+    if access.tokens is not None:
+        on_hangup(access.tokens.reload)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not on this system or in this thread
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = grpc.aio.server(options=OPTIONS)  # the gate counts; health and Describe are never turned away
     gate = Gate(service, access, limits)
     sealed.add_to_server(gate, server)
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]
@@ -145,34 +188,20 @@ async def _serve(
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = bind(server, listen, keys, insecure)
     await server.start()
-    watching = asyncio.create_task(_tell(status, engine, limits.stuck_seconds))
+    watching = asyncio.create_task(_tell(status, well))
     await asyncio.sleep(0)  # it says that all is well
-    door = None
-    if http:
-        from kvferry.cloud.door.ways import open_door
-
-        shared = limits, service.sessions, service.budget, access.tokens
-        door, at = await open_door(http, vlm, engine, *shared, keys, insecure)
-        if on_http is not None:
-            on_http(at)
-    threading.Thread(target=kernels, daemon=True, name="kvferry-load").start()
-    tidying = asyncio.create_task(_tidy(service.sessions, engine))
+    await begin()
     try:
         if on_ready is not None:
             on_ready(address)
         await stop.wait()
     finally:
         leaving = _leave_in(GRACE_SECONDS)
-        tidying.cancel()
         watching.cancel()
         await status.enter_graceful_shutdown()
         await gate.drain(GRACE_SECONDS - RESERVE_SECONDS)
-        if door is not None:
-            await door.close()
         await server.stop(0)
-        await asyncio.to_thread(engine.close)
-        if backing is not None:
-            await asyncio.to_thread(backing.close)
+        await close()
         leaving.cancel()
 
 
@@ -192,17 +221,16 @@ def _leave_in(seconds: float) -> threading.Timer:
     return timer
 
 
-async def _tell(status: Any, engine: Engine, stuck_seconds: float) -> None:
-    """Let the health service say how the model's thread is."""
+async def _tell(status: Any, well: Callable[[], bool]) -> None:
+    """Let the health service say how what answers is."""
     said: bool | None = None
     while True:
-        well = engine.stuck_seconds < stuck_seconds
-        if well != said:
+        if (now := well()) != said:
             if said is not None:
-                log.warning("the model %s", "goes on" if well else f"has been in one step for {stuck_seconds:g} s")
-            said, serving = well, health_pb2.HealthCheckResponse.SERVING
+                log.warning("what answers %s", "goes on" if now else "is stuck in one step, or away")
+            said, serving = now, health_pb2.HealthCheckResponse.SERVING
             for name in ("", SERVICE):
-                await status.set(name, serving if well else health_pb2.HealthCheckResponse.NOT_SERVING)
+                await status.set(name, serving if now else health_pb2.HealthCheckResponse.NOT_SERVING)
         await asyncio.sleep(LOOK_SECONDS)
 
 

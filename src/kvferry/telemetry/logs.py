@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 FORMATS = ("text", "json")
 ACCESS = "kvferry.access"
@@ -28,7 +28,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {key: value for key, value in record.__dict__.items() if key not in _OWN}
+        line |= _extra(record)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
@@ -39,7 +39,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See :class:`logging.Formatter`."""
-        extra = [f"{key}={value}" for key, value in record.__dict__.items() if key not in _OWN]
+        extra = [f"{key}={value}" for key, value in _extra(record).items()]
         text = super().format(record)
         first, newline, rest = text.partition("\n")
         return " ".join([first, *extra]) + newline + rest
@@ -61,6 +61,11 @@ def set_up_logs(form: str = "text", verbose: bool = False, stream: TextIO | None
     root.addHandler(handler)
     root.setLevel(logging.INFO if verbose else logging.WARNING)
     logging.getLogger(ACCESS).setLevel(logging.INFO if verbose or form == "json" else logging.WARNING)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    """What was given as ``extra``; what others (Ray) add to every record begins with an underscore."""
+    return {key: value for key, value in record.__dict__.items() if key not in _OWN and not key.startswith("_")}
 
 
 def printable_id(text: str) -> str:
