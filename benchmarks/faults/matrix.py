@@ -112,8 +112,8 @@ def run_one(asker: Asker, case: Case, clean: Clean) -> tuple[str, str]:
         end, said = ERROR, type(error).__name__
     except BaseException as error:  # all that is not one of our errors is a fault of ours
         end, said = CRASH, f"{type(error).__name__}: {error}"
-    took = time.monotonic() - began
-    return (HANG, f"{took:.1f} s, {end} {said}") if took > DEADLINE + LATE else (end, said)
+    took, allowed = time.monotonic() - began, DEADLINE * (2 if case.mode == "turns" else 1)  # each of its questions
+    return (HANG, f"{took:.1f} s, {end} {said}") if took > allowed + LATE else (end, said)
 
 
 def run(
