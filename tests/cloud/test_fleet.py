@@ -10,11 +10,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from kvferry import VLM, Edge
+from kvferry import VLM, Edge, InputError
 from kvferry.security import Credentials
 from kvferry.security.tokens import new_token
 from kvferry.wire import service_pb2 as pb
@@ -161,3 +162,11 @@ def test_a_replica_that_is_killed_costs_nobody_an_answer(fleet: Fleet, vlm: VLM,
     assert [len(tokens) for tokens in told] == [expected.tokens] * 4
     assert all(tokens == told[0] for tokens in told)
     assert "replica replica-0 died; its question goes to another" in fleet.gateway.log.read_text()
+
+
+@pytest.mark.parametrize("option", [{"http": "127.0.0.1:0"}, {"steady": True}])
+def test_what_replicas_do_not_have_is_refused(option: dict[str, Any]) -> None:
+    from kvferry.cli.serve import serve
+
+    with pytest.raises(InputError, match="--ray"):
+        serve("testbed/edge", listen="127.0.0.1:0", ray="local", **option)

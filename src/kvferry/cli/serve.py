@@ -102,6 +102,8 @@ def serve(
         raise InputError("--store-key seals what --store keeps; name a store, or leave the key out")
     if ray is not None and store is not None and "://" not in store:
         raise InputError("replicas share a store, which a folder cannot be; use redis://host:port/0, or none")
+    if ray is not None and (http or steady):
+        raise InputError("--http and --steady are for one process with its own model; leave them out with --ray")
     opened = None if store is None else open_store(store, store_key, session_seconds, max_stored_bytes)
     counted, at = None, ""
     with contextlib.ExitStack() as stack:
