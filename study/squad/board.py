@@ -13,6 +13,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from kvferry.cache import LayerCache
+from kvferry.errors import UnsupportedModelError
 from kvferry.models import VLM
 from kvferry.models.attention import Session, session
 from kvferry.models.cache_layers import KeptLayer
@@ -52,7 +53,7 @@ class Board:
 
     def __init__(self, vlm: VLM, layers: Sequence[LayerCache], visible: torch.Tensor) -> None:
         if any(window is not None for window in layer_windows(vlm.model)):
-            raise NotImplementedError("a board has no sliding windows")
+            raise UnsupportedModelError("rows as masks see every token: take a model without sliding windows")
         self._vlm, self._visible = vlm, visible
         like = torch.empty(0, dtype=vlm.model.dtype)
         self._kept = [_Layer(x, like, self._allowed(i)) for i, x in enumerate(layers)]

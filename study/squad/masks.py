@@ -3,45 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from kvferry.evidence import Prefilled
+from kvferry.cache import KVCache
+from kvferry.errors import InputError
+from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
 from kvferry.recipe import Recipe
-from kvferry.selection import SINKS, kept_count
-from kvferry.selection.budgets import Uniform
-from kvferry.selection.choose import recent_count
-from kvferry.selection.eviction import rising
+from kvferry.selection import Scorer, choose
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A scorer whose scores of this cache are known; all else is the scorer's own."""
+
+    scorer: Scorer
+    scores: Sequence[torch.Tensor]
+
+    @property
+    def requests(self) -> tuple[EvidenceRequest, ...]:
+        return self.scorer.requests
+
+    def score(self, cache: KVCache, evidence: Evidence) -> Sequence[torch.Tensor]:
+        return self.scores
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.scorer, name)
 
 
 def masks(prefilled: Prefilled, recipes: Sequence[str]) -> torch.Tensor:
     """Which tokens each recipe keeps, bool ``[recipes, layers, kv_heads, length]``.
 
-    Recipes differ in scorer and fraction only. Scores are computed once for a scorer, and all layers are ranked at
-    once.
+    Scores are computed once for a scorer.
+
+    Raises
+    ------
+    InputError
+        A recipe merges what it drops, which no mask can say.
     """
-    cache = prefilled.cache
-    scores: dict[str, torch.Tensor] = {}
-    kept = []
-    for text in recipes:
+    cache, evidence = prefilled.cache, prefilled.evidence
+    known: dict[Scorer, Sequence[torch.Tensor]] = {}
+    shape, device = (len(cache.layers), cache.layers[0].heads, cache.length), cache.layers[0].keys.device
+    kept = torch.zeros(len(recipes), *shape, dtype=torch.bool, device=device)
+    for row, text in enumerate(recipes):
         recipe = Recipe.parse(text)
-        name = str(recipe.selection)
-        if name not in scores:
-            heads = cache.layers[0].heads
-            each = recipe.selection.score(cache, prefilled.evidence)
-            scores[name] = torch.stack([x.float().expand(heads, -1) for x in each])
-        if not isinstance(recipe.budget, Uniform) or recipe.merge is not None:
-            raise NotImplementedError(f"{text} is more than a scorer and a fraction")
-        kept.append(_kept(scores[name], recipe, prefilled))
-    return torch.stack(kept)
-
-
-def _kept(scores: torch.Tensor, recipe: Recipe, prefilled: Prefilled) -> torch.Tensor:
-    length = prefilled.cache.length
-    keep = kept_count(recipe.fraction, length)
-    recent = recent_count(recipe.selection, prefilled.cache, keep)
-    largest = torch.finfo(torch.float32).max
-    ranked = scores.clamp(-largest, largest)
-    ranked[..., length - recent :] = rising(recent, ranked)
-    ranked[..., : min(SINKS, keep)] = torch.inf
-    return torch.zeros_like(ranked, dtype=torch.bool).scatter_(-1, ranked.topk(keep, dim=-1).indices, True)
+        if recipe.merge is not None:
+            raise InputError(f"{text} merges tokens, which a mask over one cache cannot; leave the merge out")
+        if recipe.selection not in known:
+            known[recipe.selection] = recipe.selection.score(cache, evidence)
+        scorer = _Known(recipe.selection, known[recipe.selection])
+        chosen = choose(cache, evidence, scorer, recipe.budget, recipe.modality, recipe.fraction)
+        for layer in range(len(cache.layers)):
+            for head, positions in enumerate(chosen.heads(layer)):
+                kept[row, layer, head, positions[0]] = True
+    return kept

@@ -132,6 +132,17 @@ def test_a_text_is_read_once_for_all_questions(vlm: VLM, ids: list[int], questio
                     assert found[row, layer, head].nonzero()[:, 0].tolist() == kept.tolist()
 
 
+def test_budgets_are_masks_too_but_merges_are_not(vlm: VLM, ids: list[int]) -> None:
+    recipe = "snapkv@0.3,budget=head"
+    prefilled = vlm.prefill_tokens(ids, requests=requests_of([recipe]))
+    chosen = Recipe.parse(recipe).select(prefilled)
+    (found,) = masks(prefilled, [recipe])
+    for layer in range(len(found)):
+        assert [x.nonzero()[:, 0].tolist() for x in found[layer]] == [x[0].tolist() for x in chosen.heads(layer)]
+    with pytest.raises(InputError, match="leave the merge out"):
+        masks(prefilled, ["snapkv@0.3,merge=lookm"])
+
+
 def test_a_branch_shares_no_row_of_the_end(vlm: VLM, ids: list[int]) -> None:
     request = EvidenceRequest("window", window=8)
     observer = Observer((request,), layout_of_ids(ids, range(0)), vlm.layers, vlm.rotary)
