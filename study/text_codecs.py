@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvferry.codecs.profile import OCTAVE
+from kvferry.codecs.tree import SINKS
 from kvferry.data import Asked
 from kvferry.errors import InputError
 from kvferry.statistics import mean_interval
@@ -30,6 +32,8 @@ SHORTEST, LONGEST = 230, 470
 ANSWER = 16
 NEAR = 0.1
 """Nats a token within which a row counts as near to the full cache."""
+PROFILES = "profiles.json"
+"""What is told of the profiles, which are too large for git."""
 RAW, PAGE, TITLE = "paragraphs.jsonl", "smollm2-codecs.md", "Whole caches of SmolLM2-135M: bytes and KL of every codec"
 CODECS = (
     "int8|zstd", "int4|zstd", "turbo:3.5", "turbo:2.5", "kivi:2",
@@ -80,6 +84,18 @@ def make_profiles(vlm: VLM, rows: list[Record], folder: Path, say: Callable[[str
             plain.add(one)
         (folder / "kvtc.profile").write_bytes(plain.profile(facts).to_bytes())
         say("kvtc.profile")
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """Of each profile in a folder its bytes and what its calibration says of the model."""
+    from kvferry.codecs import profile
+
+    found: dict[str, Any] = {}
+    for file in sorted(folder.glob("*.profile")):
+        made, _ = profile.read(file)
+        told = {key: made.facts[key] for key in ("n", "words", "classes") if key in made.facts}
+        found[file.stem] = {"bytes": file.stat().st_size, **told}
+    return found
 
 
 def prompts(vlm: VLM, rows: list[Record], n: int) -> Iterator[tuple[str, str]]:
@@ -174,11 +190,31 @@ def write_page(folder: Path, places: Places) -> list[tuple[str, str]]:
         f"whole bitstreams; KL and likeliest token along the full cache's own answer of {ANSWER} tokens; 95 % "
         "bootstrap intervals. Profiles of calibration paragraphs, not counted in the bytes. Protocol A. Made by "
         f"`python -m study text-codecs`, which goes on where it stopped{where}.", "",
-        table(records), "",
+        table(records), "", *told(folder),
     ]  # fmt: skip
     places.details.mkdir(parents=True, exist_ok=True)
     (places.details / PAGE).write_text("\n".join(text))
     return [(TITLE, PAGE.removesuffix(".md"))]
+
+
+def told(folder: Path) -> list[str]:
+    """What the tree's calibration says of the model: what an answer hangs on, and what a word tells."""
+    file = folder / PROFILES
+    if not file.is_file():
+        return []
+    each = json.loads(file.read_text())
+    rows = [
+        f"| {name} | {of['energy']:.1%} | {2 ** (of['octaves'] / OCTAVE):.2f}x |"
+        for name, of in each["tree"]["classes"].items()
+    ]
+    sizes = ", ".join(f"`{name}` {of['bytes'] / 1e6:.1f} MB" for name, of in each.items())
+    return [
+        "## What the calibration found", "",
+        f"Profiles of {each['tree']['n']} paragraphs: {sizes}. Means of words take "
+        f"{each['tree']['words']['energy']:.0%} of text's energy. Which tokens the answer hangs on, by the energy of its logits' gradients (the sinks are the "
+        f"first {SINKS} tokens), and how much finer the step of a class is, so that all cost the same:", "",
+        "| class of token | share of the energy | step, finer than the context's |", "|---|---:|---:|", *rows, "",
+    ]  # fmt: skip
 
 
 def table(records: list[Record]) -> str:

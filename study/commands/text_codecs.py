@@ -30,6 +30,7 @@ def text_codecs(
     if len(done) < n:
         vlm = kvferry.load("smollm2", dtype="float32")
         study.make_profiles(vlm, study.paragraphs(data, "calibration"), profiles, print)
+        out.with_name(study.PROFILES).write_text(json.dumps(study.about(profiles), indent=1) + "\n")
         rows = study.recipes(profiles)
         facts = {key: value for key, value in provenance(vlm).items() if key in ("commit", "machine")}
         with out.open("a") as file:

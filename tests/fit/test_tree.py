@@ -87,6 +87,10 @@ def test_what_repeats_is_a_template_and_the_question_matters_more(vlm: VLM) -> N
     assert len(profile.starts) == template > 0
     assert profile.steps[CLASSES.index("visual")] == 0
     assert profile.steps[CLASSES.index("tail")] > 0
+    told = profile.facts["classes"]
+    assert sum(of["energy"] for of in told.values()) == pytest.approx(1, abs=1e-3)
+    assert [of["octaves"] for of in told.values()] == [int(profile.steps[CLASSES.index(name)]) for name in told]
+    assert 0 < profile.facts["words"]["energy"] < 1
 
 
 def test_axes_by_falling_deviation_and_few_rows_turn_little() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_ratios_are_read_between_rows() -> None:
     assert text_codecs.near([(4.0, 0.2)]) == 0.0
     records = [{"bf16": 64, "tokens": 1, "rows": {"full|int8|zstd": [16, 0.0, 1], "full|int4": [8, 0.2, 1]}}] * 2
     assert text_codecs.families(records) == {"int": [(4.0, 0.0), (8.0, 0.2)]}
+
+
+def test_what_the_calibration_found_stands_on_the_page(tmp_path: Path) -> None:
+    assert text_codecs.told(tmp_path) == []
+    classes = {"context": {"energy": 0.25, "octaves": 0}, "question": {"energy": 0.75, "octaves": 8}}
+    tree = {"bytes": 2_500_000, "n": 7, "words": {"energy": 0.4}, "classes": classes}
+    (tmp_path / text_codecs.PROFILES).write_text(json.dumps({"tree": tree}))
+    text = "\n".join(text_codecs.told(tmp_path))
+    assert "7 paragraphs: `tree` 2.5 MB. Means of words take 40%" in text
+    assert "| question | 75.0% | 2.00x |" in text
 
 
 def test_without_paragraphs_it_says_what_to_give(tmp_path: Path) -> None:

@@ -112,6 +112,11 @@ def calibrate(
         return
     words = made.facts["words"]
     print(f"{words['with_means']:,} of {words['seen']:,} words have a mean of their own")
+    if "classes" in made.facts:
+        print(f"means of words take {words['energy']:.0%} of text's energy")
+        for name, of in made.facts["classes"].items():
+            finer = 2 ** (of["octaves"] / 8)
+            print(f"{name}: {of['energy']:.0%} of what the answer hangs on, its step {finer:.2g}x as fine")
     for what, basis in (("pictures", made.visual), ("text", made.text)):
         if basis is None or not len(basis.octaves):
             print(f"there was no {what}: caches that hold some are refused")

@@ -131,7 +131,9 @@ class TreeCalibration:
     def profile(self, facts: dict[str, Any]) -> TreeProfile:
         """The profile of all questions so far.
 
-        Tokens of a modality that no question had are refused when a cache is encoded.
+        Tokens of a modality that no question had are refused when a cache is encoded. ``facts`` go into it, with what
+        part of text's energy the means of words take, and by class of token its share of the gradient's energy and how
+        much finer its step is, in eighths of an octave.
 
         Raises
         ------
@@ -144,18 +146,22 @@ class TreeCalibration:
         vlm = self._vlm
         width = 2 * vlm.layers * vlm.kv_heads * vlm.head_dim
         visual = self._tree(self._matrix(True), True) if sizes[True] else None
-        text, known, means = None, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1)
+        text, known, means, taken = None, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1), 0.0
         if sizes[False]:
             rows = self._matrix(False)
             mean = rows.mean(0)
             known, sums, counts = self._word_means.sums(width)
             sums -= counts[:, None] * mean
-            others = self._without_words(rows - mean, known, sums, counts)
+            off = rows - mean
+            before = _energy(off)
+            others = self._without_words(off, known, sums, counts)
+            taken = 1 - _energy(others) / before if before else 0.0
             text = self._tree(others, False, mean)
             often = counts.argsort(descending=True, stable=True)[:WORDS].sort().values
             known, means = known[often], sums[often] / (counts[often] + PRIOR)[:, None]
             means = text.forward(means.float(), min(WORD_NUMBERS, width))
-        digests = sorted(self._starts)
+        digests, steps = sorted(self._starts), self._steps(visual is not None)
+        words_ = {"seen": len(self._word_means.counts), "with_means": len(known), "energy": round(taken, 4)}
         return TreeProfile(
             fingerprint=vlm.fingerprint,
             visual=visual,
@@ -164,10 +170,10 @@ class TreeCalibration:
             word_means=means,
             starts=torch.tensor(digests, dtype=torch.int64),
             start_means=torch.stack([self._starts[x] for x in digests]) if digests else torch.zeros(0, width),
-            steps=self._steps(visual is not None),
+            steps=steps,
             rotary=vlm.rotary,
             shape=(vlm.layers, vlm.kv_heads, vlm.head_dim),
-            facts=facts | {"words": {"seen": len(self._word_means.counts), "with_means": len(known)}},
+            facts=facts | {"words": words_, "classes": self._by_class(steps)},
         )
 
     def _matrix(self, visual: bool) -> torch.Tensor:
@@ -185,6 +191,15 @@ class TreeCalibration:
             if len(known) and known[j] == marks[i]:
                 off[i] -= (sums[j] - off[i]).float() / (counts[j] - 1 + PRIOR)
         return off
+
+    def _by_class(self, steps: torch.Tensor) -> dict[str, dict[str, float]]:
+        """Of those that were there: how much of the gradient's energy is theirs, and how much finer their step is."""
+        total = float(self._energy.sum())
+        return {
+            name: {"energy": round(float(self._energy[kind]) / total, 4), "octaves": int(steps[kind])}
+            for kind, name in enumerate(CLASSES)
+            if self._energy[kind] > 0
+        }
 
     def _mean_energy(self, kind: int) -> float:
         return float(self._energy[kind] / self._count[kind]) if self._count[kind] else 0.0
@@ -261,6 +276,10 @@ def _turn(off: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     for rows in _chunks(off):
         rows[:, part] = rows[:, part] @ axes
     return axes
+
+
+def _energy(off: torch.Tensor) -> float:
+    return sum(float(rows.square().sum(dtype=torch.float64)) for rows in _chunks(off))
 
 
 def _halves(x: torch.Tensor) -> Iterable[torch.Tensor]:
