@@ -211,7 +211,8 @@ def told(folder: Path) -> list[str]:
     return [
         "## What the calibration found", "",
         f"Profiles of {each['tree']['n']} paragraphs: {sizes}. Means of words take "
-        f"{each['tree']['words']['energy']:.0%} of text's energy. Which tokens the answer hangs on, by the energy of its logits' gradients (the sinks are the "
+        f"{each['tree']['words']['energy']:.0%} of text's energy. "
+        "Which tokens the answer hangs on, by the energy of its logits' gradients (the sinks are the "
         f"first {SINKS} tokens), and how much finer the step of a class is, so that all cost the same:", "",
         "| class of token | share of the energy | step, finer than the context's |", "|---|---:|---:|", *rows, "",
     ]  # fmt: skip
