@@ -15,6 +15,7 @@ from kvferry.models.attention import attached
 from kvferry.models.layout import layout_of
 from kvferry.models.replies import Replies, Reply
 from kvferry.models.resume import Decoder
+from kvferry.models.slots import Slots
 from kvferry.models.steady import is_steady, steady
 from kvferry.models.steps import Pace, Steps, read, recalled
 from kvferry.recipe import Recipe, compress, decompress
@@ -66,6 +67,32 @@ def test_together_as_alone(model_and_caches: tuple[Any, list[KVCache]]) -> None:
     together(model, replies, 3)
     assert [tuple(x.said) for x in replies] == alone
     assert len(set(alone)) > 1
+
+
+def test_long_caches_bring_room_for_themselves_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of as many rows as :data:`ROOM` holds; the answers are the same."""
+    model, inputs = build("qwen2_vl")
+    caches = [_compressed(model, inputs, recipe) for recipe in RECIPES]
+    alone = [continue_from(model, cache, max_new_tokens=NEW, stop=()).token_ids for cache in caches]
+    made: list[tuple[int, int]] = []
+
+    class Counted(Slots):
+        def __init__(self, model: Any, rows: int, capacity: int) -> None:
+            made.append((rows, capacity))
+            super().__init__(model, rows, capacity)
+
+    monkeypatch.setattr("kvferry.models.replies.Slots", Counted)
+    monkeypatch.setattr("kvferry.models.replies.ROOM", 3 * 128)
+    replies = [reply(model, cache) for cache in caches]
+    replies.append(Reply(model, caches[0], caches[0].pending.tolist(), 600, (), lambda _: None))
+    batch = Replies(model, 16)
+    with attached(model):
+        for one in replies:
+            batch.add(one)
+        while not all(one.over for one in replies[:-1]):
+            batch.step()
+    assert [tuple(one.said) for one in replies[:-1]] == alone
+    assert sorted(made) == [(1, 2048), (3, 128), (3, 128)]
 
 
 def test_what_is_kept(model_and_caches: tuple[Any, list[KVCache]]) -> None:

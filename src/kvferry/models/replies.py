@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 GROWTH = 4
 """Answers decode together whose caches have room for 128, 512, 2,048 ... tokens a head: up to four times too much."""
+ROOM = 1 << 15
+"""Tokens a head that one group's rows have room for, or one row's if that is more: a long cache does not bring room for
+fifteen others."""
 
 
 class Reply:
@@ -163,7 +166,7 @@ class Replies:
             if size == capacity and group.slots.free:
                 break
         else:
-            group = _Group(Slots(self._model, self._most, capacity))
+            group = _Group(Slots(self._model, max(1, min(self._most, ROOM // capacity)), capacity))
             self._groups.append((capacity, group))
         group.slots.join(reply.layers)
         group.replies.append(reply)
