@@ -224,6 +224,31 @@ def test_busy_and_who_may_ask(model_folder: Path, vlm: VLM, tmp_path: Path) -> N
         assert process.stop() == 0
 
 
+def test_one_access_line_for_a_chat(model_folder: Path, tmp_path: Path) -> None:
+    """As for edges: numbers and names, and counted in the metrics; nothing of what was said."""
+    log = tmp_path / "log"
+    options = ("--http", "127.0.0.1:0", "--log-format", "json", "--metrics", "0")
+    with CloudProcess(model_folder, *options, log=log) as process:
+        with openai.OpenAI(base_url=f"http://{process.ready['http']}/v1", api_key="none", max_retries=0) as client:
+            (only,) = client.models.list().data
+            client.chat.completions.create(model=only.id, messages=asked(), max_tokens=3)
+            for piece in client.chat.completions.create(model=only.id, messages=asked(), max_tokens=4, stream=True):
+                assert piece.model == only.id
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(model="another", messages=asked())
+        page = urllib.request.urlopen(f"http://{process.ready['metrics']}/metrics", timeout=20).read().decode()
+        assert process.stop() == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    told = [line for line in lines if line["logger"] == "kvferry.access"]
+    ends = [(x["mode"], x["outcome"], x["tokens"]) for x in told]
+    assert ends == [("http", "ok", 3), ("http", "ok", 4), ("http", "input", 0)]
+    assert all(x["bytes"] > 0 and x["request_id"].startswith("http-") for x in told)
+    assert len({x["request_id"] for x in told}) == 3
+    assert told[0]["first_token_seconds"] > 0
+    assert 'kvferry_requests_total{mode="http",outcome="ok"} 2.0' in page
+    assert QUESTION not in log.read_text()
+
+
 def test_beside_edges(cloud: CloudProcess, client: openai.OpenAI, model: str, vlm: VLM, picture: Path) -> None:
     with Edge(vlm, cloud.address) as edge:
         stream = client.chat.completions.create(model=model, messages=asked(), max_tokens=200, stream=True)

@@ -141,7 +141,7 @@ async def _serve(
                 from kvferry.cloud.door.ways import open_door
 
                 shared = limits, service.sessions, service.budget, access.tokens
-                door, at = await open_door(http, vlm, engine, *shared, keys, insecure)
+                door, at = await open_door(http, vlm, engine, *shared, keys, insecure, service.monitor)
                 stack.push_async_callback(door.close)
                 if on_http is not None:
                     on_http(at)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kvferry.cloud.costs import Account, Budget
 from kvferry.cloud.door.receiver import ChatReceiver
 from kvferry.cloud.door.request import Chat, ParameterError, parse
-from kvferry.cloud.engine import Engine
+from kvferry.cloud.engine import Answering, Engine
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.line import Place
+from kvferry.cloud.monitor import DENIED, Monitor, Record
 from kvferry.cloud.sessions import Sessions
 from kvferry.errors import AccessError, DeadlineError, DependencyError, KVFerryError, LinkError
 from kvferry.link import parse_address
@@ -32,6 +33,8 @@ MOST_BYTES = 64 * 1024 * 1024
 """Of one request, whatever the limits."""
 BODY_COPIES = 4
 """Of a request's bytes in memory at once: as they arrive, as JSON, in base64, and decoded."""
+REFUSED = "input"
+"""What a request came to that HTTP itself refuses, as errors of that kind."""
 Authenticate = Callable[[Mapping[str, str]], str]
 """From a request's headers to whose it is; raises AccessError."""
 
@@ -58,8 +61,9 @@ class Door:
         sessions: Sessions,
         budget: Budget,
         authenticate: Authenticate = anybody,
+        monitor: Monitor | None = None,
     ) -> None:
-        self._budget = budget
+        self._budget, self._monitor = budget, monitor or Monitor()
         self._vlm, self._engine, self._limits, self._sessions = vlm, engine, limits, sessions
         self._authenticate = authenticate
         self._born = int(time.time())
@@ -105,30 +109,47 @@ class Door:
         return _json({"object": "list", "data": [{**model, "fingerprint": self._vlm.fingerprint}]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
+        headers = [(name.lower(), value) for name, value in request.headers.items()]
+        with self._monitor.request(lambda: None, headers) as record:
+            record.mode, record.request_id = "http", f"http-{secrets.token_hex(8)}"
+            return await self._watched(request, record)
+
+    async def _watched(self, request: web.Request, record: Record) -> web.StreamResponse:
         try:
             identity = self._authenticate(request.headers) or f"http:{request.remote}"
             if request.content_length is None:
+                record.ended(REFUSED)
                 return _error(411, "this cloud takes no body of unknown size; send a Content-Length", "body")
             if request.content_length > self._most:
+                record.ended(REFUSED)
                 return _error(413, f"more than {self._most:,} bytes in one request; send smaller pictures", "body")
             with self._engine.place(identity) as place, self._budget.account() as account:
                 async with asyncio.timeout(self._limits.request_seconds):
                     account.reserve(BODY_COPIES * request.content_length)
-                    return await self._answered(request, place, account)
+                    return await self._answered(request, place, account, record)
         except TimeoutError:
             late = f"the cloud gives a question {self._limits.request_seconds:g} s; send less or ask for less"
+            record.failed(DeadlineError(late))
             return _failed(DeadlineError(late))
+        except AccessError as error:
+            record.ended(DENIED)
+            return _failed(error)
         except KVFerryError as error:
-            log.info("refused a chat: %s: %s", type(error).__name__, error)
+            record.failed(error)
+            log.info("refused %s: %s: %s", record.request_id, type(error).__name__, error)
             return _failed(error)
         except Exception as error:
+            record.failed(error)
             if type(error).__name__ == "HTTPRequestEntityTooLarge":
                 return _error(413, f"more than {self._most:,} bytes in one request; send smaller pictures", "body")
-            log.exception("failed on a chat")
+            log.exception("failed on %s", record.request_id)
             return _failed(error)
 
-    async def _answered(self, request: web.Request, place: Place, account: Account) -> web.StreamResponse:
+    async def _answered(
+        self, request: web.Request, place: Place, account: Account, record: Record
+    ) -> web.StreamResponse:
         raw = await request.read()
+        record.arrived(len(raw))
 
         async def decode(work: Callable[..., T], *given: object) -> T:
             """In a thread, within what a request may take of it."""
@@ -143,10 +164,12 @@ class Door:
         del raw
         if chat.model != self._vlm.name:
             missing = f"there is no model {chat.model!r} here, only {self._vlm.name!r}"
+            record.ended(REFUSED)
             return _error(404, missing, "model", "model_not_found")
         receiver = await decode(self._receiver, chat, account)
         await decode(receiver.finish)
-        talk = _Talk(self._engine, self._vlm, receiver, chat, place)
+        record.decode_seconds = account.seconds
+        talk = _Talk(self._engine, self._vlm, receiver, chat, place, record)
         if chat.stream:
             return await self._streamed(request, talk)
         pieces = [piece async for piece in talk.pieces()]
@@ -182,6 +205,7 @@ class Door:
                     _event({**talk.head("chat.completion.chunk"), "choices": [], "usage": talk.usage})
                 )
         except KVFerryError as error:
+            talk.failed(error)
             await response.write(_event(_body(*_status(error))))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
@@ -199,11 +223,18 @@ def _parsed(raw: bytes, most_tokens: int) -> Chat:
 class _Talk:
     """One answer as it is made."""
 
-    def __init__(self, engine: Engine, vlm: VLM, receiver: ChatReceiver, chat: Chat, place: Place) -> None:
+    def __init__(
+        self, engine: Engine, vlm: VLM, receiver: ChatReceiver, chat: Chat, place: Place, record: Record
+    ) -> None:
         self.chat, self.finish = chat, "stop"
+        self._record = record
         self._engine, self._vlm, self._receiver, self._place = engine, vlm, receiver, place
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         self._tokens = 0
+
+    def failed(self, error: KVFerryError) -> None:
+        """It broke after its first words."""
+        self._record.failed(error)
 
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._vlm.name}
@@ -221,15 +252,24 @@ class _Talk:
                 self._tokens += 1
                 text += piece
                 if (end := min((at for x in self.chat.stop if (at := text.find(x)) >= 0), default=-1)) >= 0:
+                    self._note(answering)
                     yield text[said:end]
                     return
                 safe = len(text) - _pending(text, self.chat.stop)
                 yield text[said:safe]
                 said = safe
             whole = (await answering.result()).text
+            self._note(answering)
         self.finish = "length" if self._tokens >= self.chat.max_tokens else "stop"
         end = min((at for x in self.chat.stop if (at := whole.find(x)) >= 0), default=len(whole))
         yield whole[said:end]
+
+
+    def _note(self, answering: Answering) -> None:
+        """The answer is complete."""
+        record, work = self._record, answering.work
+        record.answered, record.tokens = True, self._tokens
+        record.queue_seconds, record.first_token_seconds = work.queue_seconds, work.first_token_seconds
 
 
 def _pending(text: str, stops: tuple[str, ...]) -> int:

@@ -15,6 +15,7 @@ from kvferry.security.tls import check_listen
 if TYPE_CHECKING:
     from kvferry.cloud.costs import Budget
     from kvferry.cloud.engine import Engine
+    from kvferry.cloud.monitor import Monitor
     from kvferry.cloud.sessions import Sessions
     from kvferry.models import VLM
 
@@ -29,6 +30,7 @@ async def open_door(
     tokens: Tokens | None,
     keys: ServerKeys | None,
     insecure: bool,
+    monitor: Monitor,
 ) -> tuple[Door, str]:
     """A door that listens, and its address.
 
@@ -42,7 +44,7 @@ async def open_door(
         The port is taken or the host is not ours.
     """
     check_listen(listen, keys, insecure)
-    door = Door(vlm, engine, limits, sessions, budget, anybody if tokens is None else shown(tokens))
+    door = Door(vlm, engine, limits, sessions, budget, anybody if tokens is None else shown(tokens), monitor)
     return door, await door.open(listen, None if keys is None else _context(keys))
 
 
