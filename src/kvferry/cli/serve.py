@@ -50,6 +50,10 @@ def serve(
     ] = 1024 * 1024 * 1024,
     max_session_bytes: Annotated[int, typer.Option(help="So much of it for one edge.", min=0)] = 256 * 1024 * 1024,
     session_seconds: Annotated[float, typer.Option(help="What is unused for so long is forgotten.", min=0)] = 600.0,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="Any other limit, as NAME=VALUE; may be repeated (docs/operations.md lists them)."),
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +101,7 @@ def serve(
         held_bytes=max_held_bytes,
         session_bytes=max_session_bytes,
         session_seconds=session_seconds,
-    )
+    ).but(limit or ())
     if store_key is not None and store is None:
         raise InputError("--store-key seals what --store keeps; name a store, or leave the key out")
     if ray is not None and store is not None and "://" not in store:

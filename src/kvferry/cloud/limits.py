@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from kvferry.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -59,3 +65,30 @@ class Limits:
     held_bytes: int = 1024 * 1024 * 1024
     session_bytes: int = 256 * 1024 * 1024
     session_seconds: float = 600.0
+
+    def but(self, given: Iterable[str]) -> Limits:
+        """These with others in place of some, each as ``NAME=VALUE``.
+
+        Raises
+        ------
+        InputError
+            There is no such limit, or it cannot be that.
+        """
+        known, changed = asdict(self), dict[str, Any]()
+        for text in given:
+            name, _, value = text.partition("=")
+            name = name.strip().replace("-", "_")
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                if near:
+                    raise InputError(f"there is no limit {name!r}; did you mean {near[0]}?")
+                raise InputError(f"{text!r} is no limit; write NAME=VALUE, with one of {', '.join(known)}")
+            kind = type(known[name])
+            try:
+                changed[name] = kind(value.strip().replace("_", ""))
+            except ValueError:
+                changed[name] = math.nan
+            if not 0 < changed[name] < math.inf:
+                what = "a whole number" if kind is int else "a number of seconds"
+                raise InputError(f"{name} is {what} above 0, not {value!r}; write {name}={known[name]:g}")
+        return replace(self, **changed)
