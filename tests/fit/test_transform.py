@@ -23,20 +23,6 @@ from kvferry.models import VLM, load
 from kvferry.models.sensitivity import logit_gradients
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.testbed import samples
-from kvferry.testbed.build import Size, build_model, write_folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    size = Size(layers=2, hidden=64, heads=2, kv_heads=1, intermediate=96, tower_depth=1, tower_width=32, tower_heads=2)
-    write_folder(build_model(size), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def vlm(folder: Path) -> VLM:
-    return load(folder)
 
 
 def test_gradients_foretell_how_logits_move(folder: Path) -> None:

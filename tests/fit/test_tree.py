@@ -15,23 +15,9 @@ from kvferry.codecs import profile as profiles
 from kvferry.codecs.tree import CLASSES, TreeProfile
 from kvferry.errors import InputError
 from kvferry.fit.tree import TreeCalibration, make_tree
-from kvferry.models import VLM, load
+from kvferry.models import VLM
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.testbed import samples
-from kvferry.testbed.build import Size, build_model, write_folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    size = Size(layers=2, hidden=64, heads=2, kv_heads=1, intermediate=96, tower_depth=1, tower_width=32, tower_heads=2)
-    write_folder(build_model(size), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def vlm(folder: Path) -> VLM:
-    return load(folder)
 
 
 def test_the_command_makes_one_that_serves(folder: Path, vlm: VLM, tmp_path: Path) -> None:

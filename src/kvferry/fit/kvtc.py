@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvferry.analyze.source import Asked
-from kvferry.codecs import stack
 from kvferry.codecs.kvtc import SINKS, sides
-from kvferry.codecs.profile import Axes, PlainProfile, to_rows
+from kvferry.codecs.profile import Axes, PlainProfile
 from kvferry.errors import InputError
 from kvferry.fit.axes import captured, principal_axes
-from kvferry.fit.transform import Reservoir, check_rows
+from kvferry.fit.rows import rows_of
+from kvferry.fit.transform import Reservoir
 from kvferry.lazy import torch
 from kvferry.recipe import Recipe
 
@@ -42,11 +42,7 @@ class PlainCalibration:
         """Look at one question's cache; its sinks are left out, for they are not coded by axes."""
         prefilled = self._vlm.prefill(asked.images, asked.question, context=asked.context, recipe=self._recipe)
         kept = self._recipe.keep(prefilled)
-        keys, values, positions = stack(kept.layers)
-        index = positions.cpu().numpy()
-        where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
-        rows = to_rows(self._vlm.rotary, keys.cpu(), values.cpu(), where)
-        check_rows(rows, asked.name)
+        rows, index = rows_of(self._vlm, kept, asked.name)
         self._vectors.add(rows[torch.from_numpy(index >= SINKS)], index[index >= SINKS])
         self.n += 1
 

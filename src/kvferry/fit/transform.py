@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvferry.analyze.source import Asked
-from kvferry.cache import KVCache
-from kvferry.codecs import stack
-from kvferry.codecs.profile import Basis, Prediction, Profile, blockwise, to_rows, words
+from kvferry.codecs.profile import Basis, Prediction, Profile, blockwise, words
 from kvferry.errors import InputError
 from kvferry.fit.axes import captured, principal_axes
 from kvferry.fit.neighbours import fit, neighbourhoods
+from kvferry.fit.rows import rows_of, slopes_of
 from kvferry.fit.word_means import WordMeans
 from kvferry.lazy import torch
 from kvferry.recipe import Recipe
@@ -28,7 +27,6 @@ MOST = 8192
 """Vectors of one modality that are kept to find the principal axes: memory does not grow with the questions."""
 NEIGHBOURS = 2048
 """Visual tokens that are kept with their neighbours, of what the selection keeps and of whole caches."""
-TOKENS_OF_ANSWER = 16
 
 
 @dataclass
@@ -103,36 +101,22 @@ class Calibration:
         InputError
             Keys, values or gradients hold NaN or infinity.
         """
-        from kvferry.models.sensitivity import logit_gradients
-
         vlm = self._vlm
         prefilled = vlm.prefill(asked.images, asked.question, context=asked.context, recipe=self._recipe)
         kept = self._recipe.keep(prefilled)
-        answer = vlm.resume(prefilled.cache, max_new_tokens=TOKENS_OF_ANSWER).token_ids
-        gradients = logit_gradients(vlm, kept, answer, self._probes, self._generator)
-        x, index = self._rows_of(kept)
+        x, index = rows_of(vlm, kept, asked.name)
+        slopes = slopes_of(vlm, prefilled.cache, kept, index, self._probes, self._generator, asked.name)
         visual = kept.layout.visual[index]
-        where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
-        slopes = torch.stack([to_rows(vlm.rotary, k.cpu(), v.cpu(), where) for k, v in zip(*gradients, strict=True)])
-        for rows in (x, slopes):
-            check_rows(rows, asked.name)
         which = words(kept.layout).numpy()[index]
         for kind in (True, False):
             mine = torch.from_numpy(visual == kind)
             self._vectors[kind].add(x[mine], which[visual == kind])
             self._weights[kind].add(slopes[:, mine].flatten(0, 1), vlm.head_dim)
         self._word_means.add(x[torch.from_numpy(~visual)], torch.from_numpy(which[~visual]))
-        for reservoir, (rows, at) in zip(
-            self._neighbourhoods, ((x, index), self._rows_of(prefilled.cache)), strict=True
-        ):
+        whole = rows_of(vlm, prefilled.cache, asked.name)
+        for reservoir, (rows, at) in zip(self._neighbourhoods, ((x, index), whole), strict=True):
             reservoir.add(*neighbourhoods(rows, at, kept.layout))
         self.n += 1
-
-    def _rows_of(self, cache: KVCache) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
-        """One row per token, ``[k, p]``, and where it stands in the prompt, ``[k]``."""
-        keys, values, index = stack(cache.layers)
-        where = torch.from_numpy(cache.layout.positions[:, index.cpu().numpy()].astype(np.int64))
-        return to_rows(self._vlm.rotary, keys.cpu(), values.cpu(), where), index.cpu().numpy()
 
     def weight(self, visual: bool) -> torch.Tensor:
         """Square root of the mean ``g g^T``, ``[blocks, head_dim, head_dim]``, in units of the visual tokens' mean.
@@ -207,15 +191,6 @@ class Calibration:
 def _mean(rows: torch.Tensor) -> torch.Tensor:
     """Of ``[n, p]``; zeros where ``n`` is 0."""
     return rows.mean(0) if len(rows) else torch.zeros(rows.shape[1])
-
-
-def check_rows(rows: torch.Tensor, name: str) -> None:
-    """InputError where some of the numbers of the question ``name`` are none."""
-    if not bool(rows.isfinite().all()):
-        raise InputError(
-            f"{name}: keys, values or their gradients hold NaN or infinity, most likely because float16 overflowed; "
-            "load the model with --dtype bfloat16 or float32"
-        )
 
 
 def no_basis(mean: torch.Tensor, weight: torch.Tensor) -> Basis:

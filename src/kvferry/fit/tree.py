@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from kvferry.analyze.source import Asked
 from kvferry.cache import PromptLayout
-from kvferry.codecs import stack
-from kvferry.codecs.profile import OCTAVE, blockwise, to_rows, words
+from kvferry.codecs.profile import OCTAVE, blockwise, words
 from kvferry.codecs.tree import CLASSES, FIRST, MOST_STARTS, SINKS, VISUAL, Tree, TreeProfile, classes, numbers, starts
 from kvferry.errors import InputError
-from kvferry.fit.transform import TOKENS_OF_ANSWER, Reservoir, check_rows, root
+from kvferry.fit.rows import rows_of, slopes_of
+from kvferry.fit.transform import Reservoir, root
 from kvferry.fit.word_means import WordMeans
 from kvferry.lazy import torch
 from kvferry.recipe import Recipe
@@ -74,21 +74,12 @@ class TreeCalibration:
         InputError
             Keys, values or gradients hold NaN or infinity.
         """
-        from kvferry.models.sensitivity import logit_gradients
-
         vlm = self._vlm
         prefilled = vlm.prefill(asked.images, asked.question, context=asked.context, recipe=self._recipe)
         kept = self._recipe.keep(prefilled)
-        keys, values, positions = stack(kept.layers)
-        index = positions.cpu().numpy()
-        where = torch.from_numpy(kept.layout.positions[:, index].astype(np.int64))
-        x, slopes = to_rows(vlm.rotary, keys.cpu(), values.cpu(), where), None
-        check_rows(x, asked.name)
+        (x, index), slopes = rows_of(vlm, kept, asked.name), None
         if weigh:
-            answer = vlm.resume(prefilled.cache, max_new_tokens=TOKENS_OF_ANSWER).token_ids
-            pairs = zip(*logit_gradients(vlm, kept, answer, self._probes, self._generator), strict=True)
-            slopes = torch.stack([to_rows(vlm.rotary, k.cpu(), v.cpu(), where) for k, v in pairs])
-            check_rows(slopes, asked.name)
+            slopes = slopes_of(vlm, prefilled.cache, kept, index, self._probes, self._generator, asked.name)
         self.look(x, slopes, kept.layout, index)
 
     def look(
