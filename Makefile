@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo smol test test-smol results results-full readme report docs bench bench-gpu proto clean
+.PHONY: help venv demo smol test test-smol results results-full readme report docs bench bench-cloud bench-gpu proto clean
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -87,6 +87,11 @@ bench: venv  ## ratios of cost, measured in one run
 	$(BIN)/python benchmarks/range_coder.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/latency.py
+
+bench-cloud: venv  ## a cloud under hostile requests, faults of the wire and many clients
+	$(BIN)/python -m benchmarks.hostile
+	$(BIN)/python -m benchmarks.faults --n 1000
+	$(BIN)/python -m benchmarks.serving
 
 bench-gpu: venv  ## on a machine with a GPU: its paths are right, then what they cost
 	$(BIN)/python -m pytest tests/models/test_devices.py -k cuda
