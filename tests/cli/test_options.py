@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from kvferry.cli.app import app
 from kvferry.cli.console import model_of
+from kvferry.cli.fit import KINDS
 from kvferry.errors import InputError
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+COMMANDS |= {f"fit {kind}": command for kind, command in COMMANDS.pop("fit").commands.items()}
 NO_MODEL = {
     "doctor", "inspect", "link", "trace", "simulate", "break-even", "export", "compare", "coordinate", "check", "keys",
 }  # fmt: skip
@@ -31,6 +33,18 @@ def test_every_command_that_loads_a_model_says_where(name: str) -> None:
     assert has == (set() if name in NO_MODEL else {"--device", "--dtype"})
     if name not in NO_MODEL and name not in ("profile", "report"):  # two models, and the one that results name
         assert "--model" in options(name)
+
+
+def test_kinds_are_what_their_commands_are_by_their_old_names() -> None:
+    """But for what a kind says already."""
+    old = {"transform": "calibrate", "kvtc": "calibrate", "skip-visual": "calibrate-skip"}
+    for kind in KINDS:
+        assert "--out" in options(f"fit {kind}")
+        assert "--json" in options(f"fit {kind}")
+        if old.get(kind, kind) in COMMANDS:
+            said = {"transform": {"--kind"}, "kvtc": {"--kind", "--structure", "--probes"}}.get(kind, set())
+            assert options(old.get(kind, kind)) - options(f"fit {kind}") == said
+            assert options(f"fit {kind}") <= options(old.get(kind, kind))
 
 
 def test_a_model_is_named_once() -> None:
@@ -50,6 +64,7 @@ def test_dtype_and_device_reach_the_model(model_folder: Path, tmp_path: Path) ->
     assert json.loads(out.read_text().splitlines()[0])["dtype"] == "float32"
     for words in (line, ["tune", "--model", str(model_folder)], ["analyze", str(model_folder), "--n", "1"],
                   ["calibrate", str(model_folder), "--n", "1"], ["diagnose", str(model_folder), "--n", "1"],
+                  ["fit", "kvtc", str(model_folder), "--n", "1"],
                   ["calibrate-skip", str(model_folder), "--n", "1"], ["serve", str(model_folder)],
                   ["demo", str(model_folder), "--n", "1"]):  # fmt: skip
         done = CliRunner().invoke(app, [*words, "--device", "nowhere"])

@@ -125,6 +125,10 @@ class Shell:
         command = _TYPER.get_command(None, name)  # type: ignore[attr-defined,arg-type]
         if command is None:
             raise AssertionError(f"there is no command {name}")
+        before = []
+        if hasattr(command, "commands"):  # fit KIND
+            before, name, arguments = [name], arguments[0], arguments[1:]
+            command = command.commands[name]
         params = command.make_context(name, list(arguments)).params
         if not run or why_not_run(name, arguments, params):
             check_values(name, params)
@@ -137,7 +141,7 @@ class Shell:
                 self._doors[door] = self._listening[params["listen"]]
         else:
             extra = [] if name not in ADDED or ADDED[name][0][0] in arguments else ADDED[name][0]
-            self._call([name, *self._addressed(name, arguments), *extra])
+            self._call([*before, name, *self._addressed(name, arguments), *extra])
 
     def _call(self, words: list[str]) -> None:
         self._monkeypatch.setattr(sys, "argv", ["kvferry", *words])

@@ -26,6 +26,7 @@ from kvferry.cli.edge import edge
 from kvferry.cli.ending import run
 from kvferry.cli.evaluate import evaluate
 from kvferry.cli.export import export
+from kvferry.cli.fit import fit
 from kvferry.cli.inspect import inspect
 from kvferry.cli.keys import keys
 from kvferry.cli.link import link, trace
@@ -64,6 +65,7 @@ for command in COMMANDS:
     whole = checked(command, OTHERS.get(command))
     app.command()(configured(whole) if command.__name__ in TABLES else whole)
 app.command("eval")(checked(evaluate))
+app.add_typer(fit, name="fit")
 
 
 def _version(wanted: bool) -> None:
