@@ -7,7 +7,7 @@ split's prompts is one record of all recipes, so that all are paired; the raw fi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,16 @@ import numpy as np
 
 from kvferry.codecs.profile import OCTAVE
 from kvferry.codecs.tree import SINKS
-from kvferry.data import Asked
 from kvferry.errors import InputError
 from kvferry.statistics import mean_interval
+from study.profiles import files as profile_files
 
 if TYPE_CHECKING:
+    from kvferry.evidence import Prefilled
     from kvferry.models import VLM
     from study.page import Places
 
 Record = dict[str, Any]
-KVTC_ROWS = 4000
-WEIGHED = 3
-"""Gradients are taken of every third calibration prompt."""
 SHORTEST, LONGEST = 230, 470
 """Tokens of the context; the template and the question add about 45."""
 ANSWER = 16
@@ -46,7 +44,7 @@ EVICTION = "expected_attention@0.5,budget=shared"
 
 def recipes(folder: Path) -> dict[str, str]:
     """What a row is called -> its recipe, with profiles in ``folder``."""
-    files = {name: folder / f"{name}.profile" for name in ("kvtc", "tree")}
+    files = profile_files(folder)
     rows = [f"full|{codec}" for codec in CODECS] + [f"{EVICTION}|{codec}" for codec in EVICTED]
     return {row.format(**{name: name for name in files}): row.format(**files) for row in rows}
 
@@ -59,43 +57,11 @@ def paragraphs(data: Path, split: str) -> list[Record]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def make_profiles(vlm: VLM, rows: list[Record], folder: Path, say: Callable[[str], None]) -> None:
-    """Both profiles, those that are not there yet."""
-    from kvferry.fit.kvtc import PlainCalibration
-    from kvferry.fit.tree import TreeCalibration
-    from kvferry.recipe import Recipe
-
-    full = Recipe.parse("full")
-    asked = [
-        Asked(f"calibration {i}", (), row["questions"][i % len(row["questions"])]["question"], context=row["context"])
-        for i, row in enumerate(rows)
-    ]
-    facts = {"data": "SQuAD paragraphs, calibration", "n": len(asked)}
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "tree.profile").exists():
-        tree = TreeCalibration(vlm, full, probes=4)
-        for i, one in enumerate(asked):
-            tree.add(one, weigh=i % WEIGHED == 0)
-        (folder / "tree.profile").write_bytes(tree.profile(facts).to_bytes())
-        say("tree.profile")
-    if not (folder / "kvtc.profile").exists():
-        plain = PlainCalibration(vlm, full, KVTC_ROWS, most=KVTC_ROWS)
-        for one in asked:
-            plain.add(one)
-        (folder / "kvtc.profile").write_bytes(plain.profile(facts).to_bytes())
-        say("kvtc.profile")
-
-
-def about(folder: Path) -> dict[str, Any]:
-    """Of each profile in a folder its bytes and what its calibration says of the model."""
-    from kvferry.codecs import profile
-
-    found: dict[str, Any] = {}
-    for file in sorted(folder.glob("*.profile")):
-        made, _ = profile.read(file)
-        told = {key: made.facts[key] for key in ("n", "words", "classes") if key in made.facts}
-        found[file.stem] = {"bytes": file.stat().st_size, **told}
-    return found
+def calibration(vlm: VLM, rows: list[Record]) -> Iterator[Prefilled]:
+    """A question on every paragraph of the calibration split, read."""
+    for i, row in enumerate(rows):
+        question = row["questions"][i % len(row["questions"])]["question"]
+        yield vlm.prefill([], question, context=row["context"])
 
 
 def prompts(vlm: VLM, rows: list[Record], n: int) -> Iterator[tuple[str, str]]:

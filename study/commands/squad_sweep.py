@@ -11,11 +11,11 @@ from typing import Annotated
 
 import typer
 
-from study.squad import DATA, FOLDER
+from study.squad import DATA, FOLDER, PROFILES
 
 
 def squad_sweep(
-    plan: Annotated[str, typer.Argument(help="scorers, blind, codecs or coders: rows, see study/squad/plans.py.")],
+    plan: Annotated[str, typer.Argument(help="scorers, blind, codecs, coders or profiles, see study/squad/plans.py.")],
     tokens: Annotated[int, typer.Option(help="Of a prompt, at most.", min=384)] = 512,
     n: Annotated[int, typer.Option(help="Questions that the file shall hold.", min=1)] = 200,
     minutes: Annotated[float, typer.Option(help="Stop after so many minutes of processor time.")] = 1e9,
@@ -29,8 +29,9 @@ def squad_sweep(
 
     from kvferry.evaluate.sweep import provenance
     from kvferry.models import load
+    from study.profiles import about, make_profiles
     from study.squad.asking import Answering
-    from study.squad.choosing import chosen_prompt, counter, room
+    from study.squad.choosing import calibration, chosen_prompt, counter, room
     from study.squad.plans import canonical, plan_of
     from study.squad.prompts import prompt_of
     from study.squad.records import append, begin
@@ -42,6 +43,12 @@ def squad_sweep(
     prompt = prompt_of(ask, read_squad(data / "calibration.jsonl")) if ask else chosen_prompt(vlm, FOLDER, data)
     out = out or FOLDER / f"{plan}-{tokens}.jsonl"
     head = {"command": "python -m study " + shlex.join(sys.argv[1:]), **provenance(vlm)}
+    if wanted.profiles:
+        make_profiles(
+            vlm, lambda: calibration(vlm, prompt, read_squad(data / "calibration.jsonl"), tokens),
+            f"SQuAD's calibration paragraphs, prompt {prompt.name}, {tokens} tokens", PROFILES, print,
+        )  # fmt: skip
+        head["profiles"] = about(PROFILES)
     what = {
         "name": plan, "model": model, "prompt": prompt.name, "tokens": tokens, "protocol": wanted.protocol,
         "rows": list(canonical(wanted.rows)), "questions": wanted.questions,

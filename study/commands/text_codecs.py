@@ -25,19 +25,21 @@ def text_codecs(
     import kvferry
     from kvferry.evaluate.sweep import provenance
     from study import text_codecs as study
+    from study.profiles import about, make_profiles
 
     done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     if len(done) < n:
         vlm = kvferry.load("smollm2", dtype="float32")
-        study.make_profiles(vlm, study.paragraphs(data, "calibration"), profiles, print)
-        out.with_name(study.PROFILES).write_text(json.dumps(study.about(profiles), indent=1) + "\n")
-        rows = study.recipes(profiles)
+        rows = study.paragraphs(data, "calibration")
+        make_profiles(vlm, lambda: study.calibration(vlm, rows), "SQuAD paragraphs, calibration", profiles, print)
+        out.with_name(study.PROFILES).write_text(json.dumps(about(profiles), indent=1) + "\n")
+        recipes = study.recipes(profiles)
         facts = {key: value for key, value in provenance(vlm).items() if key in ("commit", "machine")}
         with out.open("a") as file:
             for i, (context, question) in enumerate(study.prompts(vlm, study.paragraphs(data, "test"), n)):
                 if i < len(done):
                     continue
-                done.append(study.measure(vlm, context, question, rows) | facts)
+                done.append(study.measure(vlm, context, question, recipes) | facts)
                 file.write(json.dumps(done[-1]) + "\n")
                 file.flush()
     lengths = [record["tokens"] for record in done[:n]]

@@ -6,3 +6,5 @@ DATA = Path("../shared/data/squad")
 """Where SQuAD's paragraphs lie; not part of the repository."""
 FOLDER = Path("study/results/smollm2")
 """Of the raw results."""
+PROFILES = Path("out/squad")
+"""Of the profiles of `kvtc` and `transform`, which are too large for git; made anew where they are not there."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from kvferry.errors import InputError
+from kvferry.evidence import Prefilled
 from kvferry.models import VLM
 from study.squad.asking import in_cache
 from study.squad.board import Board
@@ -17,7 +18,7 @@ from study.squad.prompts import Prompt, candidates
 from study.squad.reading import TAIL, Reader
 from study.squad.records import scores_of
 from study.squad.saying import Asking, ends_of, full_answers
-from study.squad.texts import Text, read_squad
+from study.squad.texts import Paragraph, Text, read_squad, texts
 
 SCORES = ("F1", "EM", "contains")
 
@@ -84,3 +85,11 @@ def counter(vlm: VLM) -> Callable[[str], int]:
 def room(vlm: VLM, prompt: Prompt, tokens: int) -> int:
     """Tokens of text that a prompt of ``tokens`` in all has room for, beside examples and question."""
     return tokens - TAIL - len(prompt.before(vlm.tokenizer, ""))
+
+
+def calibration(vlm: VLM, prompt: Prompt, paragraphs: Sequence[Paragraph], tokens: int) -> Iterator[Prefilled]:
+    """A question on every text of calibration paragraphs, read as the test's are."""
+    for text in texts(paragraphs, counter(vlm), room(vlm, prompt, tokens), 1):
+        ids = prompt.before(vlm.tokenizer, text.words)
+        asked = prompt.asked(vlm.tokenizer, text.questions[0].text)
+        yield Reader(vlm, ids, ()).read(asked, len(asked), len(ids) + len(asked) - 1)

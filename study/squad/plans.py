@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from kvferry.errors import InputError
 from kvferry.evaluate.records import Protocol
 from kvferry.recipe import Recipe
-from study.squad import FOLDER
+from study.profiles import files
+from study.squad import FOLDER, PROFILES
 
 SCORERS = (
     "q2c", "snapkv", "h2o", "streaming", "random", "vlcache", "leaveout", "knorm", "keydiff", "value_norm",
@@ -32,6 +33,8 @@ class Plan:
     protocol : {"A", "B"}
     rows : tuple of str
         Recipes; under protocol B with ``proxy`` or ``oracle`` behind them where the scorer was told a question.
+    profiles : bool
+        Whether rows need profiles of calibration paragraphs.
     carried : bool
         Whether every row is written to a bitstream and read again. Otherwise rows select from the cache in BF16, and
         what they drop is hidden.
@@ -47,6 +50,7 @@ class Plan:
     carried: bool
     questions: int = 4
     tokens: int = 512
+    profiles: bool = False
 
     def at(self, tokens: int) -> Plan:
         """The same on other texts; longer ones have more paragraphs to ask about."""
@@ -57,6 +61,8 @@ def _selections(scorers: tuple[str, ...], fractions: tuple[float, ...], label: s
     return tuple(f"{s}@{f:g}|bf16{label}" for s in scorers for f in fractions)
 
 
+SHARED = tuple(f"vlcache@{fraction:g},budget=shared" for fraction in (0.5, 0.25))
+KVTC, TREE = (files(PROFILES)[name] for name in ("kvtc", "tree"))
 WIDTHS = tuple(f"full|int{bits}" for bits in (8, 7, 6, 5, 4, 3, 2, 1))
 PLANS = {
     "scorers": Plan("scorers", "A", _selections(SCORERS, FRACTIONS), carried=False),
@@ -87,6 +93,16 @@ PLANS = {
             "full|turbo:3", *(f"full|svd:{rank}" for rank in (128, 96, 64, 32, 16)),
         ),
         carried=True, questions=1,
+    ),
+    "profiles": Plan(
+        "profiles", "A",
+        (
+            "full|int4|zstd", "full|kivi:2", "full|turbo:3.5", "full|turbo:2.5",
+            *(f"full|kvtc:{ratio}@{KVTC}|zstd" for ratio in (8, 16, 32)),
+            *(f"full|transform:{ratio}@{TREE}" for ratio in (8, 16, 32, 64, 128)),
+            *(f"{choice}|transform:{ratio}@{TREE}" for choice in SHARED for ratio in (8, 32)),
+        ),
+        carried=True, questions=2, profiles=True,
     ),
 }  # fmt: skip
 

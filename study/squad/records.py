@@ -91,6 +91,8 @@ def begin(out: Path, plan: dict[str, Any], head: dict[str, Any]) -> set[int]:
     was = before["squad"]
     if any(was[x] != plan[x] for x in FIXED) or before["fingerprint"] != head["fingerprint"]:
         raise InputError(f"{out} holds the results of another plan; choose another --out or remove it")
+    if before.get("profiles") != head.get("profiles"):
+        raise InputError(f"{out} holds the results of other profiles; choose another --out or remove it")
     drop_half_line(out)
     return {x.text for x in records}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kvferry.codecs.tree import MOST_STARTS
 from kvferry.evaluate.measured import Measured, Point
 from kvferry.evaluate.tables import interval, markdown
 from kvferry.statistics import Estimate, estimate_of, holm, means_with_draws
@@ -21,6 +22,7 @@ TITLES = {
     "blind": "which tokens, question unknown (B)",
     "codecs": "how few bits, and retention by bits",
     "coders": "SVD by rank, differences, range coding",
+    "profiles": "codecs that hold a profile, beside those that do not",
 }
 """By the name of a plan."""
 SCORES = ("F1", "EM", "contains")
@@ -92,7 +94,7 @@ def page(told: Told) -> str:
         text += _by_fraction(told)
     if name == "codecs":
         text += ["## Retention by bits", "", *_retained(told)]
-    if told.plan["name"] in ("codecs", "coders"):
+    if name in ("codecs", "coders", "profiles"):
         text += ["## The fewest bytes at 98 % of the full cache's F1", "", kept_table(told.measured), ""]
     text += [f"## Every row, protocol {protocol}", "", _rows(told), ""]
     return "\n".join(text)
@@ -114,8 +116,19 @@ def _origin(told: Told) -> Iterator[str]:
             "Rows choose from the cache as `full|bf16` carries it, and what they drop is hidden from the question and "
             "the answer; no bitstreams are written, since rows of one fraction keep equally many tokens."
         )
+    if "profiles" in head:
+        yield from _profiles(head["profiles"])
     if plan["protocol"] == "B":
         yield f'*proxy* rows are scored with "{PROXY}", *oracle* rows with the question that comes later.'
+
+
+def _profiles(made: dict[str, Any]) -> Iterator[str]:
+    sizes = ", ".join(f"`{name}.profile` {of['bytes'] / 1e6:.1f} MB" for name, of in made.items())
+    yield (
+        f"Both ends hold profiles of {made['tree']['n']} calibration texts under the same prompt, which the bytes do "
+        f"not count: {sizes}. The prompt begins with the same worked examples every time; `transform` knows its first "
+        f"{MOST_STARTS} tokens, whose keys and values nothing else changes, by heart."
+    )
 
 
 def _ends(told: Told) -> Iterator[str]:

@@ -32,6 +32,7 @@ def test_gradients_foretell_how_logits_move(folder: Path) -> None:
     cache = vlm.prefill(sample.images, sample.question).cache
     probe = torch.Generator().manual_seed(3)
     keys, values = logit_gradients(vlm, cache, [7], 1, probe)
+    assert not any(x.keys.requires_grad or x.values.requires_grad for x in cache)
     z = torch.randn(2, vlm.model.config.text_config.vocab_size, generator=torch.Generator().manual_seed(3))
 
     def projected(step: float) -> float:

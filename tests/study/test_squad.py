@@ -18,8 +18,11 @@ from kvferry.evidence import EvidenceRequest
 from kvferry.models.attention import Observer
 from kvferry.models.resume import Decoder
 from kvferry.testbed.build import build_tokenizer
+from study.profiles import about, make_profiles
+from study.squad import PROFILES
 from study.squad.asking import Answering, in_cache
 from study.squad.board import Board
+from study.squad.choosing import calibration
 from study.squad.masks import masks
 from study.squad.plans import FRACTIONS, PLANS, SCORERS, Plan, canonical, plan_of
 from study.squad.prompts import Example, Prompt, asked_about, candidates, prompt_of, shown
@@ -196,6 +199,12 @@ def test_plans_are_asked(vlm: VLM, name: str, tmp_path: Path) -> None:
     """Every row of every plan, on one text; and the file that holds it."""
     few = [row for row in PLANS[name].rows if "svd" not in row or "16" in row]
     few = few if name in ("scorers", "blind") else few[::5]
+    if PLANS[name].profiles:
+        few = [row.replace(str(PROFILES), str(tmp_path)) for row in few]
+        prompt = Prompt("completion", ())
+        many = [replace(x, text=" ".join([WORDS] * 4)) for x in paragraphs()]
+        make_profiles(vlm, lambda: calibration(vlm, prompt, many, 96), "paragraphs", tmp_path, print)
+        assert about(tmp_path)["tree"]["n"] == len(many)
     plan = replace(PLANS[name], rows=tuple(few))
     text = Text(3, (WORDS, WORDS), tuple(Question(f"what is {x}?", ("circle",), 0, "shapes") for x in ("red", "blue")))
     answering = Answering(vlm, Prompt("completion", (Example(WORDS, "what is large?", "square"),)), plan)
@@ -220,6 +229,8 @@ def test_plans_are_asked(vlm: VLM, name: str, tmp_path: Path) -> None:
     for other in ({**what, "prompt": "q"}, {**what, "rows": []}):
         with pytest.raises(InputError, match="another plan"):
             begin(file, other, {"fingerprint": "f"})
+    with pytest.raises(InputError, match="other profiles"):
+        begin(file, what, {"fingerprint": "f", "profiles": {"tree": {"digest": "d"}}})
 
 
 def test_more_questions_on_longer_texts() -> None:

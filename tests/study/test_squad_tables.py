@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ def put(
     kl: Mapping[str, float],
     sizes: Mapping[str, int],
     n: int = N,
+    made: Mapping[str, Any] | None = None,
 ) -> None:
     """A raw file: of every row how many of 100 answers are right, its KL, its bytes."""
     plan = PLANS[name]
@@ -38,7 +40,7 @@ def put(
         "name": name, "model": "smollm2", "prompt": "completion-4", "tokens": 512, "protocol": plan.protocol,
         "rows": rows, "questions": 4,
     }  # fmt: skip
-    begin(folder / f"{name}-512.jsonl", what, HEAD)
+    begin(folder / f"{name}-512.jsonl", what, HEAD | ({"profiles": made} if made else {}))
     records = []
     for i in range(n):
         outcomes = {FULL: Answer(1000 if plan.carried else None, 0.0, 1.0)}
@@ -62,6 +64,7 @@ def folder(tmp_path: Path) -> Path:
     right = {"full|int8": 100, "full|int4": 98, "full|int3": 93, "full|int2": 15, "q2c@0.75|int4": 97}
     kl = {"full|int8": 0.001, mixed: 0.05, "full|int4": 0.1, protected: 0.09, "full|int3": 0.5, "full|int2": 2.0}
     put(path, "codecs", {**right, mixed: 99, protected: 98}, kl, {"full|int8": 510, "full|int4": 260})
+    put(path, "profiles", {}, {}, {}, made={"tree": {"bytes": 2_500_000, "digest": "d", "n": 7}})
     coders = {f"full|svd:{rank}": right for rank, right in ((128, 99), (96, 97), (64, 95), (32, 50), (16, 20))}
     put(path, "coders", coders, {"full|delta:10": 0.4}, {"full|delta:10": 400, "full|delta:0": 250})
     told = {
@@ -129,6 +132,7 @@ def test_pages(folder: Path, tmp_path: Path) -> None:
         assert tables
         assert "nan" not in text
     assert "**`b`** has the highest F1" in (places.details / "smollm2-prompt.md").read_text()
+    assert "profiles of 7 calibration texts" in (places.details / "smollm2-profiles-512.md").read_text()
     assert "`leaveout` 0.01" in next(fact(folder, places))
     text = "\n".join(section(folder, places))
     assert "[blind](docs/smollm2-blind-512.md) | B | 512 | 40 |" in text

@@ -10,6 +10,7 @@ from kvferry.analyze.source import Asked
 from kvferry.codecs.kvtc import SINKS, sides
 from kvferry.codecs.profile import Axes, PlainProfile
 from kvferry.errors import InputError
+from kvferry.evidence import Prefilled
 from kvferry.fit.axes import captured, principal_axes
 from kvferry.fit.rows import rows_of
 from kvferry.fit.transform import Reservoir
@@ -41,8 +42,11 @@ class PlainCalibration:
     def add(self, asked: Asked) -> None:
         """Look at one question's cache; its sinks are left out, for they are not coded by axes."""
         prefilled = self._vlm.prefill(asked.images, asked.question, context=asked.context, recipe=self._recipe)
-        kept = self._recipe.keep(prefilled)
-        rows, index = rows_of(self._vlm, kept, asked.name)
+        self.take(prefilled, asked.name)
+
+    def take(self, prefilled: Prefilled, name: str) -> None:
+        """As :meth:`add`, of a question that was read already."""
+        rows, index = rows_of(self._vlm, self._recipe.keep(prefilled), name)
         self._vectors.add(rows[torch.from_numpy(index >= SINKS)], index[index >= SINKS])
         self.n += 1
 

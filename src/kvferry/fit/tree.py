@@ -13,6 +13,7 @@ from kvferry.cache import PromptLayout
 from kvferry.codecs.profile import OCTAVE, blockwise, words
 from kvferry.codecs.tree import CLASSES, FIRST, MOST_STARTS, SINKS, VISUAL, Tree, TreeProfile, classes, numbers, starts
 from kvferry.errors import InputError
+from kvferry.evidence import Prefilled
 from kvferry.fit.rows import rows_of, slopes_of
 from kvferry.fit.transform import Reservoir, root
 from kvferry.fit.word_means import WordMeans
@@ -74,12 +75,15 @@ class TreeCalibration:
         InputError
             Keys, values or gradients hold NaN or infinity.
         """
-        vlm = self._vlm
-        prefilled = vlm.prefill(asked.images, asked.question, context=asked.context, recipe=self._recipe)
+        prefilled = self._vlm.prefill(asked.images, asked.question, context=asked.context, recipe=self._recipe)
+        self.take(prefilled, asked.name, weigh)
+
+    def take(self, prefilled: Prefilled, name: str, weigh: bool = True) -> None:
+        """As :meth:`add`, of a question that was read already, with the evidence that the recipe's scorer asks for."""
         kept = self._recipe.keep(prefilled)
-        (x, index), slopes = rows_of(vlm, kept, asked.name), None
+        (x, index), slopes = rows_of(self._vlm, kept, name), None
         if weigh:
-            slopes = slopes_of(vlm, prefilled.cache, kept, index, self._probes, self._generator, asked.name)
+            slopes = slopes_of(self._vlm, prefilled.cache, kept, index, self._probes, self._generator, name)
         self.look(x, slopes, kept.layout, index)
 
     def look(

@@ -36,7 +36,7 @@ def logit_gradients(
     keys, values : float32 ``[probes, layers, kv_heads, kept, head_dim]``
         With respect to the keys as they are in the cache, rotated.
     """
-    leaves = [(x.keys.float().requires_grad_(), x.values.float().requires_grad_()) for x in cache]
+    leaves = [tuple(part.detach().float().requires_grad_() for part in (x.keys, x.values)) for x in cache]
     layers = tuple(LayerCache(k, v, x.positions) for (k, v), x in zip(leaves, cache, strict=True))
     kept = kept_layers(vlm.model, [replace(cache, layers=layers)], cache.length)
     feed = [*cache.pending.tolist(), *answer]
