@@ -42,6 +42,10 @@ class PluginError(KVFerryError):
     """A method from outside cannot be loaded, or has a name that another one has."""
 
 
+class TrainingError(KVFerryError):
+    """What was to be learned got no better by it; nothing was written."""
+
+
 class ModelError(KVFerryError):
     """A model cannot be loaded."""
 

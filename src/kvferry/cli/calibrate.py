@@ -20,8 +20,6 @@ from kvferry.files import write_whole
 DRAWN = 600
 RANK = 256
 WIDE = 2048
-SIZES = {"Qwen2-VL-2B": (28, 2, 128), "Qwen2-VL-7B": (28, 4, 128)}
-"""Layers, KV heads and channels of models for which a profile's size is told by formula."""
 
 
 def calibrate(
@@ -62,6 +60,7 @@ def calibrate(
     from kvferry.codecs import KVTC, Transform
     from kvferry.codecs.profile import PlainProfile
     from kvferry.fit.kvtc import PlainCalibration
+    from kvferry.fit.learn import SIZES
     from kvferry.fit.transform import Calibration
     from kvferry.fit.tree import TreeCalibration, tree_bytes
     from kvferry.recipe import Recipe
