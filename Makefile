@@ -65,6 +65,7 @@ results-smol: smol  ## what holds on a real language model: SmolLM2 on SQuAD's p
 	$(ASKED)sweep blind --data $(SQUAD) --n $(or $(N),500)
 	$(ASKED)sweep coders --data $(SQUAD) --n $(or $(N),200)
 	$(ASKED)sweep profiles --data $(SQUAD) --n $(or $(N),200)
+	nice -n 19 $(STUDY) perplexity --data $(SQUAD)
 	for tokens in 1024 2048 4096; do for plan in scorers codecs blind; do \
 	    $(ASKED)sweep $$plan --tokens $$tokens --data $(SQUAD) --n $(or $(N),200); done; done
 

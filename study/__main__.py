@@ -8,6 +8,7 @@ import typer
 
 from kvferry.errors import KVFerryError
 from study.commands.long_runs import long_runs
+from study.commands.perplexity import perplexity
 from study.commands.results import results
 from study.commands.scout_overlap import scout_overlap
 from study.commands.squad_diagnose import squad_diagnose
@@ -18,7 +19,7 @@ from study.commands.text_codecs import text_codecs
 app = typer.Typer(
     help="What makes RESULTS.md.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-for command in (results, scout_overlap, long_runs, squad_prompt, squad_diagnose, squad_sweep, text_codecs):
+for command in (results, scout_overlap, long_runs, squad_prompt, squad_diagnose, squad_sweep, text_codecs, perplexity):
     app.command()(command)
 
 

@@ -27,6 +27,8 @@ REAL = "smollm2"
 """The folder of what a language model answered that others trained."""
 CODED = "smollm2-codecs"
 """The folder of how small its caches get."""
+READ_ON = "smollm2-perplexity"
+"""The folder of what it foretells behind compressed caches."""
 IDLE = 0.5
 """Load of a cloud that is at most half busy."""
 NEAR = 8

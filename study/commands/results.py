@@ -19,6 +19,7 @@ from study import (
     method_tables,
     mode_tables,
     overview,
+    perplexity,
     scout_tables,
     sweep_tables,
     text_codecs,
@@ -87,6 +88,7 @@ def results(
     behind = [(title, file.stem) for title, file in zip(titles, files, strict=True)]
     text += [*squad.section(raw / overview.REAL, places)]
     behind += squad.write_pages(raw / overview.REAL, places) + text_codecs.write_page(raw / overview.CODED, places)
+    behind += perplexity.write_page(raw / overview.READ_ON, places)
     text += overview.pages(behind, places)
     out.write_text("\n".join(text))
     print(f"wrote {out} from {len(files)} file(s)")

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers as tf
 
-import kvferry
 from kvferry import VLM, InputError, Recipe
 from kvferry.errors import EvidenceError
 from kvferry.evaluate.sweep import carry
 from kvferry.evidence import EvidenceRequest
 from kvferry.models.attention import Observer
 from kvferry.models.resume import Decoder
-from kvferry.testbed.build import build_tokenizer
 from study.profiles import about, make_profiles
 from study.squad import PROFILES
 from study.squad.asking import Answering, in_cache
@@ -30,25 +27,9 @@ from study.squad.reading import TAIL, Reader, layout_of_ids, requests_of, scene_
 from study.squad.records import BARE, FULL, Answer, Record, append, begin, read, scores_of
 from study.squad.saying import MOST, Asking, board_answers, cache_answers, ends_of, full_answers
 from study.squad.texts import Paragraph, Question, Text, read_squad, texts
-from tests.models.families import TEXT
 
 WORDS = "tom left the red circle right of the large blue square"
 ALL = [f"{s}@{f:g}|bf16" for s in SCORERS for f in FRACTIONS]
-
-
-@pytest.fixture(scope="module")
-def vlm(tmp_path_factory: pytest.TempPathFactory) -> VLM:
-    path, tokenizer = tmp_path_factory.mktemp("model") / "words", build_tokenizer()
-    torch.manual_seed(1)
-    settings = {**TEXT, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
-    model = tf.LlamaForCausalLM(tf.LlamaConfig(**settings))
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 2:
-                weight.normal_(std=2 * weight.shape[1] ** -0.5)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return kvferry.load(path, dtype="float32")
 
 
 @pytest.fixture(scope="module")
