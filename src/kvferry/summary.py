@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from kvferry.cache import KVCache, Modality, PromptLayout
-from kvferry.lazy import torch
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,15 @@ class Summary:
 
 
 def summarise(
-    heads: Sequence[Sequence[torch.Tensor]], layout: PromptLayout, length: int, scored: tuple[float, ...] = ()
+    heads: Sequence[Sequence[npt.NDArray[np.int64]]],
+    layout: PromptLayout,
+    length: int,
+    scored: tuple[float, ...] = (),
 ) -> Summary:
-    """The summary of what every head of every layer keeps: int64 positions of any shape."""
-    sizes = [[x.numel() for x in layer] for layer in heads]
-    modality = torch.from_numpy(layout.modality[:length])
-    everything = torch.cat([modality[x.reshape(-1).cpu()] for layer in heads for x in layer])
+    """The summary of what every head of every layer keeps: int64 positions ``[kept]``."""
+    sizes = [[x.size for x in layer] for layer in heads]
+    modality = layout.modality[:length]
+    everything = np.concatenate([modality[x] for layer in heads for x in layer])
     count = sum(map(len, heads))
     return Summary(
         length=length,
@@ -97,5 +102,5 @@ def summarise(
 
 def summarise_cache(cache: KVCache) -> Summary:
     """The summary of what a cache holds."""
-    heads = [[x.positions for x in layer.split()] for layer in cache]
+    heads = [[x.positions.flatten().cpu().numpy() for x in layer.split()] for layer in cache]
     return summarise(heads, cache.layout, cache.length, cache.scored)

@@ -230,7 +230,7 @@ def read(blob: bytes, rng: random.Random) -> str:
     try:
         way = rng.randrange(5)
         if way == 0:
-            inspect(blob)
+            inspect(blob, decode=rng.random() < 0.5)
             return "decoded"
         bounds = Bounds(MOST_CACHE, FITTING.tokens, FITTING) if way == 4 else Bounds(MOST_CACHE)
         reader = Reader(layers=[0] if way == 1 else None, bounds=bounds)

@@ -112,6 +112,16 @@ def test_tiers_that_do_not_fit(order: list[tuple[int, slice, bool]], says: str) 
         decompress(in_tiers(replace(cache(layers=2), recipe="full|int8"), order))
 
 
+def test_a_token_that_comes_twice_is_found_without_decoding() -> None:
+    order = [(0, slice(0, 5), True), (0, slice(4, 9), False)]
+    blob = in_tiers(replace(cache(layers=2), recipe="full|int8"), order)
+    reader = Reader(decode=False)
+    with pytest.raises(CorruptError, match="without all of layers 1"):
+        reader.feed(blob)
+    with pytest.raises(CorruptError, match="same token"):
+        reader.positions()
+
+
 def test_frames_need_a_header() -> None:
     with pytest.raises(InputError, match="header"):
         Writer(Integer(8)).frame(0, cache().layers[0])

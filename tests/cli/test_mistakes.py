@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import kvferry
+from tests.bitstream import golden
 
 WITHOUT = """
 import sys
@@ -142,6 +143,26 @@ def test_mistakes_are_answered_without_pytorch(folder: Path) -> None:
         assert expected in found["message"], words
         assert issubclass(getattr(kvferry, found["type"]), kvferry.KVFerryError), words
     assert not any(errors[len(MISTAKES) :])
+
+
+RESULTS = Path(__file__).parents[2] / "study" / "results"
+READ_ONLY: list[list[str]] = [
+    *[[name, "--help"] for name in sorted({words[0] for words, _ in MISTAKES} - {"pigeon"})],
+    *[["inspect", str(golden.DATA / f"{name}.kvf"), *also] for name in golden.STREAMS for also in ([], ["--json"])],
+    ["export", str(RESULTS / "eval-cloud.jsonl"), "answers.csv"],
+    ["compare", str(RESULTS / "eval-cloud.jsonl"), str(RESULTS / "eval-cloud.jsonl")],
+    ["keys", "token", "tokens", "--name", "a"],
+]
+"""Commands that look at no model and at no cache's numbers."""
+
+
+def test_what_looks_at_no_model_needs_no_pytorch(folder: Path) -> None:
+    given = "".join(json.dumps(words) + "\n" for words in READ_ONLY)
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT], cwd=folder, input=given, capture_output=True, text=True, timeout=120
+    )
+    codes = [each.partition("\n")[0] for each in ran.stderr.split("\x00")[1:]]
+    assert dict(zip(map(" ".join, READ_ONLY), codes, strict=True)) == dict.fromkeys(map(" ".join, READ_ONLY), "0")
 
 
 def command(*words: str) -> list[str]:

@@ -104,6 +104,18 @@ class Places:
         self._note(kept, layer)
         return kept
 
+    def rows(self, layer: int, heads: int) -> list[Numbers]:
+        """What all frames of ``layer`` hold by head, ascending; :class:`CorruptError` where two hold a token."""
+        parts: list[list[Numbers]] = [[] for _ in range(heads)]
+        for kept in self._layers.get(layer, ()):
+            each = np.split(kept.rows[0], np.cumsum(kept.counts)[:-1]) if kept.counts else list(kept.rows)
+            for mine, row in zip(parts, each * (heads if len(each) == 1 else 1), strict=True):
+                mine.append(row)
+        merged = [np.sort(np.concatenate([np.empty(0, np.int64), *mine])) for mine in parts]
+        if any(bool((np.diff(row) == 0).any()) for row in merged):
+            raise CorruptError("two frames hold the same token")
+        return merged
+
     def _write(self, frame: Frame, kept: Kept, layer: int) -> None:
         """The smallest form."""
         flat, mask = kept.numbers(self.length), kept.mask(self.length)

@@ -22,6 +22,7 @@ from kvferry.bitstream.records import (
     parse,
     read_prefix,
 )
+from kvferry.bitstream.varints import Numbers
 from kvferry.cache import KVCache, LayerCache
 from kvferry.codecs import Codec, JointCoder, decoder_of
 from kvferry.codecs.checks import check_numbers
@@ -63,6 +64,9 @@ class Reader:
         Instead of ``max_bytes``: all that a stream may announce.
     reserve : callable
         Told how many bytes are about to be taken for what is decoded, before they are.
+    decode : bool
+        False: checksums and positions are checked, but keys and values are not decoded, for which neither PyTorch nor
+        a profile is needed. There are no :attr:`layers` then; :meth:`positions` says what is kept.
 
     Attributes
     ----------
@@ -83,6 +87,7 @@ class Reader:
         layers: Collection[int] | None = None,
         bounds: Bounds | None = None,
         reserve: Reserve = no_reserve,
+        decode: bool = True,
     ) -> None:
         self.header: Header | None = None
         self.layers: dict[int, LayerCache] = {}
@@ -93,7 +98,8 @@ class Reader:
         self._device = device
         self._bounds = bounds or Bounds(max_bytes)
         self._reserve = reserve
-        self._wanted = None if layers is None else frozenset(layers)
+        self._wanted = None if layers is None and decode else frozenset(layers or ())
+        self._decodes = decode
         self._buffer = bytearray()
         self._started = False
         self._error: BitstreamError | None = None
@@ -157,9 +163,24 @@ class Reader:
         share = 1.0 if len(self._whole) == len(self.header.shapes) else self._entries() / (self.header.entries or 1)
         return Partial(self._cache(self.header), share, self.total_bytes - len(self._buffer))
 
+    def positions(self) -> list[list[Numbers]]:
+        """Prompt tokens that each head of each layer keeps, by the frames so far: int64 ``[kept]``, ascending.
+
+        Raises
+        ------
+        CorruptError
+            Two frames hold the same token.
+        """
+        if self.header is None:
+            return []
+        joint = isinstance(self._coder, JointCoder)
+        return [self._places.rows(0 if joint else i, x.kv_heads) for i, x in enumerate(self.header.shapes)]
+
     def _cache(self, header: Header) -> KVCache:
         if self._wanted is not None:
-            raise InputError("this reader keeps single layers, see its `layers`; make one without layers=... for all")
+            raise InputError(
+                "this reader keeps single layers, see its `layers`, or none; make one without layers= and decode="
+            )
         return KVCache(
             layers=tuple(self.layers[i] for i in range(len(header.shapes))),
             layout=header.layout,
@@ -266,7 +287,9 @@ class Reader:
         kept = self._places.read(message, layer, header.shapes[layer].kv_heads)
         unpacked = len(message.payload)
         layers = range(len(header.shapes)) if joint else range(layer, layer + 1)
-        if self._wanted is None or not self._wanted.isdisjoint(layers) or self._remembers:
+        if not self._decodes:
+            unpacked = len(self._unpack(header, layers, kept, message))
+        elif self._wanted is None or not self._wanted.isdisjoint(layers) or self._remembers:
             unpacked = self._decode(header, layers, kept, message)
         tier = self._come.get(layer, 0)
         for each in layers:
@@ -276,14 +299,19 @@ class Reader:
         self._next = layers[-1] + 1 if layers[-1] + 1 < len(header.shapes) else 0
         self.frames.append(size_of(message, header, layers, tier, kept, unpacked, size))
 
-    def _decode(self, header: Header, layers: range, kept: Kept, message: pb.Frame) -> int:
-        """Keep the tokens of a frame; returns how large its payload was before the lossless stage."""
+    def _unpack(self, header: Header, layers: range, kept: Kept, message: pb.Frame) -> bytes:
+        """The payload of a frame as it was before the lossless stage."""
         shape, payload = header.shapes[layers[0]], message.payload
         entries = kept.rows.size * (1 if kept.counts else shape.kv_heads // len(kept.rows)) * len(layers)
         per_token = shape.key_dim + shape.value_dim
         if self._compressed and not message.stored:
             payload = decompress(payload, entries * (8 * per_token + 64) + MAX_SMALL)
-        self._reserve(len(payload) + entries * (2 * per_token + 8))
+        self._reserve(len(payload) + (entries * (2 * per_token + 8) if self._decodes else 0))
+        return payload
+
+    def _decode(self, header: Header, layers: range, kept: Kept, message: pb.Frame) -> int:
+        """Keep the tokens of a frame; returns how large its payload was before the lossless stage."""
+        shape, payload = header.shapes[layers[0]], self._unpack(header, layers, kept, message)
         index = torch.from_numpy(kept.rows).expand(1 if kept.counts else shape.kv_heads, -1).contiguous()
         if isinstance(self._coder, JointCoder):
             if len(kept.rows) != 1 or kept.counts or shape.key_dim != shape.value_dim:

@@ -14,7 +14,7 @@ from kvferry.bitstream.reader import Reader
 from kvferry.bitstream.records import START, Kind, decompress, parse, read_prefix
 from kvferry.cache import Modality
 from kvferry.errors import TruncatedError
-from kvferry.summary import Summary, summarise_cache
+from kvferry.summary import Summary, summarise
 from kvferry.wire import bitstream_pb2 as pb
 
 _SUMMED = ("entries", "visual", "position_bytes", "payload_bytes", "unpacked_bytes", "overhead_bytes", "total")
@@ -107,9 +107,21 @@ class Report:
         return asdict(self) | {name: getattr(self, name) for name in sums} | shares
 
 
-def inspect(blob: bytes) -> Report:
-    """Read a whole stream and say what is in it; raises as :meth:`Reader.feed` and :meth:`Reader.cache` do."""
-    reader = Reader()
+def inspect(blob: bytes, *, decode: bool = False) -> Report:
+    """Say what is in a whole stream, by its header and the positions in it; no keys and values are decoded.
+
+    Parameters
+    ----------
+    decode : bool
+        Decode them after all, so that whatever a reader would refuse is refused; needs PyTorch, and the profile that
+        the stream names.
+
+    Raises
+    ------
+    BitstreamError
+        As :meth:`Reader.feed` and :meth:`Reader.positions`; checksums are always checked.
+    """
+    reader = Reader(decode=decode)
     reader.feed(blob)
     if not reader.complete or reader.header is None:
         raise TruncatedError(f"the stream ends after {len(blob)} bytes, before its trailer; have it sent again")
@@ -131,7 +143,7 @@ def inspect(blob: bytes) -> Report:
         trailer_bytes=len(blob) - reader.header_bytes - sum(frame.total for frame in frames),
         total_bytes=len(blob),
         full_bf16_bytes=header.full_bf16_bytes,
-        kept=summarise_cache(reader.cache()),
+        kept=summarise(reader.positions(), header.layout, header.length),
     )
 
 

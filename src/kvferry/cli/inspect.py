@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bitstream, as `kvferry ask --save` writes it.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode keys and values too, so that what no reader could is refused.")
+    ] = False,
 ) -> None:
     """Show what is in a bitstream and where its bytes went: header, frames, layers and tiers."""
     from kvferry.bitstream import inspect as read_report
@@ -28,7 +31,7 @@ def inspect(
         blob = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a file with a bitstream in it") from None
-    report = read_report(blob)
+    report = read_report(blob, decode=decode)
     if json:
         print_json(report.as_dict())
         return

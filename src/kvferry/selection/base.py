@@ -67,5 +67,5 @@ class Selection:
 
     def summary(self, cache: KVCache) -> Summary:
         """What is kept where of ``cache``, from which this was selected."""
-        heads = [self.heads(i) for i in range(len(self.positions))]
+        heads = [[x.flatten().cpu().numpy() for x in self.heads(i)] for i in range(len(self.positions))]
         return summarise(heads, cache.layout, cache.length, self.scored)
