@@ -15,7 +15,7 @@ from kvferry.cloud.limits import Limits
 from kvferry.errors import CancelledError, InputError
 from kvferry.modes import BusyError
 
-HEAVY_BYTES = 64 * 1024 * 1024
+HEAVY_BYTES = 32 * 1024 * 1024
 HEAVY_SECONDS = 0.2
 """What takes more memory, or has taken more of a processor, is decoded where it keeps nobody else waiting."""
 TRIM_BYTES = 32 * 1024 * 1024
@@ -139,6 +139,20 @@ class Account:
             self.seconds += time.thread_time() - self._began
             self._began = None
         self._check_time()
+
+    @property
+    def most_seconds(self) -> float:
+        """That its decoding may take in all."""
+        return self._budget.decode_seconds
+
+    @property
+    def seconds_left(self) -> float:
+        """Of those."""
+        return max(self.most_seconds - self.seconds, 0.0)
+
+    def spend(self, seconds: float) -> None:
+        """So many of a processor were used for it elsewhere."""
+        self.seconds += seconds
 
     def close(self) -> None:
         """Give back what was reserved; whatever is still decoded for it ends at its next step."""

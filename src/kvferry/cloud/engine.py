@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kvferry.cloud.line import Line, Place
 from kvferry.cloud.schedule import Schedule
 from kvferry.cloud.work import Work
+from kvferry.cloud.workshop import Workshop
 from kvferry.modes import Receiver
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Engine:
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="kvferry-decode")
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="kvferry-aside", initializer=_give_way)
         self._line = Line(max_waiting + together, together)
+        self.workshop = Workshop()
 
     @property
     def present(self) -> int:
@@ -151,5 +153,6 @@ class Engine:
     def close(self) -> None:
         """Abandon what runs, at its next step."""
         self.schedule.close()
+        self.workshop.close()
         self._decoders.shutdown(cancel_futures=True)
         self._aside.shutdown(cancel_futures=True)

@@ -240,4 +240,5 @@ async def _tidy(sessions: Sessions, engine: Engine) -> None:
         await asyncio.sleep(TIDY_SECONDS)
         sessions.expire()
         if not engine.present:
+            engine.workshop.rest()
             await asyncio.to_thread(trim)

@@ -143,7 +143,8 @@ class _Conversation:
         start = await self._start()
         with self._engine.place(self._identity) as place:
             owner = CALLER.get().owner
-            store = self._sessions.store(start.session, start.hold, owner, self._account.reserve)
+            pictures = self._engine.workshop.opener(self._account)
+            store = self._sessions.store(start.session, start.hold, owner, self._account.reserve, pictures)
             receiver = await self._decode(self._receiver, start, store)
             turns = len(start.conversation.turns)
             accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)

@@ -14,6 +14,7 @@ from kvferry.bitstream.bounds import no_reserve
 from kvferry.cloud.limits import Limits
 from kvferry.cloud.store.backing import BLOCK, Backing
 from kvferry.modes import NotHeldError, ProtocolError
+from kvferry.pictures.apart import OpenPicture, open_wire_picture
 from kvferry.wire import service_pb2 as pb
 
 T = TypeVar("T")
@@ -83,11 +84,17 @@ class Sessions:
         return len(self._sessions)
 
     def store(
-        self, session: bytes, hold: bool, owner: str = "", reserve: Callable[[int], None] = no_reserve
+        self,
+        session: bytes,
+        hold: bool,
+        owner: str = "",
+        reserve: Callable[[int], None] = no_reserve,
+        open_picture: OpenPicture = open_wire_picture,
     ) -> SessionShelf:
         """What a request of ``owner`` sees of the session it names; an unknown name, or that of somebody else's
-        session, is that of a session that holds nothing. ``reserve`` is what the request may take."""
-        return SessionShelf(self, session, hold, owner, reserve)
+        session, is that of a session that holds nothing. ``reserve`` is what the request may take, ``open_picture``
+        where pictures are decoded for it."""
+        return SessionShelf(self, session, hold, owner, reserve, open_picture)
 
     def expire(self) -> None:
         """Forget sessions that nobody has used for ``session_seconds``."""
@@ -231,9 +238,12 @@ class SessionShelf:
         hold: bool,
         owner: str = "",
         reserve: Callable[[int], None] = no_reserve,
+        open_picture: OpenPicture = open_wire_picture,
     ) -> None:
         self.reserve = reserve
         """See :meth:`kvferry.modes.base.SessionStore.reserve`."""
+        self.open_picture = open_picture
+        """See :meth:`kvferry.modes.base.SessionStore.open_picture`."""
         self._owner = owner
         self._sessions = sessions
         self._hold = hold

@@ -16,11 +16,14 @@ from kvferry.errors import DeadlineError, InputError
 from kvferry.evaluate.metrics import ExactMatch, Metric
 from kvferry.modes import Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode, receiver_kind
 from kvferry.modes.kv import KVMode
+from kvferry.pictures.apart import Reduce, open_wire_picture
 from kvferry.policy import OperatingPoint
 from kvferry.statistics import mean_interval
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from kvferry.models import VLM
 
 T = TypeVar("T")
@@ -264,6 +267,10 @@ class _Session:
 
     def reserve(self, nbytes: int) -> None:
         """See :meth:`kvferry.modes.base.SessionStore.reserve`."""
+
+    def open_picture(self, file: bytes, reduce: Reduce) -> Image.Image:
+        """See :meth:`kvferry.modes.base.SessionStore.open_picture`."""
+        return open_wire_picture(file, reduce)
 
     def done(self) -> pb.AskReply.Done:
         """What a cloud would say it holds."""

@@ -21,6 +21,7 @@ from kvferry.models.fingerprint import fingerprint_of, prompt_fingerprint, visio
 from kvferry.models.layout import layout_of, layout_with_roles
 from kvferry.models.prefill import Watch, read_prompt, requests_of
 from kvferry.models.prompt import Prompt, Prompter
+from kvferry.models.reduced import Reducer
 from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from
 from kvferry.models.rotary import rotary_of
 from kvferry.models.steps import Pace, finished, recalled
@@ -86,6 +87,7 @@ class VLM:
         self.bounds = bounds_of(model, self.fingerprint)
         self._prompter = Prompter(model.config, self.tokenizer, processor, self.image_processor)
         self.visual_tokens = self._prompter.visual_tokens
+        self.reduced = Reducer(self.image_processor)
         attach(model)
 
     @property
@@ -358,7 +360,7 @@ class VLM:
         if many and not self.has_vision:
             raise InputError(f"{self.name} reads text only; leave the pictures out")
         pictures = [x if isinstance(x, VisualEmbeds) else open_picture(x) for x in many]
-        tell(note_on(self, pictures))
+        tell(note_on(self, ((x.width, x.height) for x in pictures if not isinstance(x, VisualEmbeds))))
         return pictures
 
     def _check_length(self, layout: PromptLayout, more: int = 0) -> None:

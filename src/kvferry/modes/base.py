@@ -12,9 +12,12 @@ from kvferry.wire import service_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from PIL import Image
+
     from kvferry.evidence import Prefilled
     from kvferry.messages import Messages
     from kvferry.models import VLM, Continuation
+    from kvferry.pictures.apart import Reduce
     from kvferry.summary import Summary
 
 T = TypeVar("T")
@@ -163,5 +166,12 @@ class SessionStore(Protocol):
 
         Raises InputError where that is more than any request may take, BusyError where others have it now, and
         CancelledError where nobody waits for it any more.
+        """
+        ...
+
+    def open_picture(self, file: bytes, reduce: Reduce) -> Image.Image:
+        """A picture file that came over the wire, decoded; where it is large, in the size that it will be read in.
+
+        Raises what ``reserve`` raises, and InputError where it cannot be decoded.
         """
         ...

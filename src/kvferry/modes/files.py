@@ -10,7 +10,8 @@ from kvferry.modes.base import SessionStore
 from kvferry.modes.checks import check_count
 from kvferry.modes.digests import file_digest
 from kvferry.modes.holdings import Holdings
-from kvferry.pictures import MAX_PIXELS, WIRE_FORMATS, identify, open_picture
+from kvferry.pictures import MAX_PIXELS, WIRE_FORMATS, identify
+from kvferry.pictures.apart import Reduce
 from kvferry.pictures.header import check_scans
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import ProtocolError
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 FILE_COPIES = 2
 """Of a file that are in memory at once: as it arrives, and for itself."""
 PIXEL_BYTES = 6
-"""Of a decoded pixel, and of its copy for the model's processor."""
+"""Of a decoded pixel, in the size that the model reads, and of its copy for the model's processor."""
 TOKEN_BYTES = 1 << 16
 """Of a visual token: its patches as the processor cuts them, and on their way through the vision tower."""
-DECODING_BYTES = 12
-"""Of a pixel while its file is decoded: with opacity, in 16 bits, and as it comes out."""
+DECODING_BYTES, WIDE_BYTES = 18, 26
+"""Of a pixel while its file is decoded: as coefficients, as it is stored and as it comes out; more with opacity, in 16
+bits, in four inks, or as WebP, which keeps two canvases."""
 
 
 class FilesOut:
@@ -59,6 +61,13 @@ class FilesIn:
     visual_tokens : callable
         How many tokens the model makes of pictures of these widths and heights; see
         :meth:`kvferry.models.prompt.Prompter.visual_tokens`.
+    reduce : callable
+        What the model scales a picture to; see :class:`kvferry.models.reduced.Reducer`.
+
+    Attributes
+    ----------
+    sizes : list of (int, int)
+        Widths and heights of the pictures as they are stored, once their headers are there.
     """
 
     def __init__(
@@ -67,8 +76,10 @@ class FilesIn:
         store: SessionStore,
         max_bytes: int,
         visual_tokens: Callable[[Iterable[tuple[int, int]]], int],
+        reduce: Reduce,
     ) -> None:
-        self._visual_tokens = visual_tokens
+        self._visual_tokens, self._reduce = visual_tokens, reduce
+        self.sizes: list[tuple[int, int]] = []
         check_count(len(items))
         self.announced = sum(item.size for item in items if not item.handle)
         if self.announced > max_bytes:
@@ -98,7 +109,8 @@ class FilesIn:
             self._look()
 
     def open(self) -> list[Image.Image]:
-        """All pictures, decoded one after the other; nothing is kept of their files but what the session holds.
+        """All pictures, decoded one after the other, large ones in the size that the model reads; nothing is kept of
+        their files but what the session holds.
 
         Raises
         ------
@@ -110,7 +122,7 @@ class FilesIn:
         pictures = []
         for file in self._files:
             self._store.reserve(0)
-            pictures.append(open_picture(file, formats=WIRE_FORMATS))
+            pictures.append(self._store.open_picture(file, self._reduce))
         for held, file, digest in zip(self._held, self._files, self.digests, strict=True):
             if held is None:
                 self._store.put(digest, file, len(file))
@@ -124,7 +136,8 @@ class FilesIn:
             files.append(bytes(self._data[begin : begin + item.size]) if held is None else held)
             begin += item.size if held is None else 0
         opened = identified(files)
-        self._store.reserve(memory_of(opened, self._visual_tokens))
+        self._store.reserve(memory_of(opened, self._visual_tokens, self._reduce))
+        self.sizes = [(picture.width, picture.height) for picture in opened]
         self.digests = [file_digest(file, picture) for file, picture in zip(files, opened, strict=True)]
         each = zip(self._items, self._held, self.digests, strict=True)
         if any(held is None and digest != item.digest for item, held, digest in each):
@@ -154,8 +167,17 @@ def identified(files: Sequence[bytes]) -> list[Image.Image]:
     return opened
 
 
-def memory_of(opened: Sequence[Image.Image], visual_tokens: Callable[[Iterable[tuple[int, int]]], int]) -> int:
+def memory_of(
+    opened: Sequence[Image.Image], visual_tokens: Callable[[Iterable[tuple[int, int]]], int], reduce: Reduce
+) -> int:
     """Bytes that decoding these pictures takes, one after the other, and reading them with the model's processor."""
-    sizes = [picture.width * picture.height for picture in opened]
-    tokens = visual_tokens((picture.width, picture.height) for picture in opened)
-    return PIXEL_BYTES * sum(sizes) + DECODING_BYTES * max(sizes, default=0) + TOKEN_BYTES * tokens
+    sizes = [(picture.width, picture.height) for picture in opened]
+    read = sum(width * height for width, height, *_ in (reduce(*size) or size for size in sizes))
+    decoding = max(map(decoding_bytes, opened), default=0)
+    return PIXEL_BYTES * read + decoding + TOKEN_BYTES * visual_tokens(sizes)
+
+
+def decoding_bytes(picture: Image.Image) -> int:
+    """Of memory that a picture takes while its file is decoded; of the file only the header was read."""
+    plain = picture.mode in ("1", "L", "P", "RGB") and picture.format != "WEBP" and "transparency" not in picture.info
+    return picture.width * picture.height * (DECODING_BYTES if plain else WIDE_BYTES)

@@ -163,14 +163,14 @@ class ImageReceiver(NeedsAll):
         self.prefill_seconds = 0.0
         self._vlm = vlm
         self._question = start.question
-        self._files = FilesIn(start.items, store, max_bytes, vlm.visual_tokens)
+        self._files = FilesIn(start.items, store, max_bytes, vlm.visual_tokens, vlm.reduced)
 
     def feed(self, data: bytes) -> None:
         self._files.feed(data)
 
     def finish(self) -> None:
         pictures = self._files.open()
-        self.note = note_on(self._vlm, pictures)
+        self.note = note_on(self._vlm, self._files.sizes)
         began = time.perf_counter()
         self._prompt = self._vlm.prompt_of(pictures, self._question)  # not in the model's own thread
         self.prefill_seconds = time.perf_counter() - began

@@ -175,7 +175,7 @@ class ScoutReceiver(NeedsAll):
         self.prefill_seconds = 0.0
         self._vlm = vlm
         self._question = start.question
-        self._files = FilesIn(start.items, store, max_bytes, vlm.visual_tokens)
+        self._files = FilesIn(start.items, store, max_bytes, vlm.visual_tokens, vlm.reduced)
         self._store = store
         self._left = self._files.announced
         self._data = bytearray()
@@ -192,7 +192,7 @@ class ScoutReceiver(NeedsAll):
 
     def finish(self) -> None:
         pictures = self._files.open()
-        self.note = note_on(self._vlm, pictures)
+        self.note = note_on(self._vlm, self._files.sizes)
         self._body, checksum = bytes(self._data[: -CHECKSUM.size]), self._data[-CHECKSUM.size :]
         if len(checksum) < CHECKSUM.size:
             raise TruncatedError("the positions did not arrive; send them again")

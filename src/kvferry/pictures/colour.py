@@ -125,7 +125,7 @@ def _keyed(image: Image.Image, key: Any, depth: str) -> Image.Image:
 
 def _sixteen(image: Image.Image, key: Any) -> tuple[Image.Image, Image.Image | None]:
     numbers = np.asarray(image).clip(0, 65535).astype(np.uint16)
-    alpha = None if key is None else Image.fromarray(np.where(numbers == key, 0, 255).astype(np.uint8))
+    alpha = None if key is None else Image.fromarray(np.where(numbers == key, np.uint8(0), np.uint8(255)))
     tags: Any = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if tuple(tags.get(258, ())) == (12,):
         numbers = (numbers.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
@@ -153,7 +153,7 @@ def _srgb(colour: Image.Image, source: Image.Image) -> Image.Image:
 def _eight(colour: Image.Image) -> Image.Image:
     if colour.mode != "I;16":
         return colour
-    return Image.fromarray((np.asarray(colour) / 257).round().astype(np.uint8))
+    return Image.fromarray(((np.asarray(colour) + np.uint32(128)) // 257).astype(np.uint8))
 
 
 def _by_profile(colour: Image.Image, data: bytes) -> Image.Image | None:

@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from PIL import Image
+from typing import Protocol
 
 from kvferry.errors import UnfamiliarPictureWarning
 
@@ -50,18 +48,18 @@ class Trained(Protocol):
     training: TrainingPictures | None
 
 
-def note_on(model: Trained, pictures: Iterable[Any]) -> str:
-    """A sentence where decoded pictures cannot be among those that a model was trained on; empty where all could.
+def note_on(model: Trained, sizes: Iterable[tuple[int, int]]) -> str:
+    """A sentence where pictures of these widths and heights cannot be those that a model was trained on; else nothing.
 
-    Only sizes are compared: a photograph that was cut to a size of the training passes.
+    A photograph that was cut to a size of the training passes.
     """
     if (training := model.training) is None:
         return ""
-    for picture in pictures:
-        if isinstance(picture, Image.Image) and not {picture.width, picture.height} <= {*training.sides}:
+    for width, height in sizes:
+        if not {width, height} <= {*training.sides}:
             return (
-                f"{model.name} was trained on {training.shows} alone, and a picture of {picture.width} x "
-                f"{picture.height} pixels is none of them: its answer means nothing; load a model for photographs"
+                f"{model.name} was trained on {training.shows} alone, and a picture of {width} x {height} "
+                f"pixels is none of them: its answer means nothing; load a model for photographs"
             )
     return ""
 

@@ -151,11 +151,7 @@ class Attacker:
 
     def scans(self, count: int = 2000, side: int = 4000) -> list[pb.AskRequest]:
         """A progressive JPEG that goes over its pixels again and again."""
-        out = io.BytesIO()
-        Image.new("L", (side, side), 90).save(out, "JPEG", progressive=True, quality=30)
-        data = out.getvalue()
-        last = data.rindex(b"\xff\xda")
-        return self.image([data[:last] + data[last:-2] * count + data[-2:]])
+        return self.image([scanned(count, side)])
 
     # undeclared bytes
 
@@ -233,6 +229,15 @@ KINDS: dict[str, tuple[Build, tuple[str, ...]]] = {
     "TIFF": (Attacker.tiff, ("INPUT",)),
 }
 """By what a reader of the table calls it: the messagesand what a cloud may answer."""
+
+
+def scanned(more: int, side: int) -> bytes:
+    """A progressive JPEG of one shade whose last scan is repeated so often."""
+    out = io.BytesIO()
+    Image.new("L", (side, side), 90).save(out, "JPEG", progressive=True, quality=30)
+    data = out.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * more + data[-2:]
 
 
 def _png(width: int, height: int, shade: int) -> bytes:

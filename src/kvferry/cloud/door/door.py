@@ -178,7 +178,8 @@ class Door:
         return _json({**talk.head("chat.completion"), "choices": [choice], "usage": talk.usage})
 
     def _receiver(self, chat: Chat, account: Account) -> ChatReceiver:
-        store = self._sessions.store(b"", False, reserve=account.reserve)
+        pictures = self._engine.workshop.opener(account)
+        store = self._sessions.store(b"", False, reserve=account.reserve, open_picture=pictures)
         return ChatReceiver(self._vlm, chat, store, self._most)
 
     async def _streamed(self, request: web.Request, talk: _Talk) -> web.StreamResponse:

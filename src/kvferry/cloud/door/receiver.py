@@ -10,7 +10,6 @@ from kvferry.modes import receiver_of
 from kvferry.modes.checks import check_count
 from kvferry.modes.files import identified, memory_of
 from kvferry.modes.receiver import ModeReceiver, NeedsAll
-from kvferry.pictures import WIRE_FORMATS, open_picture
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -50,11 +49,11 @@ class ChatReceiver(NeedsAll):
         assert self._chat.messages is not None
         files = self._chat.messages.images
         check_count(len(files))
-        self._store.reserve(memory_of(identified(files), self._vlm.visual_tokens))
+        self._store.reserve(memory_of(identified(files), self._vlm.visual_tokens, self._vlm.reduced))
         pictures = []
         for file in files:
             self._store.reserve(0)
-            pictures.append(open_picture(file, formats=WIRE_FORMATS))
+            pictures.append(self._store.open_picture(file, self._vlm.reduced))
         self._messages = self._chat.messages.with_images(pictures)
 
     def grounding(self, pace: Pace) -> Steps[tuple[KVCache, str | None]]:
