@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kvferry.edge import Answer, Edge
     from kvferry.evidence import Evidence, Prefilled
     from kvferry.models.compressing import compressing
+    from kvferry.models.decoding import Decoding
     from kvferry.models.load import load
     from kvferry.models.vlm import VLM
     from kvferry.recipe import Recipe, compress, decompress
@@ -42,6 +43,7 @@ __version__ = "0.3.0"
 
 _HOMES = {
     "Answer": "edge",
+    "Decoding": "models",
     "Edge": "edge",
     "Evidence": "evidence",
     "KVCache": "cache",
@@ -78,6 +80,7 @@ __all__ = [
     "CancelledError",
     "CorruptError",
     "DeadlineError",
+    "Decoding",
     "Edge",
     "Evidence",
     "EvidenceError",

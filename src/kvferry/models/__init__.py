@@ -1,6 +1,7 @@
 """Models: load, prefill with evidence, resume from a cache. The only floor that imports transformers."""
 
 from kvferry.models.compressing import Report, SequenceReport, compressing
+from kvferry.models.decoding import Decoding
 from kvferry.models.embeds import VisualEmbeds
 from kvferry.models.layout import layout_of
 from kvferry.models.load import load
@@ -9,6 +10,6 @@ from kvferry.models.resume import Continuation, Decoder, continue_from
 from kvferry.models.vlm import VLM
 
 __all__ = [
-    "VLM", "Continuation", "Decoder", "Report", "SequenceReport", "VisualEmbeds", "compressing", "continue_from",
-    "layout_of", "load", "prefill_inputs",
+    "VLM", "Continuation", "Decoder", "Decoding", "Report", "SequenceReport", "VisualEmbeds", "compressing",
+    "continue_from", "layout_of", "load", "prefill_inputs",
 ]  # fmt: skip

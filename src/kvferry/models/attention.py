@@ -217,6 +217,8 @@ class Kept(Protocol):
 
     def mask(self, query_length: int, query_heads: int, seen: torch.Tensor | None) -> torch.Tensor | None: ...
 
+    def note(self, query: torch.Tensor, rule: Rule, most: int) -> None: ...
+
 
 @dataclass
 class Session:
@@ -226,7 +228,7 @@ class Session:
     ``[b, length]``) is false where a token of the sequences so far is padding. ``dropped`` has per layer a bool
     ``[kv_heads, n]``: keys that no token but their own may see. ``outputs``, where it is a list, gets the output of
     every layer's attention, ``[b, tokens, query_heads, d]``. Where prompts are read in several passes, ``total`` is
-    how many tokens they have with their padding.
+    how many tokens they have with their padding. Kept layers note the newest ``tail`` queries.
     """
 
     observers: Sequence[Observer] = ()
@@ -235,6 +237,7 @@ class Session:
     seen: torch.Tensor | None = None
     dropped: Sequence[torch.Tensor] | None = None
     outputs: list[torch.Tensor] | None = None
+    tail: int = 0
 
 
 _session: ContextVar[Session | None] = ContextVar("kvferry_session", default=None)
@@ -280,6 +283,8 @@ def _attend(
         sinks=s_aux,
         dropped=None if now.dropped is None else now.dropped[layer].to(key.device),
     )
+    if now.kept is not None and now.tail:
+        now.kept[layer].note(query, replace(rule, causal=False), now.tail)
     masks = [None] * len(query) if attention_mask is None else attention_mask.expand(len(query), -1, -1, -1)
     total, past = now.total or key.shape[2], key.shape[2] - query.shape[2]
     for observer, q, k, mask in zip(now.observers, query, key, masks, strict=False):

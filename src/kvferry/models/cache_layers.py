@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from kvferry.cache import LayerCache
 from kvferry.errors import UnsupportedModelError
 from kvferry.models.attention import current_session
+from kvferry.models.blockwise import Rule
 
 NEVER = 1 << 62
 """The position of a padding entry, which no token may see; ``pad`` takes it through a float, so a power of two."""
@@ -43,6 +44,11 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
     keys: torch.Tensor
     values: torch.Tensor
     positions: torch.Tensor
+    newest: torch.Tensor | None = None
+    """The queries that were noted last, ``[b, query_heads, q, d]``; see :meth:`note`."""
+    rule: Rule | None = None
+    """How they attend."""
+    _noted: int = -1
 
     def __init__(
         self, layers: Sequence[LayerCache], starts: Sequence[int], length: int, window: int | None, like: torch.Tensor
@@ -96,6 +102,31 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
                 x.to(self.device) for x in (self.keys, self.values, self.positions)
             )
 
+    def note(self, query: torch.Tensor, rule: Rule, most: int) -> None:
+        """Remember the newest ``most`` queries, of which ``query`` (``[b, query_heads, q, d]``) are the last.
+
+        Those from before a gap, in which passes noted nothing, are forgotten.
+        """
+        gap = self.newest is None or self._noted != self.length - query.shape[2]
+        before = [] if gap or self.newest is None else [self.newest]
+        self.newest = torch.cat([*before, query], dim=2)[:, :, -most:].clone()
+        self.rule, self._noted = rule, self.length
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the longest head of the longest sequence holds."""
+        return self.positions.shape[-1]
+
+    def sequences(self) -> list[LayerCache]:
+        """What each sequence holds, without what the batch is padded by."""
+        real = (self.positions != NEVER)[:, 0]
+        rows = zip(self.keys, self.values, self.positions, real, strict=True)
+        return [LayerCache(k[:, some], v[:, some], p[:, some]) for k, v, p, some in rows]
+
+    def put(self, layers: Sequence[LayerCache]) -> None:
+        """Hold these instead, one per sequence, of what :meth:`sequences` gave."""
+        self._store(layers, [0] * len(layers))
+
     def stored(self) -> LayerCache:
         """What this layer of one prompt holds now."""
         return LayerCache(self.keys[0], self.values[0], self.positions[0])
@@ -128,6 +159,11 @@ class KeptLayer(DynamicLayer):  # type: ignore[misc]
         """Go on with the sequences ``indices`` (int64 ``[new batch]``)."""
         indices = indices.to(self.positions.device)
         self.keys, self.values, self.positions = (x[indices] for x in (self.keys, self.values, self.positions))
+        self._select_newest(indices)
+
+    def _select_newest(self, indices: torch.Tensor) -> None:
+        if self.newest is not None:
+            self.newest = self.newest[indices.to(self.newest.device)]
 
     def _sequences(self) -> int:
         return len(self.keys)
@@ -197,6 +233,20 @@ class RaggedLayer(KeptLayer):
         index, _ = self._padded()
         return self.keys[0, 0, index], self.values[0, 0, index]
 
+    @property
+    def longest(self) -> int:
+        """Tokens that the longest head of the longest sequence holds."""
+        return max(self.counts)
+
+    def sequences(self) -> list[LayerCache]:
+        """What each sequence holds."""
+        parts = (self.keys[0, 0], self.values[0, 0], self.positions)
+        heads = [
+            LayerCache(k[None], v[None], p[None])
+            for k, v, p in zip(*(torch.split(x, list(self.counts)) for x in parts), strict=True)
+        ]
+        return [LayerCache.join(heads[i : i + self._heads]) for i in range(0, len(heads), self._heads)]
+
     def stored(self) -> LayerCache:
         """What this layer of one prompt holds now."""
         return LayerCache(self.keys[0], self.values[0], self.positions[None], self.counts)
@@ -211,6 +261,7 @@ class RaggedLayer(KeptLayer):
         self.keys, self.values = (self._pick(x[0, 0], rows)[None, None] for x in (self.keys, self.values))
         self.positions = self._pick(self.positions, rows)
         self.counts = tuple(self.counts[row] for row in rows)
+        self._select_newest(indices)
 
     def mask(self, query_length: int, query_heads: int, seen: torch.Tensor | None = None) -> torch.Tensor:
         """As for equal heads, but never None: nobody may see the padding."""

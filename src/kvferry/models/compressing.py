@@ -7,16 +7,19 @@ from types import TracebackType
 from typing import Any
 
 from kvferry.errors import InputError
+from kvferry.models.decoding import Decoding, check_decoding
 from kvferry.models.interception import Block, enter, leave
 from kvferry.models.passes import Passes
 from kvferry.models.reports import Report, SequenceReport
-from kvferry.models.support import check_supported
+from kvferry.models.support import check_supported, tied_heads
 from kvferry.models.ways import underlying
 
 __all__ = ["Compressing", "Report", "SequenceReport", "compressing"]
 
 
-def compressing(model: Any, recipe: Any, *, question_tokens: int | None = None) -> Compressing:
+def compressing(
+    model: Any, recipe: Any, *, question_tokens: int | None = None, decoding: Decoding | None = None
+) -> Compressing:
     """Let ``model.generate(**inputs)`` decode on a compressed cache, for one prompt or a batch padded on the left.
 
     The prompts are read in full, in one pass or in parts (``prefill_chunk_size``); then the cache's layers are
@@ -42,6 +45,9 @@ def compressing(model: Any, recipe: Any, *, question_tokens: int | None = None) 
     question_tokens : int, optional
         How many tokens at the end of each prompt are the question. By default the text after the last visual token
         up to the generation prompt, or the last 32 tokens of a prompt without pictures.
+    decoding : Decoding, optional
+        A bound on the tokens that each head holds while the answer grows, over all turns. By default everything that
+        is said stays.
 
     Returns
     -------
@@ -52,7 +58,8 @@ def compressing(model: Any, recipe: Any, *, question_tokens: int | None = None) 
     ------
     UnsupportedModelError
         A family that cannot be served; an assistant model; a static or quantized cache; a further turn with pictures
-        whose tokens see each other in both directions.
+        whose tokens see each other in both directions; with ``decoding``, a model that mixes heads, and padding behind
+        a prompt.
     InputError
         No model of Transformers; padding anywhere but on the left; on leaving the block, if nothing was compressed.
     """
@@ -62,14 +69,16 @@ def compressing(model: Any, recipe: Any, *, question_tokens: int | None = None) 
         raise InputError(f"question_tokens must be at least 1, not {question_tokens}")
     served = underlying(model)
     check_supported(served)
-    return Compressing(served, Recipe.parse(recipe), question_tokens)
+    if decoding is not None:
+        check_decoding(decoding, tied_heads(served))
+    return Compressing(served, Recipe.parse(recipe), question_tokens, decoding)
 
 
 class Compressing(ContextDecorator):
     """What :func:`compressing` returns; may be entered again once it was left."""
 
-    def __init__(self, model: Any, recipe: Any, question_tokens: int | None) -> None:
-        self._settings = (model, recipe, question_tokens)
+    def __init__(self, model: Any, recipe: Any, question_tokens: int | None, decoding: Decoding | None = None) -> None:
+        self._settings = (model, recipe, question_tokens, decoding)
         self._block: Block | None = None
 
     def __enter__(self) -> Report:

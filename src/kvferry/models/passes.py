@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -19,6 +20,7 @@ from kvferry.errors import InputError, UnsupportedModelError
 from kvferry.evidence import Prefilled
 from kvferry.models.attention import Observer, Session, session
 from kvferry.models.cache_layers import KeptLayer
+from kvferry.models.decoding import Decoding, TailObserver, hand_over
 from kvferry.models.layout import layout_of, prompts_of
 from kvferry.models.reports import Report, SequenceReport
 from kvferry.models.resume import kept_layers
@@ -44,13 +46,16 @@ _reading: ContextVar[_Reading | None] = ContextVar("kvferry_reading", default=No
 class Passes:
     """Serves the forward passes of one model by one recipe, from any thread; fills in ``report``."""
 
-    def __init__(self, model: PreTrainedModel, recipe: Any, question_tokens: int | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, recipe: Any, question_tokens: int | None, decoding: Decoding | None = None
+    ) -> None:
         self.report = Report(recipe=str(recipe))
         self.served = 0
         """Passes that were compressed, or that went on from a compressed cache."""
         self._model = model
         self._recipe = recipe
         self._question_tokens = question_tokens
+        self._decoding = decoding
         self._lock = Lock()
 
     def run(self, forward: Callable[..., Any], inputs: Inputs) -> Any:
@@ -64,6 +69,7 @@ class Passes:
             with self._serving(past, inputs):
                 positions = _positions(past, inputs)
                 output = forward(**inputs if positions is None else {**inputs, "position_ids": positions})
+            self._bound(past)
             self.served += 1
             return output
         past = DynamicCache() if past is None else past
@@ -112,8 +118,22 @@ class Passes:
             check_same_turn(self._model, length, length + n)
         else:
             check_same_turn(self._model, int(seen[:, :length].sum(1).max()), int(seen.sum(1).max()))
-        with session(Session(kept=past.layers, seen=seen)):
+        if self._decoding is not None and seen is not None and not bool(seen[:, past.begun :].all()):
+            raise UnsupportedModelError(
+                "padding behind a prompt does not go with decoding=, which would rank it too; answer the sequences of "
+                "this turn one by one, or leave decoding= out"
+            )
+        tail = 0 if self._decoding is None else self._decoding.every
+        with session(Session(kept=past.layers, seen=seen, tail=tail)):
             yield
+
+    def _bound(self, past: Any) -> None:
+        """Hold the layers of a kept cache under the bound, where there is one."""
+        if self._decoding is not None:
+            cut = [self._decoding.cut(layer) for layer in past.layers]
+            with self._lock:
+                self.report.selections += any(cut)
+                self.report.longest = max(self.report.longest, *(layer.longest for layer in past.layers))
 
     def _observers(self, past: Any, inputs: Inputs) -> list[Observer]:
         """Get ready to observe what the recipe needs, of each prompt for itself, while ``past`` is filled."""
@@ -126,7 +146,8 @@ class Passes:
             )
         layers, rotary = len(layer_windows(self._model)), rotary_of(self._model)
         past.layers = [DynamicLayer() for _ in range(layers)]
-        return [Observer(self._recipe.requests, layout, layers, rotary) for layout in layouts]
+        make = Observer if self._decoding is None else partial(TailObserver, self._decoding.every)
+        return [make(self._recipe.requests, layout, layers, rotary) for layout in layouts]
 
     def _question_mask(self, prompt: Inputs) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
         if self._question_tokens is None:
@@ -148,6 +169,11 @@ class Passes:
             self.served += 1
             self.report.sequences = sequences
             self.report.bytes_before, self.report.bytes_after = bytes_before, _storage(past.layers)
+            self.report.selections = self.report.longest = 0
+        past.begun = length
+        if self._decoding is not None:
+            hand_over(observers, past.layers)
+            self._bound(past)
 
     def _compress(self, full: KVCache, observer: Observer) -> KVCache:
         prefilled = Prefilled(full, observer.evidence(full.length), torch.empty(0))

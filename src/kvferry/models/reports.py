@@ -40,12 +40,18 @@ class Report:
         One per sequence of the batch.
     bytes_before, bytes_after : int
         What the tensors of keys and values take in memory, in the model's dtype: of the whole batch, padding included.
+    selections : int
+        After how many passes something was evicted, the prompts' own selection apart; only with ``decoding=``.
+    longest : int
+        The most tokens that a head held after any pass since the prompts were read; only with ``decoding=``.
     """
 
     recipe: str = ""
     sequences: tuple[SequenceReport, ...] = ()
     bytes_before: int = 0
     bytes_after: int = 0
+    selections: int = 0
+    longest: int = 0
 
     @property
     def prompt_tokens(self) -> int:
