@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 
 from kvferry.codecs import CODECS, Integer
+from kvferry.codecs.grammar import without_files
 from kvferry.errors import BudgetError, EvidenceError, InputError, RecipeError
 from kvferry.evidence import Evidence, Prefilled
 from kvferry.recipe import Recipe, compress, compress_frames, decompress
@@ -96,6 +97,26 @@ def test_canonical_text_reads_back(recipe: Recipe) -> None:
 )
 def test_canonical_form(text: str, canonical: str) -> None:
     assert str(Recipe.parse(text)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("full|transform:8@/home/ann/a.profile|zstd", "full|transform:8|zstd"),
+        ("full|mixed@here.json", "full|mixed"),
+        ("vlcache@0.25,budget=measured@/home/ann/b.json|int4", "vlcache@0.25,budget=measured|int4"),
+        ("snapkv@0.5,window=8,budget=shared|kvtc:16@c,keep=1", "snapkv@0.5,window=8,budget=shared|kvtc:16,keep=1"),
+        ("q2c@0.5|int8", "q2c@0.5|int8"),
+        ("", ""),
+    ],
+)
+def test_names_of_files_stay_here(text: str, sent: str) -> None:
+    assert without_files(text) == sent
+
+
+def test_a_stream_does_not_tell_where_its_model_lies() -> None:
+    for name, told in (("/home/ann/models/mine", "mine"), ("testbed/cloud", "testbed/cloud"), ("", "")):
+        assert decompress(compress(replace(cache(), model_name=name), "full|int8")).model_name == told
 
 
 def test_options_take_the_types_of_the_fields() -> None:

@@ -35,6 +35,13 @@ STREAMS: dict[str, tuple[str, int]] = {
     "knorm-apart": ("knorm@0.5|apart,text=bf16,visual=int2/int4", 1),
 }
 """Name -> recipe and tiers."""
+PROFILED = {
+    "full-transform8-tree": ("tree", "full|transform:8"),
+    "full-transform8-basis": ("basis", "full|transform:8"),
+    "full-kvtc4": ("kvtc", "full|kvtc:4"),
+}
+"""Name -> profile beside it and recipe, without the profile's name. Decoded by floating point: numbers are near, not
+equal."""
 
 
 def cache() -> KVCache:
@@ -84,6 +91,38 @@ def describe(restored: KVCache) -> dict[str, Any]:
     }
 
 
+def profiles() -> dict[str, Any]:
+    """One of each kind and version, of tokens that are drawn."""
+    from kvferry.codecs.profile import Axes, Basis, PlainProfile, Profile
+    from kvferry.codecs.tree import TreeProfile, starts
+    from kvferry.fit.axes import principal_axes
+    from kvferry.fit.tree import make_tree
+    from kvferry.rope import Rotary
+
+    made = cache()
+    layers, (heads, _, dim) = len(made.layers), made.layers[0].keys.shape
+    width, random = 2 * layers * heads * dim, torch.Generator().manual_seed(17)
+    rows = torch.randn(600, width, generator=random) @ torch.randn(width, width, generator=random) / 2
+    rotary, shape = (Rotary(0.5 ** torch.arange(dim // 2).float()), None), (layers, heads, dim)
+    known = torch.from_numpy(np.sort(starts(made.layout, 3)))
+    eye = torch.eye(dim).expand(2 * layers * heads, dim, dim)
+    trees = [make_tree(torch.full((width,), mean), rows.clone(), eye, layers) for mean in (0.5, -0.5)]
+    steps = torch.tensor([0, 8, -4, 10, 24, 3], dtype=torch.int16)
+    words = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)
+    common: dict[str, Any] = {"fingerprint": made.fingerprint, "rotary": rotary, "shape": shape, "facts": {"n": 1}}
+    sides = [Axes(x.mean(0), *principal_axes(x - x.mean(0), width // 2)) for x in rows.chunk(2, 1)]
+
+    def basis(x: torch.Tensor) -> Basis:
+        return Basis(x.mean(0), eye, *principal_axes(x - x.mean(0), width))
+
+    return {
+        "tree": TreeProfile(visual=trees[0], text=trees[1], words=words[0], word_means=words[1], starts=known,
+                            start_means=rows[:3], steps=steps, **common),
+        "basis": Profile(visual=basis(rows), text=basis(-rows), words=words[0], word_means=rows[:0], **common),
+        "kvtc": PlainProfile(keys=sides[0], values=sides[1], **common),
+    }  # fmt: skip
+
+
 def forms() -> list[dict[str, Any]]:
     """Each form of positions on its own: bytes and the numbers they stand for."""
     vectors = []
@@ -108,8 +147,25 @@ def forms() -> list[dict[str, Any]]:
     return vectors
 
 
+def decoded(blob: bytes) -> dict[str, Any]:
+    """What a reader must get of a stream that takes a profile: the prompt and positions, and numbers near to these."""
+    from kvferry.recipe import decompress
+
+    restored = decompress(blob)
+    numbers = torch.stack([torch.stack([x.keys, x.values]) for x in restored]).float()
+    there = torch.stack([torch.stack([x.keys, x.values]) for x in cache()]).float()
+    return {
+        "recipe": restored.recipe,
+        "positions": [x.positions[0].tolist() for x in restored],
+        "first": numbers[0, 0, 0, 0].tolist(),
+        "last": numbers[-1, -1, -1, -1].tolist(),
+        "norm": float(numbers.norm()),
+        "error": float((numbers - there).norm() / there.norm()),
+    }
+
+
 def main() -> None:
-    """Write one stream per recipe and what each decodes to."""
+    """Write one stream per recipe and what each decodes to; profiles too, where there are none yet."""
     from kvferry.recipe import decompress
 
     DATA.mkdir(exist_ok=True)
@@ -118,6 +174,14 @@ def main() -> None:
         blob = compress(cache(), recipe, tiers)
         (DATA / f"{name}.kvf").write_bytes(blob)
         expected[name] = describe(decompress(blob))
+    for name, profile in profiles().items():
+        file = DATA / f"{name}.profile"
+        if not file.exists():
+            file.write_bytes(profile.to_bytes())
+    for name, (profile, recipe) in PROFILED.items():
+        blob = compress(cache(), f"{recipe}@{DATA / profile}.profile")
+        (DATA / f"{name}.kvf").write_bytes(blob)
+        expected[name] = decoded(blob)
     (DATA / "expected.json").write_text(json.dumps(expected) + "\n")
     (DATA / "positions.json").write_text("[\n" + ",\n".join(map(json.dumps, forms())) + "\n]\n")
 

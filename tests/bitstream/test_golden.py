@@ -6,6 +6,7 @@ import pytest
 
 from kvferry.bitstream import Reader
 from kvferry.bitstream.records import CHECKSUM
+from kvferry.codecs import profile_store
 from kvferry.recipe import compress, decompress
 from tests.bitstream import golden
 
@@ -21,6 +22,21 @@ def test_vectors_decode_as_recorded(name: str) -> None:
 def test_frames_are_written_as_recorded(name: str) -> None:
     blob = (golden.DATA / f"{name}.kvf").read_bytes()
     assert _bodies(compress(golden.cache(), *golden.STREAMS[name])) == _bodies(blob)
+
+
+@pytest.mark.parametrize("name", golden.PROFILED)
+def test_profiles_decode_what_was_coded_with_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of every kind and version of profile, and their streams; arithmetic is the machine's own."""
+    monkeypatch.setattr(profile_store, "_known", {})
+    profile_store.add(golden.DATA / f"{golden.PROFILED[name][0]}.profile")
+    expected = json.loads((golden.DATA / "expected.json").read_text())[name]
+    found = golden.decoded((golden.DATA / f"{name}.kvf").read_bytes())
+    assert found.keys() == expected.keys()
+    for key in ("recipe", "positions"):
+        assert found[key] == expected[key]
+    for key in ("first", "last", "norm", "error"):
+        assert found[key] == pytest.approx(expected[key], rel=1 / 64, abs=1 / 64), key
+    assert found["error"] < 0.5
 
 
 def _bodies(blob: bytes) -> list[bytes]:

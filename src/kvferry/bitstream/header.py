@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from kvferry.bitstream import layout as layouts
 from kvferry.bitstream.bounds import MAX_LAYERS, Bounds
 from kvferry.cache import KVCache, LayerCache, PromptLayout
 from kvferry.codecs import AnyCodec, for_stage, parse_codec
+from kvferry.codecs.grammar import without_files
 from kvferry.errors import CorruptError, InputError, RecipeError, VersionError
 from kvferry.wire import bitstream_pb2 as pb
 
@@ -86,8 +88,8 @@ def encode(cache: KVCache, tiers: int = 1) -> pb.Header:
     """The message for ``cache``; of its layers only shapes, dtypes and counts are read."""
     shapes = groupby(_shape(layer) for layer in cache)
     message = pb.Header(
-        model_name=cache.model_name,
-        recipe=cache.recipe,
+        model_name=_known_as(cache.model_name),
+        recipe=without_files(cache.recipe),
         pending=len(cache.layout) - cache.length,
         layout=layouts.encode(cache.layout),
         layers=[
@@ -108,6 +110,11 @@ def encode(cache: KVCache, tiers: int = 1) -> pb.Header:
     else:
         message.fingerprint_text = cache.fingerprint
     return message
+
+
+def _known_as(name: str) -> str:
+    """A model's name; of a folder on this machine the last part."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def decode(message: pb.Header, bounds: Bounds) -> Header:

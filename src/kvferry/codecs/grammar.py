@@ -90,6 +90,20 @@ def named_text(table: Mapping[str, Any], codec: Any) -> str:
     return text + "".join(f",{key}={value}" for key, value in changed.items())
 
 
+def without_files(recipe: str) -> str:
+    """A recipe's canonical text without the names of profiles: where a file lies on this machine is nobody else's.
+
+    Whoever decodes looks for no file: a stream tells the digest of the profile that it takes, or all that was in it.
+    """
+    selection, *stages = recipe.split("|")
+    head, *options = selection.split(",")
+    return "|".join([",".join([head, *map(_bare, options)]), *(",".join(map(_bare, x.split(","))) for x in stages)])
+
+
+def _bare(part: str) -> str:
+    return part.partition("@")[0]
+
+
 @cache
 def _hints(part: type) -> Mapping[str, Any]:
     """Types of a dataclass' fields."""

@@ -12,6 +12,7 @@ from kvferry.bitstream import MAX_TIERS, Reader
 from kvferry.bitstream.bounds import Bounds
 from kvferry.bitstream.header import codec_of, lossless
 from kvferry.cache import KVCache
+from kvferry.codecs.grammar import without_files
 from kvferry.errors import DeadlineError, FingerprintError, InputError, TruncatedError
 from kvferry.modes.base import Question, SessionStore
 from kvferry.modes.checks import check_question, cut
@@ -100,7 +101,7 @@ class KVSender:
         if not 1 <= self._question.tiers <= MAX_TIERS:
             raise InputError(f"a cache travels in 1 to {MAX_TIERS} tiers, not {self._question.tiers}")
         start = pb.AskRequest.Start(mode=pb.MODE_KV, fingerprint=self._vlm.fingerprint)
-        start.recipe = _STEP.join(map(str, self._recipes))
+        start.recipe = _STEP.join(without_files(str(recipe)) for recipe in self._recipes)
         if self._question.ship_first:
             self._item = self._holdings.item(self._scene)
             start.question = self._question.text
