@@ -12,6 +12,7 @@ import typer
 from kvferry.cli.calibrate import calibrate, calibrate_skip
 from kvferry.cli.checks import checked
 from kvferry.cli.diagnose import diagnose
+from kvferry.cli.translator import translator
 from kvferry.cli.tune import tune
 
 
@@ -34,6 +35,7 @@ KINDS: dict[str, Callable[..., None]] = {
     "kvtc": fixed(calibrate, "Plain principal axes, for kvtc@FILE.", kind="kvtc", structure="auto", probes=1),
     "diagnose": diagnose,
     "skip-visual": calibrate_skip,
+    "translator": translator,
     "tune": tune,
 }
 """One line for everything that can be learned; each has MODEL, --out, --device, --dtype and --json."""

@@ -38,6 +38,10 @@ def serve(
     client_ca: ClientCA = None,
     tokens: TokensFile = None,
     insecure: Insecure = False,
+    translator: Annotated[
+        list[Path] | None,
+        typer.Option(help="Read the caches of a smaller model by this file (kvferry fit translator); may be repeated."),
+    ] = None,
     max_seconds: Annotated[float, typer.Option(help="A question may take this long.", min=0.1)] = 120.0,
     max_bytes: Annotated[int, typer.Option(help="A question may bring so many bytes.", min=1)] = 512 * 1024 * 1024,
     max_waiting: Annotated[int, typer.Option(help="So many questions may wait for the model.", min=0)] = 16,
@@ -106,6 +110,8 @@ def serve(
         raise InputError("--store-key seals what --store keeps; name a store, or leave the key out")
     if ray is not None and store is not None and "://" not in store:
         raise InputError("replicas share a store, which a folder cannot be; use redis://host:port/0, or none")
+    if ray is not None and translator:
+        raise InputError("replicas find translators in the folders that KVFERRY_PROFILES names; leave --translator out")
     if ray is not None and (http or steady):
         raise InputError("--http and --steady are for one process with its own model; leave them out with --ray")
     opened = None if store is None else open_store(store, store_key, session_seconds, max_stored_bytes)
@@ -130,6 +136,10 @@ def serve(
             from kvferry.models import load
 
             vlm = load(model, device=device or None, dtype=dtype)
+            for file in translator or ():
+                from kvferry.translators import add
+
+                add(file, vlm)
             if steady:
                 from kvferry.models.steady import steady as compute_steadily
 

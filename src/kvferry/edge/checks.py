@@ -12,8 +12,9 @@ from kvferry.modes import LocalMode, Mode, Question, parse_mode
 from kvferry.policy import PointTable, read_points
 from kvferry.policy.situation import PRIVACY, broken_rule
 
-TALKS = ("kv", "local")
+TALKS = ("kv", "translate", "local")
 """Modes in which the edge's own model reads the prompt whose cache is answered from, whatever it is."""
+SHIPS_FIRST = ("kv", "translate")
 
 
 def asked_of(images: Any, question: str, messages: Any, ship_first: bool, tiers: int, keep_metadata: bool) -> Question:
@@ -41,7 +42,7 @@ def check_talk(asked: Question, mode: Mode | LocalMode) -> None:
     if asked.messages is not None and mode.NAME not in TALKS:
         raise InputError(
             f"mode {mode.NAME} sends pictures and one question; a system prompt, earlier turns, and pictures between "
-            "words cross as a cache: use mode kv or local"
+            "words cross as a cache: use mode kv, translate or local"
         )
 
 
@@ -56,7 +57,7 @@ def checked_mode(
         There is none, it lets out what ``privacy`` keeps here, or it cannot ship before its question.
     """
     chosen = parse_mode(mode, recipe)
-    if ship_first and chosen.NAME != "kv":
+    if ship_first and chosen.NAME not in SHIPS_FIRST:
         raise InputError(f"only a cache ships before its question; mode {chosen.NAME} takes no ship_first")
     if broken := broken_rule(chosen.LEAVES, checked_rules(privacy)):
         raise InputError(f"mode {chosen} is not allowed here ({broken}); use kv or local")

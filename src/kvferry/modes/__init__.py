@@ -17,6 +17,7 @@ from kvferry.modes.local import LocalMode, answer_here
 from kvferry.modes.prompt import PromptMode, PromptReceiver
 from kvferry.modes.receiver import ModeReceiver
 from kvferry.modes.scout import ScoutMode, ScoutReceiver
+from kvferry.modes.translate import TranslateMode, TranslateReceiver
 from kvferry.plugins import Registry
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import BusyError, NotHeldError, ProtocolError
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "balanced"
 
-_OWN: tuple[type[Mode] | type[LocalMode], ...] = (KVMode, ImageMode, EmbedsMode, ScoutMode, PromptMode, LocalMode)
+_OWN: tuple[type[Mode] | type[LocalMode], ...] = (
+    KVMode, ImageMode, EmbedsMode, ScoutMode, TranslateMode, PromptMode, LocalMode,
+)  # fmt: skip
 
 MODES: Registry[type[Mode] | type[LocalMode]] = Registry("modes", {mode.NAME: mode for mode in _OWN})
 """What ``Edge.ask(mode=...)`` may name."""
@@ -40,6 +43,7 @@ RECEIVERS: dict[
     pb.MODE_EMBEDS: EmbedsReceiver,
     pb.MODE_SCOUT: ScoutReceiver,
     pb.MODE_PROMPT: PromptReceiver,
+    pb.MODE_TRANSLATE: TranslateReceiver,
 }
 
 

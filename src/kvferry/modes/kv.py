@@ -26,8 +26,10 @@ from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import ProtocolError
 
 if TYPE_CHECKING:
+    from kvferry.bounds import ModelBounds
     from kvferry.evidence import Prefilled
     from kvferry.models import VLM
+    from kvferry.selection.tiers import Importance
 
 MAX_STEPS = 4
 """Caches that may be sent one after the other."""
@@ -82,6 +84,8 @@ class KVSender:
     further questions. What has been sent is kept as the bytes it was, so that sending it again is sending the same.
     """
 
+    MODE: ClassVar[pb.Mode] = pb.MODE_KV
+
     def __init__(self, recipes: Sequence[Recipe], vlm: VLM, question: Question, holdings: Holdings) -> None:
         self.bf16_bytes: int | None = None
         self.kept: Summary | None = None
@@ -100,7 +104,7 @@ class KVSender:
         check_question(self._question.text)
         if not 1 <= self._question.tiers <= MAX_TIERS:
             raise InputError(f"a cache travels in 1 to {MAX_TIERS} tiers, not {self._question.tiers}")
-        start = pb.AskRequest.Start(mode=pb.MODE_KV, fingerprint=self._vlm.fingerprint)
+        start = pb.AskRequest.Start(mode=self.MODE, fingerprint=self._vlm.fingerprint)
         start.recipe = _STEP.join(without_files(str(recipe)) for recipe in self._recipes)
         if self._question.ship_first:
             self._item = self._holdings.item(self._scene)
@@ -153,14 +157,19 @@ class KVSender:
         return self._item is not None and bool(self._item.handle)
 
     def _scene_digest(self) -> bytes:
+        what = "scene" if self.MODE == pb.MODE_KV else f"scene {self.MODE}"
         how = f"{_STEP.join(map(str, self._recipes))} {self._vlm.fingerprint}"
-        return made_digest("scene", how, [pixel_digest(picture) for picture in self._question.images])
+        return made_digest(what, how, [pixel_digest(picture) for picture in self._question.images])
 
     def _pieces(self, prefilled: Prefilled, recipe: Recipe) -> Iterator[bytes]:
         tiers = self._question.tiers
-        kept, importance = recipe.rank(prefilled, tiers)
+        kept, importance = self._ranked(prefilled, recipe, tiers)
         self.kept = summarise_cache(kept)
         yield from write_frames(kept, recipe, importance, tiers)
+
+    def _ranked(self, prefilled: Prefilled, recipe: Recipe, tiers: int) -> tuple[KVCache, Importance | None]:
+        """What is sent, and how important each of its tokens is."""
+        return recipe.rank(prefilled, tiers)
 
 
 def _read(question: Question) -> Question:
@@ -181,7 +190,7 @@ class KVReceiver(ModeReceiver):
 
     def __init__(self, vlm: VLM, start: pb.AskRequest.Start, store: SessionStore, max_bytes: int) -> None:
         del max_bytes  # a bitstream's unfolded size is bounded by its reader, and by the model's own shape
-        _check_fingerprint(start.fingerprint, vlm)
+        model = self._model(vlm, start)
         steps = _steps(start.recipe)
         for recipe in steps:
             codec_of(recipe)
@@ -195,9 +204,14 @@ class KVReceiver(ModeReceiver):
         self._item = start.items[0] if start.items else None
         self._store = store
         self._steps = len(steps)
-        self._bounds = Bounds(tokens=vlm.bounds.tokens, model=vlm.bounds)
+        self._bounds = Bounds(tokens=vlm.bounds.tokens, model=model)
         self._readers = [self._reader()]
         self._cache = store.take(self._item.handle, KVCache) if self._item and self._item.handle else None
+
+    def _model(self, vlm: VLM, start: pb.AskRequest.Start) -> ModelBounds:
+        """What a cache can be of the model that must have made it; refuses any other."""
+        _check_fingerprint(start.fingerprint, vlm)
+        return vlm.bounds
 
     def feed(self, data: bytes) -> None:
         if self._cache is not None:
@@ -211,9 +225,13 @@ class KVReceiver(ModeReceiver):
         if self._cache is None:
             if len(self._readers) < self._steps and self._readers[-1].complete:
                 raise TruncatedError(f"{len(self._readers)} of {self._steps} caches came; have the stream sent again")
-            self._cache = self._readers[-1].cache()
-            if self._item is not None and not len(self._cache.pending):
-                self._store.put(self._item.digest, self._cache, self._cache.nbytes)
+            self._take(self._readers[-1].cache())
+
+    def _take(self, cache: KVCache, whole: bool = True) -> None:
+        """This is what the answer is given from; a scene of which nothing is missing is kept for further questions."""
+        self._cache = cache
+        if whole and self._item is not None and not len(cache.pending):
+            self._store.put(self._item.digest, cache, cache.nbytes)
 
     def _reader(self) -> Reader:
         return Reader(bounds=self._bounds, reserve=lambda nbytes: self._store.reserve(COPIES * nbytes))
@@ -223,7 +241,7 @@ class KVReceiver(ModeReceiver):
             return 1.0
         whole = [reader for reader in self._readers if reader.complete]
         if whole:
-            self._cache = whole[-1].cache()
+            self._take(whole[-1].cache(), whole=False)
             return len(whole) / self._steps
         try:
             partial = self._readers[0].partial()
@@ -232,7 +250,7 @@ class KVReceiver(ModeReceiver):
                 f"when it was time to answer, {self._readers[0].total_bytes} bytes had arrived and some layer had "
                 "nothing; allow more time, send less (a smaller recipe), or in more tiers"
             ) from None
-        self._cache = partial.cache
+        self._take(partial.cache, whole=False)
         return partial.share / self._steps
 
     @property

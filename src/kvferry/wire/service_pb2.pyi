@@ -15,6 +15,7 @@ class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODE_EMBEDS: _ClassVar[Mode]
     MODE_SCOUT: _ClassVar[Mode]
     MODE_PROMPT: _ClassVar[Mode]
+    MODE_TRANSLATE: _ClassVar[Mode]
 
 class ErrorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -42,6 +43,7 @@ MODE_IMAGE: Mode
 MODE_EMBEDS: Mode
 MODE_SCOUT: Mode
 MODE_PROMPT: Mode
+MODE_TRANSLATE: Mode
 ERROR_KIND_UNSPECIFIED: ErrorKind
 ERROR_KIND_INTERNAL: ErrorKind
 ERROR_KIND_PROTOCOL: ErrorKind
@@ -93,7 +95,7 @@ class AskRequest(_message.Message):
         part: bool
         def __init__(self, digest: _Optional[bytes] = ..., handle: _Optional[int] = ..., turns: _Optional[_Iterable[_Union[AskRequest.Turn, _Mapping]]] = ..., part: _Optional[bool] = ...) -> None: ...
     class Start(_message.Message):
-        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by", "conversation", "passage", "expected_bits_per_second")
+        __slots__ = ("request_id", "mode", "max_new_tokens", "question", "fingerprint", "recipe", "items", "session", "hold", "answer_by", "conversation", "passage", "expected_bits_per_second", "prompts")
         REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
         MODE_FIELD_NUMBER: _ClassVar[int]
         MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +109,7 @@ class AskRequest(_message.Message):
         CONVERSATION_FIELD_NUMBER: _ClassVar[int]
         PASSAGE_FIELD_NUMBER: _ClassVar[int]
         EXPECTED_BITS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+        PROMPTS_FIELD_NUMBER: _ClassVar[int]
         request_id: str
         mode: Mode
         max_new_tokens: int
@@ -120,7 +123,8 @@ class AskRequest(_message.Message):
         conversation: AskRequest.Conversation
         passage: bytes
         expected_bits_per_second: float
-        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ..., answer_by: _Optional[float] = ..., conversation: _Optional[_Union[AskRequest.Conversation, _Mapping]] = ..., passage: _Optional[bytes] = ..., expected_bits_per_second: _Optional[float] = ...) -> None: ...
+        prompts: str
+        def __init__(self, request_id: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., max_new_tokens: _Optional[int] = ..., question: _Optional[str] = ..., fingerprint: _Optional[str] = ..., recipe: _Optional[str] = ..., items: _Optional[_Iterable[_Union[AskRequest.Item, _Mapping]]] = ..., session: _Optional[bytes] = ..., hold: _Optional[bool] = ..., answer_by: _Optional[float] = ..., conversation: _Optional[_Union[AskRequest.Conversation, _Mapping]] = ..., passage: _Optional[bytes] = ..., expected_bits_per_second: _Optional[float] = ..., prompts: _Optional[str] = ...) -> None: ...
     class Chunk(_message.Message):
         __slots__ = ("data", "offset")
         DATA_FIELD_NUMBER: _ClassVar[int]
