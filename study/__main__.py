@@ -7,6 +7,7 @@ import sys
 import typer
 
 from kvferry.errors import KVFerryError
+from study.commands.capsule import capsule
 from study.commands.long_runs import long_runs
 from study.commands.perplexity import perplexity
 from study.commands.results import results
@@ -19,7 +20,9 @@ from study.commands.text_codecs import text_codecs
 app = typer.Typer(
     help="What makes RESULTS.md.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
-for command in (results, scout_overlap, long_runs, squad_prompt, squad_diagnose, squad_sweep, text_codecs, perplexity):
+for command in (
+    results, scout_overlap, long_runs, squad_prompt, squad_diagnose, squad_sweep, text_codecs, perplexity, capsule,
+):  # fmt: skip
     app.command()(command)
 
 

@@ -50,6 +50,7 @@ CODECS = {
     "mixed": Look("#6A3D9A", "p"),
     "apart": Look("#7A7A00", "*"),
     "fp8": Look("#4D8B8B", "h"),
+    "capsule": Look("#B15928", "<"),
     "JPEG": Look(INK, "x"),
     "embeds": Look("#777777", "+"),
 }

@@ -11,6 +11,7 @@ from kvferry.errors import InputError
 from kvferry.evaluate.records import kind_of
 from kvferry.evaluate.tables import CAVEAT
 from study import (
+    capsule,
     claims,
     codec_tables,
     evaluation_tables,
@@ -31,6 +32,7 @@ from study.squad import overview as squad
 SECTIONS = {
     "headline": "The headline: fewest bytes at 98 % of the full cache's accuracy",
     "codecs": "How few bits: every codec",
+    "capsule": "How few bits: a learned capsule",
     "selection": "Which tokens, how few bits: a first look",
     "scorers": "Which tokens: every scorer",
     "text": "Which tokens: the sources' scorers with all text kept",
@@ -70,7 +72,7 @@ def results(
         raise InputError(f"no raw results in {raw}; `make results-full` makes them")
     places = Places(out, figures, details or figures.parent / "results")
     renders = dict.fromkeys(METHODS, method_tables.render) | dict.fromkeys(LONG_RUNS, long_tables.render)
-    renders |= {"headline": headline.render, "codecs": codec_tables.render}
+    renders |= {"headline": headline.render, "codecs": codec_tables.render, "capsule": capsule.render}
     renders |= {"scout": scout_tables.render, "points": mode_tables.render}
     titles = []
     for file in files:

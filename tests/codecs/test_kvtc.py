@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused(file: Path, tmp_path: Path, monkeypatch: p
         compress(stranger, f"full|kvtc@{file}")
     other = tmp_path / "transform.profile"
     other.write_bytes(make().to_bytes())
-    with pytest.raises(InputError, match="--kind kvtc"):
+    with pytest.raises(InputError, match="kvferry fit kvtc MODEL"):
         compress(cache, f"full|kvtc@{other}")
     blob = compress(cache, f"full|kvtc@{file}")
     monkeypatch.setattr(profile_store, "_known", {})

@@ -162,7 +162,7 @@ def test_profiles_are_bound_to_their_model(file: Path, tmp_path: Path, monkeypat
     stranger = KVCache(cache.layers, cache.layout, cache.length, "cd" * 16)
     with pytest.raises(FingerprintError, match="another model"):
         compress(stranger, f"full|transform@{file}")
-    with pytest.raises(InputError, match="kvferry calibrate"):
+    with pytest.raises(InputError, match="kvferry fit transform MODEL"):
         compress(stranger, "full|transform")
     blob = compress(cache, f"full|transform@{file}")
     monkeypatch.setattr(profile_store, "_known", {})

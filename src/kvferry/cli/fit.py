@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from kvferry.cli.calibrate import calibrate, calibrate_skip
+from kvferry.cli.capsule import capsule
 from kvferry.cli.checks import checked
 from kvferry.cli.diagnose import diagnose
 from kvferry.cli.translator import translator
@@ -33,6 +34,7 @@ def fixed(command: Callable[..., None], text: str, **given: Any) -> Callable[...
 KINDS: dict[str, Callable[..., None]] = {
     "transform": fixed(calibrate, "Bases of a token's keys and values, for transform@FILE.", kind="transform"),
     "kvtc": fixed(calibrate, "Plain principal axes, for kvtc@FILE.", kind="kvtc", structure="auto", probes=1),
+    "capsule": capsule,
     "diagnose": diagnose,
     "skip-visual": calibrate_skip,
     "translator": translator,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvferry.codecs.apart import SIDED, Apart
 from kvferry.codecs.base import AnyCodec, Codec, JointCoder
 from kvferry.codecs.bf16 import BF16
+from kvferry.codecs.capsule import Capsule
 from kvferry.codecs.coding import decoder_of, encoder_of, for_stage, stack
 from kvferry.codecs.delta import Delta
 from kvferry.codecs.fp8 import FP8
@@ -18,7 +19,7 @@ from kvferry.codecs.transform import Transform
 from kvferry.codecs.turbo import Turbo
 from kvferry.plugins import Registry
 
-_ALL: tuple[AnyCodec, ...] = (*SIDED, Apart(), Mixed(), Delta(), SVD(), Transform(), KVTC())
+_ALL: tuple[AnyCodec, ...] = (*SIDED, Apart(), Mixed(), Delta(), SVD(), Transform(), KVTC(), Capsule())
 
 CODECS: dict[str, AnyCodec] = Registry("codecs", {codec.name: codec for codec in _ALL})
 """What a recipe may name, with its default options."""
@@ -40,6 +41,7 @@ def codec_text(codec: AnyCodec) -> str:
 
 
 __all__ = [
-    "BF16", "CODECS", "FP8", "KIVI", "KVTC", "SVD", "AnyCodec", "Apart", "Codec", "Delta", "Integer", "JointCoder",
-    "Mixed", "Transform", "Turbo", "codec_text", "decoder_of", "encoder_of", "for_stage", "parse_codec", "stack",
+    "BF16", "CODECS", "FP8", "KIVI", "KVTC", "SVD", "AnyCodec", "Apart", "Capsule", "Codec", "Delta", "Integer",
+    "JointCoder", "Mixed", "Transform", "Turbo", "codec_text", "decoder_of", "encoder_of", "for_stage", "parse_codec",
+    "stack",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What ``kvferry calibrate`` learns of a model's caches, as files."""
+"""What ``kvferry fit`` learns of a model's caches, as files."""
 
 from __future__ import annotations
 
@@ -104,25 +104,30 @@ class Prediction:
             raise InputError("a prediction whose errors would grow from token to token; calibrate again")
 
 
-class TransformProfile:
-    """What the ``transform`` codec reads: a :class:`Profile`, or a :class:`~kvferry.codecs.tree.TreeProfile`."""
+class AnyProfile:
+    """What every profile says of itself."""
 
-    kind: ClassVar[str] = "transform"
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
 
     fingerprint: str
     rotary: tuple[Rotary | None, ...]
     shape: tuple[int, int, int]
     facts: dict[str, Any]
 
-    version: ClassVar[int] = 1
-
     def to_bytes(self) -> bytes:
-        """One safetensors file; bases and means in float16."""
+        """One safetensors file; what is learned in float16."""
         return file_of(self, self.tensors(), self.version)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What the file holds, besides how layers turn their keys."""
         return {}
+
+
+class TransformProfile(AnyProfile):
+    """What the ``transform`` codec reads: a :class:`Profile`, or a :class:`~kvferry.codecs.tree.TreeProfile`."""
+
+    kind: ClassVar[str] = "transform"
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +153,6 @@ class Profile(TransformProfile):
     prediction : Prediction, optional
         Of visual tokens from their neighbours, in the coefficients of ``visual``.
     """
-
-    kind: ClassVar[str] = "transform"
 
     fingerprint: str
     visual: Basis
@@ -179,14 +182,14 @@ class Profile(TransformProfile):
         return out
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """See :class:`TransformProfile`."""
+        """See :class:`AnyProfile`."""
         tensors = {"words": self.words.int(), "word_means": half(self.word_means)}
         if self.prediction is not None:
             tensors |= {f"prediction.{f.name}": getattr(self.prediction, f.name) for f in fields(Prediction)}
         return tensors | _parts("visual", self.visual) | _parts("text", self.text)
 
     def to_bytes(self) -> bytes:
-        """See :class:`TransformProfile`; version 2 where visual tokens are predicted from each other."""
+        """See :class:`AnyProfile`; version 2 where visual tokens are predicted from each other."""
         return file_of(self, self.tensors(), 1 if self.prediction is None else 2)
 
 
@@ -214,7 +217,7 @@ class Axes:
 
 
 @dataclass(frozen=True, eq=False)
-class PlainProfile:
+class PlainProfile(AnyProfile):
     """What the ``kvtc`` codec knows of one model's caches: principal axes of keys and of values, nothing else.
 
     Parameters
@@ -238,9 +241,9 @@ class PlainProfile:
         if {len(self.keys.mean), len(self.values.mean)} != {layers * heads * dim} or len(self.rotary) != layers:
             raise InputError(f"a profile for {layers} layers of {heads} heads and {dim} channels does not hold them")
 
-    def to_bytes(self) -> bytes:
-        """One safetensors file; basis and means in float16."""
-        return file_of(self, _parts("keys", self.keys) | _parts("values", self.values))
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """See :class:`AnyProfile`."""
+        return _parts("keys", self.keys) | _parts("values", self.values)
 
 
 def to_rows(
@@ -307,9 +310,6 @@ def words(layout: PromptLayout) -> torch.Tensor:
     return torch.from_numpy(2 * layout.token_ids.astype(np.int64) + behind)
 
 
-AnyProfile = TransformProfile | PlainProfile
-
-
 def half(x: torch.Tensor) -> torch.Tensor:
     """``x`` in float16, what is beyond it at its largest."""
     return x.clamp(-65504, 65504).half()
@@ -360,7 +360,7 @@ def read(path: Path) -> tuple[AnyProfile, bytes]:
             tensors = {name: _wide(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         return _profile(about, tensors), hashlib.sha256(path.read_bytes()).digest()[:DIGEST]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        message = f"{path} is no profile ({error}); make one by `kvferry calibrate MODEL --out {path}`"
+        message = f"{path} is no profile ({error}); make one by `kvferry fit KIND MODEL --out {path}`"
         raise InputError(message) from None
 
 
@@ -378,6 +378,10 @@ def _profile(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> AnyProf
     rotary = tuple(r and turning(i, **r) for i, r in enumerate(about["rotary"]))
     layers, heads, dim = about["shape"]
     common = {"rotary": rotary, "shape": (layers, heads, dim), "facts": about["facts"]}
+    if about.get("kind") == "capsule":
+        from kvferry.codecs.capsule_profile import capsule_profile
+
+        return capsule_profile(about["fingerprint"], tensors, common)
     if about.get("kind", Profile.kind) == PlainProfile.kind:
         return PlainProfile(about["fingerprint"], keys=part(Axes, "keys"), values=part(Axes, "values"), **common)
     if version > 2:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from kvferry.codecs.profile import AnyProfile, PlainProfile, TransformProfile, read
+from kvferry.codecs.profile import AnyProfile, TransformProfile, read
 from kvferry.errors import FingerprintError, InputError
 
 FOLDERS = "KVFERRY_PROFILES"
@@ -17,7 +17,7 @@ FOLDERS = "KVFERRY_PROFILES"
 SUFFIX = ".profile"
 """Not .safetensors, though it is one: a profile may lie beside the weights, whose digest is the model's fingerprint."""
 
-P = TypeVar("P", TransformProfile, PlainProfile)
+P = TypeVar("P", bound=AnyProfile)
 _known: dict[tuple[str, bytes], AnyProfile] = {}
 _seen: dict[Path, tuple[str, bytes]] = {}
 
@@ -54,12 +54,12 @@ def for_encoding(kind: type[P], path: str, fingerprint: str) -> tuple[P, bytes]:
         if not isinstance(profile, kind):
             raise InputError(
                 f"{path} is a profile for {profile.kind}, not for {kind.kind}; "
-                f"make one by `kvferry calibrate MODEL --kind {kind.kind} --out FILE`"
+                f"make one by `kvferry fit {kind.kind} MODEL --out FILE`"
             )
         if profile.fingerprint != fingerprint:
             raise FingerprintError(
                 f"{path} was calibrated on another model than the one that made this cache; "
-                "run `kvferry calibrate` for this one"
+                f"run `kvferry fit {kind.kind}` for this one"
             )
         return profile, digest
     found = _of(kind, fingerprint)
@@ -70,7 +70,7 @@ def for_encoding(kind: type[P], path: str, fingerprint: str) -> tuple[P, bytes]:
         return found
     raise InputError(
         "there is no profile for the model that made this cache; "
-        f"run `kvferry calibrate MODEL --kind {kind.kind} --out FILE` and name the file in the recipe "
+        f"run `kvferry fit {kind.kind} MODEL --out FILE` and name the file in the recipe "
         f"({kind.kind}@FILE), or put it into a folder that {FOLDERS} names"
     )
 

@@ -183,7 +183,7 @@ class TreeProfile(TransformProfile):
         return tree
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """See :class:`~kvferry.codecs.profile.TransformProfile`."""
+        """See :class:`~kvferry.codecs.profile.AnyProfile`."""
         tensors = {"steps": self.steps, "words": self.words.int(), "word_means": half(self.word_means)}
         tensors |= {"starts": self.starts, "start_means": half(self.start_means)}
         for name, tree in (("visual", self.visual), ("text", self.text)):
