@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
+from kvferry.bitstream.records import compress, decompress
 from kvferry.cloud import Limits
 from kvferry.cloud.costs import HEAVY_BYTES, Account, Budget
-from kvferry.errors import CancelledError, InputError
+from kvferry.codecs.densities import laplace
+from kvferry.codecs.entropy import Decoder, encode
+from kvferry.errors import CancelledError, CorruptError, InputError
 from kvferry.modes import BusyError
+from kvferry.patience import looking
 
 MIB = 1024 * 1024
 
@@ -74,3 +80,24 @@ def _decode_for_ever(account: Account) -> None:
         while time.thread_time() < until:
             pass
         account.reserve(0)
+
+
+def test_decoding_looks_whether_anybody_waits(budget: Budget) -> None:
+    """In a large frame of zstd, between its parts; it unfolds to the same, and nothing may follow it."""
+    data = os.urandom(1000) * 20_000
+    squeezed = compress(data)
+    assert decompress(squeezed, len(data)) == data
+    with pytest.raises(CorruptError, match="decompress"):
+        decompress(squeezed + b"\1", len(data))
+    with budget.account() as account, account.working():
+        account.close()
+        with pytest.raises(CancelledError):
+            decompress(squeezed, len(data))
+    looks: list[int] = []
+    with looking(lambda: looks.append(1)):
+        decompress(squeezed, len(data))
+        decoder = Decoder(encode(np.arange(9, dtype=np.int32), np.array([9]), np.array([0]), laplace()))
+        decoder.groups(np.array([9]), np.array([0]), laplace())
+    assert len(looks) >= 4
+    decompress(squeezed, len(data))
+    assert len(looks) < 10

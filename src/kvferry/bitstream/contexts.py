@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kvferry.bitstream.binary import LEFT_OVER, BitReader, Weights, encode_bits
 from kvferry.errors import CorruptError
+from kvferry.patience import step
 
 Mask = npt.NDArray[np.bool_]
 MOST = 1 << 12
@@ -66,6 +67,7 @@ class Contexts:
             return mask
         reader = BitReader(data, self._weights)
         for row, closed in enumerate(held.tolist()):
+            step()
             bit = 0
             for place, fixed in enumerate(self._fixed(row, mask, guide).tolist()):
                 bit = 0 if closed[place] else reader.read(fixed + 2 * bit)

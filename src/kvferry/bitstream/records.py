@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 
 from kvferry.bitstream.varints import read_varint, write_varint
 from kvferry.errors import CorruptError, VersionError
+from kvferry.patience import step
 
 MAGIC = b"KVF"
 VERSION = 3
@@ -20,6 +21,8 @@ CHECKSUM = struct.Struct("<I")
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 FIRST_OPTIONAL_KIND = 128
 FIRST_OPTIONAL_FIELD = 1000
+_AT_ONCE = 8 * 1024 * 1024
+"""Bytes that are decompressed between two looks at whether anybody waits for them."""
 MOST_FIELDS = 256
 """Of a message: a frame has eight."""
 _FIXED = {1: 8, 5: 4}
@@ -96,9 +99,24 @@ def decompress(data: bytes, limit: int) -> bytes:
         size = zstandard.frame_content_size(data)
         if not 0 <= size <= limit:
             raise CorruptError(f"a compressed part claims {size} bytes, where at most {limit} are possible")
+        if size > _AT_ONCE:
+            return _in_pieces(data, size)
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise CorruptError(f"a compressed part does not decompress: {error}") from None
+
+
+def _in_pieces(data: bytes, size: int) -> bytes:
+    """A large frame of zstd, in steps."""
+    pieces, left = list[bytes](), size
+    with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
+        while left and (piece := reader.read(min(left, _AT_ONCE))):
+            pieces.append(piece)
+            left -= len(piece)
+            step()
+        if left or reader.read(1):
+            raise CorruptError("a compressed part is not as long as it claims")
+    return b"".join(pieces)
 
 
 def parse(kind: type[M], body: bytes, most_fields: int = MOST_FIELDS) -> M:

@@ -14,6 +14,7 @@ from typing import Any
 from kvferry.cloud.limits import Limits
 from kvferry.errors import CancelledError, InputError
 from kvferry.modes import BusyError
+from kvferry.patience import looking
 
 HEAVY_BYTES = 32 * 1024 * 1024
 HEAVY_SECONDS = 0.2
@@ -134,7 +135,8 @@ class Account:
             raise CancelledError("the question was called off")
         self._began = time.thread_time()
         try:
-            yield
+            with looking(self._look):
+                yield
         finally:
             self.seconds += time.thread_time() - self._began
             self._began = None
@@ -160,6 +162,12 @@ class Account:
             self._open = False
             self._budget.give(self._nbytes)
             self._nbytes = 0
+
+    def _look(self) -> None:
+        """Between two steps of decoding."""
+        if not self._open:
+            raise CancelledError("the question was called off")
+        self._check_time()
 
     def _check_time(self) -> None:
         now = 0.0 if self._began is None else time.thread_time() - self._began

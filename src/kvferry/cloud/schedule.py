@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
+from kvferry.cloud.forecast import Forecast
 from kvferry.cloud.work import AbandonedError, Work
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Schedule:
         self._replies: Replies | None = None
         self._pace: Pace | None = None
         self._closed = False
+        self.forecast = Forecast()
         self.stepped_at = time.monotonic()
         """When the last step ended, or there was nothing to do: what tells a model that is stuck."""
         self._thread = threading.Thread(target=self._run, name="kvferry-model", daemon=True)
@@ -102,7 +104,7 @@ class Schedule:
         if self._pace is None:
             from kvferry.models.steps import Pace
 
-            self._pace = Pace()
+            self._pace = Pace(heard=self.forecast.read)
         return self._pace
 
     def _drop_abandoned(self) -> None:
@@ -122,10 +124,14 @@ class Schedule:
         began = time.perf_counter()
         over = self._replies.step()
         seconds = time.perf_counter() - began
+        self.forecast.said(seconds)
         for work in self._saying.values():
             work.busy_seconds += seconds
         for reply in over:
-            self._saying.pop(id(reply)).done(reply)
+            work = self._saying.pop(id(reply))
+            if reply.failure is None:
+                self.forecast.ended(len(reply.said), len(reply.said) < work.max_new_tokens)
+            work.done(reply)
 
     def _read(self) -> None:
         """One step of the prompt whose turn it is."""

@@ -126,7 +126,7 @@ class _Conversation:
         self._limits = limits
         self._sessions = sessions
         self._requests = aiter(requests)
-        self._write = context.write
+        self._write, self._time_remaining = context.write, context.time_remaining
         self._record = record
         self._identity = str(getattr(context, "identity", ""))
         self._began = time.perf_counter()
@@ -146,11 +146,12 @@ class _Conversation:
             pictures = self._engine.workshop.opener(self._account)
             store = self._sessions.store(start.session, start.hold, owner, self._account.reserve, pictures)
             receiver = await self._decode(self._receiver, start, store)
+            self._check_time(receiver, start)
             turns = len(start.conversation.turns)
             accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)
             await self._write(pb.AskReply(accepted=accepted))
             with span("receive"):
-                share = await self._receive(receiver)
+                share = await self._receive(receiver, start)
             with span("answer"):
                 await self._answer(receiver, store, start.max_new_tokens, share, place)
 
@@ -174,10 +175,17 @@ class _Conversation:
             self._answer_at = asyncio.get_running_loop().time() + start.answer_by
         return start
 
-    async def _receive(self, receiver: Receiver) -> float:
+    def _check_time(self, receiver: Receiver, start: pb.AskRequest.Start) -> None:
+        """Refuse what the model cannot end in time, by what is known now."""
+        left = self._limits.request_seconds - (time.perf_counter() - self._began)
+        edge = self._time_remaining()
+        read = getattr(receiver, "reads", 0)  # a plug-in's mode may not say
+        self._engine.schedule.forecast.check(read, start.max_new_tokens, left if edge is None else min(left, edge))
+
+    async def _receive(self, receiver: Receiver, start: pb.AskRequest.Start) -> float:
         """The share of the cache that has arrived when it is time to answer: all of it, unless that is cut short."""
         try:
-            await self._receive_all(receiver)
+            await self._receive_all(receiver, start)
         except _TimeToAnswer:
             share = await self._decode(receiver.settle)
             await self._write(pb.AskReply(enough=pb.AskReply.Enough()))
@@ -192,7 +200,7 @@ class _Conversation:
         except TimeoutError:
             raise _TimeToAnswer from None
 
-    async def _receive_all(self, receiver: Receiver) -> None:
+    async def _receive_all(self, receiver: Receiver, start: pb.AskRequest.Start) -> None:
         """Take in chunks until the end. They are acknowledged as they arrive, so that the edge learns of the link."""
         acknowledged = 0
         while (request := await self._next()) is not None:
@@ -201,6 +209,7 @@ class _Conversation:
                 if request.end.bytes != self._received:
                     raise ProtocolError(f"{self._received} of {request.end.bytes} bytes arrived; send them again")
                 await self._acknowledge()
+                self._check_time(receiver, start)
                 await self._decode(receiver.finish)
                 return
             if part != "chunk":

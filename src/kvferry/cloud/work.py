@@ -56,7 +56,7 @@ class Work:
         self.attained = 0.0
         self.steps: Steps[Reply | Continuation] | None = None
         self.reply: Reply | None = None
-        self._max_new_tokens = max_new_tokens
+        self.max_new_tokens = max_new_tokens
         self._on_token = on_token
         self._on_end = on_end
         self._asked = self._began = time.perf_counter()
@@ -89,11 +89,11 @@ class Work:
         receiver: Any = self.receiver
         if not hasattr(receiver, "grounding"):
             yield
-            return self.receiver.answer(self._max_new_tokens, self._say)
+            return self.receiver.answer(self.max_new_tokens, self._say)
         cache, question = yield from receiver.grounding(pace)
         return (
             yield from replying(
-                self.vlm, cache, question, self._max_new_tokens, self._stream.add, pace, keep=receiver.keeps
+                self.vlm, cache, question, self.max_new_tokens, self._stream.add, pace, keep=receiver.keeps
             )
         )
 

@@ -23,6 +23,7 @@ from kvferry.codecs.densities import REACH, SCALES, gaussian, laplace, nearest
 from kvferry.codecs.frequencies import TOTAL, Adaptive, Models
 from kvferry.codecs.range_coder import Index, Symbols, Words
 from kvferry.errors import CorruptError
+from kvferry.patience import step
 
 if TYPE_CHECKING:
     from kvferry.codecs import range_library
@@ -192,6 +193,7 @@ class Decoder:
         if not self._words:
             raise CorruptError("no range-coded bytes, where symbols were expected")
         self._used = True
+        step()
         return self._coder
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -53,13 +53,18 @@ class Pace:
     ----------
     part : int
         To begin with.
+    heard : callable, optional
+        Is told what is noted.
     """
 
-    def __init__(self, part: int = 256) -> None:
+    def __init__(self, part: int = 256, heard: Callable[[int, float], None] | None = None) -> None:
         self.part = part
+        self._heard = heard
 
     def note(self, tokens: int, seconds: float) -> None:
         """So many took so long. The next part is at most twice this one."""
+        if self._heard is not None:
+            self._heard(tokens, seconds)
         fits = 1 << int(math.log2(max(tokens * STEP_SECONDS / max(seconds, 1e-6), LEAST)))
         self.part = min(fits, 2 * self.part, MOST)
 

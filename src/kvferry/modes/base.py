@@ -127,6 +127,10 @@ class Receiver(Protocol):
         """What the uncompressed cache would take, once a cache has arrived; 0 in modes that bring none."""
 
     @property
+    def reads(self) -> int:
+        """Tokens that the model will have to read before it answers, as far as is known: at least so many."""
+
+    @property
     def note(self) -> str:
         """What an answer should be read with, once everything has arrived; empty where there is nothing."""
 

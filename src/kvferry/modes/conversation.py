@@ -208,6 +208,11 @@ class TurnReceiver:
         """See :class:`kvferry.modes.base.Receiver`: with the reading of old answers."""
         return self._seconds
 
+    @property
+    def reads(self) -> int:
+        """See :class:`kvferry.modes.base.Receiver`: what old answers have, and the first prompt."""
+        return sum(len(turn.answer) for turn in self._talk.turns) + (0 if self._first is None else self._first.reads)
+
     def feed(self, data: bytes) -> None:
         """See :class:`kvferry.modes.base.Receiver`."""
         if self._first is None:

@@ -35,15 +35,17 @@ class FilesOut:
 
     def __init__(self, files: Sequence[bytes], holdings: Holdings) -> None:
         check_count(len(files))
-        self.digests = _digests(files)
+        opened = identified(files)
+        self.digests = [file_digest(file, picture) for file, picture in zip(files, opened, strict=True)]
+        self._sizes = [(picture.width, picture.height) for picture in opened]
         self._files = files
         self._holdings = holdings
         self._items: list[pb.AskRequest.Item] = []
 
     def items(self) -> list[pb.AskRequest.Item]:
         """Of all files, by what is known to be held at this moment."""
-        each = zip(self.digests, self._files, strict=True)
-        self._items = [self._holdings.item(digest, len(file)) for digest, file in each]
+        each = zip(self.digests, self._files, self._sizes, strict=True)
+        self._items = [self._holdings.item(digest, len(file), size) for digest, file, size in each]
         return self._items
 
     def __iter__(self) -> Iterator[bytes]:
@@ -68,6 +70,8 @@ class FilesIn:
     ----------
     sizes : list of (int, int)
         Widths and heights of the pictures as they are stored, once their headers are there.
+    tokens : int
+        That the model reads of them, as far as is known: announced, and then seen.
     """
 
     def __init__(
@@ -84,6 +88,10 @@ class FilesIn:
         self.announced = sum(item.size for item in items if not item.handle)
         if self.announced > max_bytes:
             raise InputError(f"pictures of {self.announced} bytes are too much; at most {max_bytes} are taken")
+        told = [(item.width, item.height) for item in items if not item.handle and item.width and item.height]
+        if sum(width * height for width, height in told) > MAX_PIXELS:
+            raise InputError(f"pictures of more than {MAX_PIXELS:,} pixels in all are too much; scale them down")
+        self.tokens = visual_tokens(told)
         store.reserve(FILE_COPIES * self.announced)
         self._held = [store.take(item.handle, bytes) if item.handle else None for item in items]
         self._items = items
@@ -138,16 +146,15 @@ class FilesIn:
         opened = identified(files)
         self._store.reserve(memory_of(opened, self._visual_tokens, self._reduce))
         self.sizes = [(picture.width, picture.height) for picture in opened]
+        for item, size in zip(self._items, self.sizes, strict=True):
+            if not item.handle and (item.width or item.height) and (item.width, item.height) != size:
+                raise ProtocolError("a picture has another size than was announced; update the edge")
+        self.tokens = self._visual_tokens(self.sizes)
         self.digests = [file_digest(file, picture) for file, picture in zip(files, opened, strict=True)]
         each = zip(self._items, self._held, self.digests, strict=True)
         if any(held is None and digest != item.digest for item, held, digest in each):
             raise CorruptError("a picture file is not the one its digest was made of; send it again")
         self._files = files
-
-
-def _digests(files: Sequence[bytes]) -> list[bytes]:
-    """Of picture files, by their headers and bytes, before any is decoded; see :func:`identified`."""
-    return [file_digest(file, picture) for file, picture in zip(files, identified(files), strict=True)]
 
 
 def identified(files: Sequence[bytes]) -> list[Image.Image]:

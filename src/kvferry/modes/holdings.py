@@ -32,10 +32,12 @@ class Holdings:
             self._handles.move_to_end(digest)
         return self._handles.get(digest, 0)
 
-    def item(self, digest: bytes, nbytes: int = 0) -> pb.AskRequest.Item:
-        """How a request names it: by its handle where it is held, else by its digest."""
-        handle = self.handle(digest)
-        return pb.AskRequest.Item(handle=handle) if handle else pb.AskRequest.Item(digest=digest, size=nbytes)
+    def item(self, digest: bytes, nbytes: int = 0, size: tuple[int, int] = (0, 0)) -> pb.AskRequest.Item:
+        """How a request names it: by its handle where it is held, else by its digest, and what is to be known of a
+        picture file before it comes: its bytes, and its width and height."""
+        if handle := self.handle(digest):
+            return pb.AskRequest.Item(handle=handle)
+        return pb.AskRequest.Item(digest=digest, size=nbytes, width=size[0], height=size[1])
 
     def note(self, digest: bytes, value: Any) -> None:
         """Remember ``value`` about what has this digest."""

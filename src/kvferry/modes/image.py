@@ -165,6 +165,10 @@ class ImageReceiver(NeedsAll):
         self._question = start.question
         self._files = FilesIn(start.items, store, max_bytes, vlm.visual_tokens, vlm.reduced)
 
+    @property
+    def reads(self) -> int:
+        return self._files.tokens
+
     def feed(self, data: bytes) -> None:
         self._files.feed(data)
 

@@ -22,6 +22,11 @@ class ModeReceiver(ABC):
     note: str = ""
 
     @property
+    def reads(self) -> int:
+        """See :class:`kvferry.modes.base.Receiver`."""
+        return 0
+
+    @property
     def bf16_bytes(self) -> int:
         """See :class:`kvferry.modes.base.Receiver`."""
         return 0

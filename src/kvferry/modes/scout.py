@@ -181,6 +181,10 @@ class ScoutReceiver(NeedsAll):
         self._data = bytearray()
         self._base: Mask | None = None
 
+    @property
+    def reads(self) -> int:
+        return self._files.tokens
+
     def feed(self, data: bytes) -> None:
         files = min(len(data), self._left)
         if files:

@@ -66,14 +66,18 @@ ERROR_KIND_NOT_HELD: ErrorKind
 class AskRequest(_message.Message):
     __slots__ = ("start", "chunk", "end", "resume", "beat", "checksum")
     class Item(_message.Message):
-        __slots__ = ("digest", "size", "handle")
+        __slots__ = ("digest", "size", "handle", "width", "height")
         DIGEST_FIELD_NUMBER: _ClassVar[int]
         SIZE_FIELD_NUMBER: _ClassVar[int]
         HANDLE_FIELD_NUMBER: _ClassVar[int]
+        WIDTH_FIELD_NUMBER: _ClassVar[int]
+        HEIGHT_FIELD_NUMBER: _ClassVar[int]
         digest: bytes
         size: int
         handle: int
-        def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
+        width: int
+        height: int
+        def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., handle: _Optional[int] = ..., width: _Optional[int] = ..., height: _Optional[int] = ...) -> None: ...
     class Turn(_message.Message):
         __slots__ = ("answer", "question", "text")
         ANSWER_FIELD_NUMBER: _ClassVar[int]
