@@ -16,12 +16,14 @@ from study.commands.squad_diagnose import squad_diagnose
 from study.commands.squad_prompt import squad_prompt
 from study.commands.squad_sweep import squad_sweep
 from study.commands.text_codecs import text_codecs
+from study.commands.translate import translate
 
 app = typer.Typer(
     help="What makes RESULTS.md.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 for command in (
     results, scout_overlap, long_runs, squad_prompt, squad_diagnose, squad_sweep, text_codecs, perplexity, capsule,
+    translate,
 ):  # fmt: skip
     app.command()(command)
 

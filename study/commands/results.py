@@ -24,6 +24,7 @@ from study import (
     scout_tables,
     sweep_tables,
     text_codecs,
+    translate_tables,
 )
 from study.claims.base import Raw
 from study.page import Places, write_detail
@@ -40,6 +41,7 @@ SECTIONS = {
     "construction": "Which tokens: hidden while the cache is built",
     "eval": "Answers and loyalty: kvferry eval",
     "scout": "Which tokens, by another model: mode scout on trial",
+    "translate": "One model's cache for another: mode translate on trial",
     "points": "Every mode: bytes, quality, time",
     "turns": "Long runs: ten questions in turn",
     "drift": "Long runs: two hundred tokens on one cache",
@@ -47,7 +49,7 @@ SECTIONS = {
     "rare": "Long runs: what is seldom seen",
 }
 """Title of a section by the first word of its raw file's name; the rest of the name says which model."""
-WHERE = {"scout": "chosen by the {} model", "points": "with the {} model on the edge"}
+WHERE = {"scout": "chosen by the {} model", "translate": "from the {} model", "points": "with the {} model on the edge"}
 """How a title goes on; "on the {} model" for the others."""
 METHODS = ("scorers", "text", "policies", "construction")
 """Sections that compare methods at one codec; those of unknown kinds hold several of both."""
@@ -73,7 +75,7 @@ def results(
     places = Places(out, figures, details or figures.parent / "results")
     renders = dict.fromkeys(METHODS, method_tables.render) | dict.fromkeys(LONG_RUNS, long_tables.render)
     renders |= {"headline": headline.render, "codecs": codec_tables.render, "capsule": capsule.render}
-    renders |= {"scout": scout_tables.render, "points": mode_tables.render}
+    renders |= {"scout": scout_tables.render, "points": mode_tables.render, "translate": translate_tables.render}
     titles = []
     for file in files:
         kind, _, model = file.stem.partition("-")
