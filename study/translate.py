@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TINY = "leaveout@0.4,budget=shared|transform:80"
 """The edge's ``tiny`` preset, see testbed/edge/presets.json; a test holds it against that file."""
-RECIPES = ("full|bf16", "full|transform:8", "full|transform:16", "full|transform:32", TINY)
+RECIPES = ("full|bf16", "full|transform:16", "full|transform:32", TINY)
 ALONE, SMALL, NOTHING = "edge", "edge tiny", "nothing"
 """Rows beside the recipes: the edge's own answer from its full cache and from its tiny preset (whole stream), and the
 cloud's from the words alone."""
