@@ -63,6 +63,12 @@ def find(source: str, target: str, name: str = "the cloud's model") -> Translato
     return found
 
 
+def has_translator(source: str, target: str) -> bool:
+    """Whether :func:`find` would find one."""
+    _look_around()
+    return (source, target) in _known
+
+
 def _look_around() -> None:
     package = Path(__file__).parent
     folders = [Path(x) for x in os.environ.get(FOLDERS, "").split(os.pathsep) if x]

@@ -125,7 +125,7 @@ def test_many_edges_at_once(cloud: CloudProcess, vlm: VLM, picture: Path) -> Non
 def test_describe(edge: Edge, vlm: VLM, cloud: CloudProcess) -> None:
     described = edge.describe()
     assert described["fingerprint"] == vlm.fingerprint == cloud.ready["fingerprint"]
-    assert described["modes"] == ["kv", "image", "embeds", "scout", "prompt"]
+    assert described["modes"] == ["kv", "image", "embeds", "scout", "prompt", "translate"]
     assert described["has_vision"]
 
 

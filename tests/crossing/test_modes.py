@@ -199,7 +199,8 @@ def test_a_mode_reads_back(text: str) -> None:
 
 def test_default_options() -> None:
     assert {str(parse_mode(name)) for name in MODES} == {
-        "kv:leaveout@0.25|int8|zstd", "image", "embeds:bf16", "scout:vlcache@0.25", "prompt", "local"
+        "kv:leaveout@0.25|int8|zstd", "image", "embeds:bf16", "scout:vlcache@0.25", "prompt", "local",
+        "translate:full|int8|zstd",
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from kvferry.modes import parse_mode
 from kvferry.modes.translate import shared_part, visual_part
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.translator import read
+from tests.crossing.cutter import Cutter
 from tests.crossing.process import CloudProcess
 from tests.translate.conftest import identity, random_translator
 
@@ -101,6 +102,23 @@ def test_tiers_and_steps(cloud: CloudProcess, small: VLM, picture: Path) -> None
         assert plain.text == tiered.text == steps.text
 
 
+def test_cut_while_sending(cloud: CloudProcess, small: VLM, picture: Path) -> None:
+    """A broken call is resumed where it was: the stream is that of mode kv."""
+    with Cutter(cloud.address) as cutter, Edge(small, cutter.address, deadline=100, hold=False) as edge:
+        whole = edge.ask([picture], QUESTION, mode=FULL, max_new_tokens=6)
+        cuts = [whole.bitstream_bytes // 4]
+
+        def cut(acknowledged: int, _: int | None) -> None:
+            if cuts and acknowledged >= cuts[0]:
+                cuts.pop(0)
+                cutter.cut()
+
+        again = edge.ask([picture], QUESTION, mode=FULL, max_new_tokens=6, on_sent=cut)
+        assert not cuts
+        assert cutter.connections > 1
+        assert again.text == whole.text
+
+
 def test_words_alone_and_words_around_a_picture(cloud: CloudProcess, small: VLM, large: VLM, picture: Path) -> None:
     with Edge(small, cloud.address, deadline=100) as edge:
         wanted = large.answer(large.prefill([], QUESTION), max_new_tokens=6)
@@ -118,8 +136,7 @@ def test_what_is_refused(cloud: CloudProcess, small: VLM, large: VLM, large_fold
         stranger.ask([picture], QUESTION, mode=FULL)
     with Edge(None, cloud.address) as edge, pytest.raises(InputError, match="needs a model"):
         edge.ask([picture], QUESTION, mode=FULL)
-    with pytest.raises(InputError, match="needs the recipe"):
-        parse_mode("translate")
+    assert str(parse_mode("translate")) == "translate:full|int8|zstd"
     with pytest.raises(RecipeError):
         parse_mode("translate:nothing|int8")
     assert str(parse_mode("translate:full|int4")) == "translate:full|int4"

@@ -16,9 +16,11 @@ from kvferry.errors import DeadlineError, InputError
 from kvferry.evaluate.metrics import ExactMatch, Metric
 from kvferry.modes import Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode, receiver_kind
 from kvferry.modes.kv import KVMode
+from kvferry.modes.translate import TranslateMode
 from kvferry.pictures.apart import Reduce, open_wire_picture
 from kvferry.policy import OperatingPoint
 from kvferry.statistics import mean_interval
+from kvferry.translators import has_translator
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ T = TypeVar("T")
 CACHES = ("kv:full|int4", "kv:leaveout@0.1|int4")
 PRESET = "kv:leaveout@0.15,budget=shared|transform:96"
 """For models with a profile of the transform codec."""
+TRANSLATED = "translate:full|int8|zstd"
+"""For another model of one family, where there is a translator."""
 STEPS = f"{PRESET};leaveout@0.1|int4"
 """The smallest cache, and then a better one."""
 PICTURES = ("image", "image:30")
@@ -73,6 +77,8 @@ def usual_modes(edge: VLM, cloud: VLM) -> tuple[str, ...]:
         modes += [*CACHES, *([PRESET, STEPS] if has_profile(cloud.fingerprint) else []), "embeds:int4"]
     elif edge.prompt_fingerprint == cloud.prompt_fingerprint:
         modes.append("scout")
+        if has_translator(edge.fingerprint, cloud.fingerprint):
+            modes.append(TRANSLATED)
     return (*modes, "local")
 
 
@@ -169,7 +175,7 @@ def _cross(
 
 def _cuts(mode: Mode, tiers: int, chunks: Sequence[bytes]) -> list[int]:
     """After how many bytes an answer is asked for: at the end of each step but the last, else at each of the shares."""
-    if not isinstance(mode, KVMode):
+    if not isinstance(mode, KVMode | TranslateMode):
         return []
     ends = list(accumulate(map(len, chunks)))
     if len(mode.recipes) == 1:
@@ -226,7 +232,7 @@ def _point(
         n=len(runs),
         interval=(min(low, quality), max(high, quality)),
         prefill_seconds=median("prefill_seconds"),
-        tiers=tiers if isinstance(mode, KVMode) else 1,
+        tiers=tiers if isinstance(mode, KVMode | TranslateMode) else 1,
         anytime=tuple(_anytime(runs, wanted, metric)),
     )
 

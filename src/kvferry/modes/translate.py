@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from kvferry.selection.tiers import Importance
 
 
+DEFAULT = "full|int8|zstd"
+
+
 @dataclass(frozen=True)
 class TranslateMode:
-    """``translate:full|int4``, ``translate:tiny@testbed/edge/presets.json``; several recipes are steps, as in ``kv``.
+    """``translate``, ``translate:full|int4``, ``translate:full|int2;full|int8`` (steps, as in ``kv``).
 
     Parameters
     ----------
@@ -50,9 +53,7 @@ class TranslateMode:
     @classmethod
     def parse(cls, options: str) -> TranslateMode:
         """The mode of ``translate:options``."""
-        if not options:
-            raise InputError("mode translate needs the recipe of the edge's cache, for instance translate:full|int4")
-        return cls(KVMode.parse(options).recipes)
+        return cls(KVMode.parse(options or DEFAULT).recipes)
 
     @property
     def needs_model(self) -> bool:

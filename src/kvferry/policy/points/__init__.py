@@ -12,7 +12,9 @@ from typing import Any
 from kvferry.errors import InputError
 from kvferry.files import write_whole
 
-KINDS = ("image", "embeds", "kv", "scout", "prompt", "local")
+KINDS = ("image", "embeds", "kv", "translate", "scout", "prompt", "local")
+CACHES = ("kv", "translate")
+"""Kinds of mode that may travel in tiers."""
 FALLBACKS = ("scout", "prompt", "local")
 """Kinds of mode whose payload is next to nothing: what is left when a link can carry no more."""
 NEEDS = ("pixels", "embeds", "held_picture")
@@ -84,8 +86,8 @@ class OperatingPoint:
         worths = [worth for _, worth in self.anytime]
         if not (all(a < b for a, b in pairwise(shares)) and all(math.isfinite(x) and x >= 0 for x in worths)):
             raise InputError(f"the point {self.mode}: anytime has shares, rising between 0 and 1, and qualities")
-        if self.tiers < 1 or (self.kind != "kv" and (self.tiers > 1 or self.anytime)):
-            raise InputError(f"the point {self.mode}: only a cache (kv) travels in tiers, at least one")
+        if self.tiers < 1 or (self.kind not in CACHES and (self.tiers > 1 or self.anytime)):
+            raise InputError(f"the point {self.mode}: only a cache (kv, translate) travels in tiers, at least one")
         if unknown := set(self.needs) - set(NEEDS):
             raise InputError(f"the point {self.mode} needs {', '.join(sorted(unknown))}; known are {', '.join(NEEDS)}")
 
