@@ -124,7 +124,7 @@ def layer_errors(cloud: VLM, translator: Translator, small: KVCache, large: KVCa
     sizes = [heads * dim for heads, dim in translator.target_shapes for _ in range(2)]
     off = (wanted - translator.tensors["mean_out"]).square().sum(0)
     wrong = (found - wanted).square().sum(0)
-    shares = [float(a.sum() / b.sum()) for a, b in zip(wrong.split(sizes), off.split(sizes), strict=True)]
+    shares = [float(a.sum() / b.sum()) for a, b in zip(torch.split(wrong, sizes), torch.split(off, sizes), strict=True)]
     return [[round(x, 4) for x in shares[i : i + 2]] for i in range(0, len(shares), 2)]
 
 
