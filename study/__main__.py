@@ -10,6 +10,7 @@ from kvferry.errors import KVFerryError
 from study.commands.capsule import capsule
 from study.commands.long_runs import long_runs
 from study.commands.perplexity import perplexity
+from study.commands.prune import prune
 from study.commands.results import results
 from study.commands.scout_overlap import scout_overlap
 from study.commands.squad_diagnose import squad_diagnose
@@ -22,8 +23,8 @@ app = typer.Typer(
     help="What makes RESULTS.md.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 for command in (
-    results, scout_overlap, long_runs, squad_prompt, squad_diagnose, squad_sweep, text_codecs, perplexity, capsule,
-    translate,
+    results, scout_overlap, long_runs, prune, squad_prompt, squad_diagnose, squad_sweep, text_codecs, perplexity,
+    capsule, translate,
 ):  # fmt: skip
     app.command()(command)
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from kvferry.models import VLM
 
 Record = dict[str, Any]
-STUDIES = ("turns", "drift", "pictures", "rare")
-"""What the command and the names of raw files begin with; each is one module, ``long_*``."""
+STUDIES = ("turns", "drift", "pictures", "rare", "prune")
+"""What the names of raw files begin with; each is one module, ``long_*``, but for ``prune``, a command of its own."""
 FULL, FLOOR = "full|bf16", "none|bf16"
 RECIPES = (
     FULL,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kvferry.errors import InputError
 from kvferry.evaluate.records import drop_half_line
 from kvferry.evaluate.sweep import provenance
-from study import long_drift, long_pictures, long_rare, long_turns
+from study import long_drift, long_pictures, long_rare, long_turns, prune
 from study.long_runs import Plan, Record, read
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Study:
 
     jobs: Callable[[Plan], Iterable[int]]
     run: Callable[[VLM, Plan, int], Record]
+    dtype: str = "auto"
 
 
 def studies() -> dict[str, Study]:
@@ -37,6 +38,7 @@ def studies() -> dict[str, Study]:
         "drift": Study(first, long_drift.run),
         "pictures": Study(first, long_pictures.run),
         "rare": Study(long_rare.indices, long_rare.run),
+        "prune": Study(first, prune.run, "float32"),
     }
 
 
@@ -50,7 +52,8 @@ def run(plan: Plan, out: Path, command: str = "") -> Iterator[Record]:
     """
     from kvferry.models import load
 
-    vlm = load(plan.model)
+    study = studies()[plan.study]
+    vlm = load(plan.model, dtype=study.dtype)
     head = {"plan": json.loads(json.dumps(asdict(plan))), "command": command, **provenance(vlm)}
     done: set[int] = set()
     if out.exists() and out.stat().st_size:
@@ -62,7 +65,6 @@ def run(plan: Plan, out: Path, command: str = "") -> Iterator[Record]:
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(head) + "\n")
-    study = studies()[plan.study]
     with out.open("a") as file:
         for index in study.jobs(plan):
             if index not in done:

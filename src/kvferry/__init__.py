@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from kvferry.models.compressing import compressing
     from kvferry.models.decoding import Decoding
     from kvferry.models.load import load
+    from kvferry.models.pruning import Pruning
     from kvferry.models.vlm import VLM
     from kvferry.recipe import Recipe, compress, decompress
 
@@ -49,6 +50,7 @@ _HOMES = {
     "KVCache": "cache",
     "Prefilled": "evidence",
     "PromptLayout": "cache",
+    "Pruning": "models",
     "Recipe": "recipe",
     "VLM": "models",
     "compress": "recipe",
@@ -93,6 +95,7 @@ __all__ = [
     "PluginError",
     "Prefilled",
     "PromptLayout",
+    "Pruning",
     "Recipe",
     "RecipeError",
     "TrainingError",

@@ -21,6 +21,7 @@ from study import (
     mode_tables,
     overview,
     perplexity,
+    prune,
     scout_tables,
     sweep_tables,
     text_codecs,
@@ -42,6 +43,7 @@ SECTIONS = {
     "eval": "Answers and loyalty: kvferry eval",
     "scout": "Which tokens, by another model: mode scout on trial",
     "translate": "One model's cache for another: mode translate on trial",
+    "prune": "Which tokens: dropped inside prefill",
     "points": "Every mode: bytes, quality, time",
     "turns": "Long runs: ten questions in turn",
     "drift": "Long runs: two hundred tokens on one cache",
@@ -76,6 +78,7 @@ def results(
     renders = dict.fromkeys(METHODS, method_tables.render) | dict.fromkeys(LONG_RUNS, long_tables.render)
     renders |= {"headline": headline.render, "codecs": codec_tables.render, "capsule": capsule.render}
     renders |= {"scout": scout_tables.render, "points": mode_tables.render, "translate": translate_tables.render}
+    renders |= {"prune": prune.render}
     titles = []
     for file in files:
         kind, _, model = file.stem.partition("-")

@@ -6,10 +6,11 @@ from kvferry.models.embeds import VisualEmbeds
 from kvferry.models.layout import layout_of
 from kvferry.models.load import load
 from kvferry.models.prefill import prefill_inputs
+from kvferry.models.pruning import Pruning, prefill_flops
 from kvferry.models.resume import Continuation, Decoder, continue_from
 from kvferry.models.vlm import VLM
 
 __all__ = [
-    "VLM", "Continuation", "Decoder", "Decoding", "Report", "SequenceReport", "VisualEmbeds", "compressing",
-    "continue_from", "layout_of", "load", "prefill_inputs",
+    "VLM", "Continuation", "Decoder", "Decoding", "Pruning", "Report", "SequenceReport", "VisualEmbeds", "compressing",
+    "continue_from", "layout_of", "load", "prefill_flops", "prefill_inputs",
 ]  # fmt: skip

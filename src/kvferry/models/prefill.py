@@ -18,6 +18,7 @@ from kvferry.models.blockwise import Rule
 from kvferry.models.embeds import placed
 from kvferry.models.fingerprint import fingerprint_of
 from kvferry.models.layout import Inputs, layout_of
+from kvferry.models.pruning import Pruning, check_alone, read_pruned
 from kvferry.models.rotary import frequencies_at, rotary_of
 from kvferry.models.support import check_supported, kv_shapes, tied_heads
 from kvferry.rope import Rotary
@@ -70,6 +71,7 @@ def prefill_inputs(
     *,
     question_mask: npt.ArrayLike | None = None,
     construct: Selection | None = None,
+    prune: Pruning | None = None,
 ) -> Prefilled:
     """Read a prompt given as raw Hugging Face inputs; works for families without a processor.
 
@@ -83,6 +85,8 @@ def prefill_inputs(
         True on the question, see :func:`layout_of`.
     construct : Selection, optional
         See :func:`read_prompt`.
+    prune : Pruning, optional
+        Drop visual tokens on the way through the layers; then nothing may be observed.
 
     Returns
     -------
@@ -95,11 +99,11 @@ def prefill_inputs(
         A family that cannot be served, more than one prompt, or padding.
     """
     check_supported(model)
-    layout = layout_of(model, inputs, question_mask)
+    layout, fingerprint = layout_of(model, inputs, question_mask), fingerprint_of(model)
     length = max(1, len(layout) - 1)
     with attached(model):
         return read_prompt(
-            model, inputs, layout, requests, length=length, fingerprint=fingerprint_of(model), construct=construct
+            model, inputs, layout, requests, length=length, fingerprint=fingerprint, construct=construct, prune=prune
         )
 
 
@@ -114,6 +118,7 @@ def read_prompt(
     scene: bool = False,
     watch: Watch | None = None,
     construct: Selection | None = None,
+    prune: Pruning | None = None,
 ) -> Prefilled:
     """The forward pass itself; the model must have :func:`kvferry.models.attention.attach` applied.
 
@@ -132,6 +137,8 @@ def read_prompt(
         on. It still passes through the network and sees itself and what is kept before it. So kept keys and values
         never held what was dropped, unlike after an eviction. Tokens behind ``length`` (the pending one, a proxy
         question) are not hidden. The cache holds exactly the kept tokens; evidence is that of the masked pass.
+    prune : Pruning, optional
+        See :func:`kvferry.models.pruning.read_pruned`, which reads the prompt then, if it shows a picture.
 
     Raises
     ------
@@ -142,6 +149,9 @@ def read_prompt(
     UnsupportedModelError
         What follows a scene changes how the model turns its keys.
     """
+    check_alone(prune, requests, watch, construct, scene)
+    if prune is not None and layout.visual.any():
+        return read_pruned(model, inputs, layout, prune, length=length, fingerprint=fingerprint)
     began = time.perf_counter()
     past, made = DynamicCache(), layout.head(length) if scene else layout
     if frequencies_at(model, made.next_position) != frequencies_at(model, layout.next_position):

@@ -21,6 +21,7 @@ from kvferry.models.fingerprint import fingerprint_of, prompt_fingerprint, visio
 from kvferry.models.layout import layout_of, layout_with_roles
 from kvferry.models.prefill import Watch, read_prompt, requests_of
 from kvferry.models.prompt import Prompt, Prompter
+from kvferry.models.pruning import Pruning
 from kvferry.models.reduced import Reducer
 from kvferry.models.resume import Continuation, Decoder, check_token_ids, continue_from
 from kvferry.models.rotary import rotary_of
@@ -149,11 +150,12 @@ class VLM:
         requests: Sequence[EvidenceRequest] = (),
         watch: Watch | None = None,
         construct: Selection | None = None,
+        prune: Pruning | None = None,
     ) -> Prefilled:
         """Read a prompt into a cache and observe what a recipe needs.
 
-        With a question (protocol A) the cache holds all prompt tokens but the last, which is fed again on resuming.
-        Without (protocol B) the prompt ends where the question would go, and the cache holds all of it.
+        With a question (protocol A) the cache holds all tokens but the last, which is fed again on resuming. Without
+        (protocol B) the prompt ends where the question would go, and the cache holds all of it.
 
         Parameters
         ----------
@@ -161,24 +163,20 @@ class VLM:
             May be empty. Or what :meth:`look` returned for them.
         question : str, optional
         messages : sequence of mappings, optional
-            Instead of a question: a conversation as Transformers has it, with a system prompt, earlier turns and
-            pictures where they belong (:meth:`kvferry.messages.Messages.parse`). The last message is the question.
-            ``images`` are those of ``{"type": "image"}`` that name none.
+            Instead of a question: a conversation as :meth:`kvferry.messages.Messages.parse` takes it; ``images`` are
+            those that it does not name.
         recipe : str or Recipe, optional
             Only decides what is observed of attention.
         proxy_question : str, optional
-            Without a question: run behind the scene for evidence only, then forgotten. Passing the question that
-            will be asked later makes an oracle.
+            Without a question: run behind the scene for evidence. The later question makes an oracle.
         context : str, optional
             Text before the question, such as a document.
         requests : sequence of EvidenceRequest
-            Observed besides what the recipe needs.
+            Observed besides.
         watch : Watch, optional
-            Sees every layer's queries and keys as well, such as :class:`kvferry.analyze.watch.AttentionWatch`.
-        construct : Selection, optional
-            A second pass: apply a selection, made from an ordinary prefill of the same prompt, while the cache is
-            built, so that kept tokens never see dropped ones; see :func:`kvferry.models.prefill.read_prompt`. The
-            cache then holds exactly the kept tokens.
+            Sees every layer's queries and keys (:class:`kvferry.analyze.watch.AttentionWatch`).
+        construct, prune : Selection, Pruning, optional
+            Hide, or drop, tokens while the cache is built (:func:`kvferry.models.prefill.read_prompt`).
 
         Raises
         ------
@@ -194,7 +192,7 @@ class VLM:
         wanted = tuple(dict.fromkeys((*requests_of(recipe), *requests)))
         return read_prompt(
             self.model, prompt.inputs, layout, wanted, length=length, fingerprint=self.fingerprint, scene=scene,
-            watch=watch, construct=construct,
+            watch=watch, construct=construct, prune=prune,
         )  # fmt: skip
 
     def prompt_of(
