@@ -90,10 +90,11 @@ bench: venv  ## ratios of cost, measured in one run
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/latency.py
 
-bench-cloud: venv  ## a cloud under hostile requests, faults of the wire and many clients
-	$(BIN)/python -m benchmarks.hostile
-	$(BIN)/python -m benchmarks.faults --n 1000
-	$(BIN)/python -m benchmarks.serving
+bench-cloud: venv  ## a cloud under hostile requests, faults and many clients, into BENCHMARKS.md
+	$(BIN)/python -m benchmarks.hostile --out benchmarks/results/hostile.json
+	$(BIN)/python -m benchmarks.faults --n 1000 --out benchmarks/results/faults.json --resume
+	$(BIN)/python -m benchmarks.serving --out benchmarks/results/serving.json
+	$(BIN)/python -m benchmarks.report
 
 bench-gpu: venv  ## on a machine with a GPU: its paths are right, then what they cost
 	$(BIN)/python -m pytest tests/models/test_devices.py -k cuda

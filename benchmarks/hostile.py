@@ -21,6 +21,8 @@ from pathlib import Path
 import grpc
 
 import kvferry
+from benchmarks.report import where, written
+from kvferry.evaluate.sweep import provenance
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from tests.crossing.hostile.attacks import KINDS, Attacker
@@ -101,10 +103,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", default=str(Path(kvferry.__file__).parents[1]), help="folder with kvferry to serve")
     parser.add_argument("--kinds", default="", help="only kinds that contain this")
+    parser.add_argument("--out", type=Path, help="JSON")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder) / "cloud")
-        attacker = Attacker(kvferry.load(str(model)))
+        vlm = kvferry.load(str(model))
+        attacker, origin = Attacker(vlm), where(provenance(vlm)["commit"])
         good = attacker.image([attacker.picture])
         good[0].start.max_new_tokens = 8
         rows: list[dict[str, object]] = []
@@ -119,6 +123,8 @@ def main() -> None:
                 server = None
         if server is not None:
             server.end()
+    if given.out is not None:
+        written(given.out, {"command": "python -m benchmarks.hostile", **origin, "rows": rows})
     print("\n| kind | bytes | others' time (x usual) | longest | peak | kept | told |")
     print("|---|---:|---:|---:|---:|---:|---|")
     for each in rows:

@@ -30,6 +30,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 
+from benchmarks.report import where, written
+from kvferry.evaluate.sweep import provenance
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 
@@ -185,8 +187,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=2, help="old and new in turn, so often")
     parser.add_argument("--old", default="", help="a git revision; default: this code, one answer at a time")
+    parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--steady", action="store_true", help="serve --steady")
     args = parser.parse_args()
+    origin = where(provenance()["commit"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = endless(args.model, Path(temporary) / "model")
         messages, answer = prepared(folder, args.mode, args.recipe, args.tokens, args.dtype, args.steady)
@@ -206,6 +210,7 @@ def main() -> None:
             add = ["git", "-C", str(ROOT), "worktree", "add", "--detach", "-q", str(old[0]), args.old]
             subprocess.run(add, check=True)
         try:
+            rows = list[dict[str, object]]()
             for clients in (1, 16):
                 rates: dict[str, list[float]] = {"old": [], "new": []}
                 for _ in range(args.rounds):
@@ -214,8 +219,13 @@ def main() -> None:
                             rate, tally, _ = asyncio.run(load(address, pid, clients, args.seconds, messages, answer))
                         rates[name].append(rate)
                         print(f"  {name}, {clients} clients: {rate:.1f} answers/s; {tally}", flush=True)
+                rows.append({"clients": clients, "tokens": args.tokens, "mode": args.mode, **rates})
                 ratio = sum(rates["new"]) / max(sum(rates["old"]), 1e-9)
                 print(f"{clients} clients, {args.tokens} tokens, mode {args.mode}: new / old = {ratio:.2f}", flush=True)
+            if args.out is not None:
+                command = f"python -m benchmarks.serving --tokens {args.tokens} --rounds {args.rounds}"
+                command += f" --seconds {args.seconds:g} --mode {args.mode}"
+                written(args.out, {"command": command, **origin, "rows": rows})
         finally:
             if args.old:
                 subprocess.run(["git", "-C", str(ROOT), "worktree", "remove", "--force", str(old[0])], check=False)

@@ -90,10 +90,11 @@ def learn(asker: Asker, modes: Iterable[str]) -> dict[str, Clean]:
     return known
 
 
-def cases(n: int, modes: Sequence[str], seed: int = 0) -> list[Case]:
-    """``n`` of them; faults and phases take turns, so that each pair comes as often as any other."""
+def cases(n: int, modes: Sequence[str], seed: int = 0, first: int = 0) -> list[Case]:
+    """``n`` of them from the ``first`` on; faults and phases take turns: each pair comes as often as any other."""
     pairs = [(fault, phase) for fault in FAULTS for phase in PHASES]
-    return [Case(modes[i % len(modes)], *pairs[(i // len(modes)) % len(pairs)], seed * n + i) for i in range(n)]
+    numbers = range(first, first + n)
+    return [Case(modes[i % len(modes)], *pairs[(i // len(modes)) % len(pairs)], seed + i) for i in numbers]
 
 
 def plan_of(case: Case, clean: Clean) -> Plan:
@@ -145,15 +146,3 @@ def run(
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, todo))
     return found
-
-
-def table(found: dict[tuple[str, str], Cell]) -> str:
-    """Markdown: right / error of each pair, and beneath what must never be."""
-    lines = ["| fault | " + " | ".join(PHASES) + " |", "|---|" + "---|" * len(PHASES)]
-    for fault in FAULTS:
-        cells = [found[fault, phase].ends for phase in PHASES]
-        lines.append(f"| {fault} | " + " | ".join(f"{ends[RIGHT]} / {ends[ERROR]}" for ends in cells) + " |")
-    ends = sum((cell.ends for cell in found.values()), Counter())
-    bad = ", ".join(f"{ends[end]} {end}" for end in NEVER)
-    lines += ["", f"{sum(ends.values()):,} faults: {ends[RIGHT]:,} right, {ends[ERROR]:,} named errors, {bad}"]
-    return "\n".join(lines)
