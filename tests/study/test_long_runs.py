@@ -186,4 +186,4 @@ def test_command(tmp_path: Path) -> None:
 
 def test_tokens_of_an_answer(vlm: VLM) -> None:
     assert vlm.tokenizer.decode(answer_ids(vlm, "red circle")) == "red circle"
-    assert set(STUDIES) == set(studies()) == set(long_tables.SECTIONS)
+    assert set(STUDIES) == set(studies()) == {*long_tables.SECTIONS, "prune"}
