@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from study.claims import codecs, modality, modes, network, scout, selection, smollm2
+from study.claims import capsule, codecs, modality, modes, network, scout, selection, smollm2
 from study.claims.base import UNMEASURED, Claim, Finding, MissingError, Raw, Verdict
 from study.claims.page import DETAIL, page, table
 from study.claims.sources import CLAIMS
@@ -30,7 +30,7 @@ FINDINGS: dict[int, Callable[[Raw], Finding]] = {
     14: network.adaptive,
     15: network.agents,
     16: selection.tenth,
-    17: codecs.capsule,
+    17: capsule.capsule,
     18: selection.cliff,
 }
 

@@ -1,4 +1,4 @@
-"""Claims 6 to 10 and 17: how few bits will do."""
+"""Claims 6 to 10: how few bits will do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from kvferry.evaluate.measured import SAME, Measured
+from kvferry.evaluate.measured import Measured
 from kvferry.evaluate.tables import interval
 from kvferry.statistics import Estimate, mean_interval
 from study.claims.base import (
@@ -22,7 +22,7 @@ from study.claims.base import (
     need,
     within,
 )  # fmt: skip
-from study.claims.selection import DECODE, SCORERS, memory, speeds, with_text
+from study.claims.selection import with_text
 from study.codec_tables import NEAR, compared, delta_pairs, p_head, p_text, percent, svd_points
 
 CODECS = "codecs-{}.jsonl"
@@ -38,8 +38,6 @@ DROP = -0.2
 """A fall by 20 points from one rank to the next is a cliff."""
 TOP_ENERGY = 0.616
 KEPT, BYTES = 0.96, 0.1875
-SMALLER, LIGHTER, FASTER = 0.4, 2.4, 2.0
-"""KVCapsule's: what is left of the cache, and how much less memory and time a token takes."""
 
 
 def bits(raw: Raw) -> Finding:
@@ -235,37 +233,3 @@ def _retained(measured: Measured, model: str) -> list[str]:
     rows = [p for p in measured.points.values() if p.base == "q2c" and p.bits]
     return [f"{model}, `{p.name}`: {percent(measured.of_full(p.name))} % of full at "
             f"{measured.bytes[p.name] / measured.bf16:.1%} of the bytes" for p in rows]  # fmt: skip
-
-
-def capsule(raw: Raw) -> Finding:
-    """Claim 17: the figures, reached by dropping tokens; the learned capsule itself is not built here."""
-    row = "vlcache@0.25|bf16"
-    texts, parts, n = {}, [], 0
-    held: dict[str, dict[str, bool]] = {"no loss": {}}
-    for model in raw.models(SCORERS):
-        measured = raw.measured(SCORERS.format(model))
-        need(measured, row)
-        n = measured.n
-        held["no loss"][model] = measured.compare(row, measured.full).words == SAME
-        texts[model] = within(measured.of_full(row))
-    said = [f"`{row}`, % of full, protocol A: {listed(texts, n)}"]
-    benched = raw.json(DECODE)
-    rows = speeds(benched, SMALLER)
-    fastest, (low, high) = max(((ratio, ends) for _, ratio, ends in rows), key=lambda x: x[0])
-    lighter = max(memory(benched, SMALLER).values())
-    held |= {"memory": {"": lighter >= LIGHTER}, "tokens per second": {"": fastest >= FASTER}}
-    said.append(
-        f"on one CPU core with 40 % kept: up to {fastest:.2f}x [{low:.2f}, {high:.2f}] the tokens per second, the full "
-        f"cache {lighter:.2f}x as large"
-    )
-    parts += [f"decoding, {shape}: {ratio:.2f}x [{a:.2f}, {b:.2f}]" for shape, ratio, (a, b) in rows]
-    words = judge(held)
-    return Finding(
-        "; ".join(said),
-        f"{PART}: {', '.join(held)}, but by dropping tokens" if words == HOLDS else words,
-        "The learned capsule is not built here; a cache that is smaller by dropping tokens reaches its figures without "
-        "training, which says nothing about the capsule.",
-        "a quarter of the tokens, fewer than KVCapsule's 40 %, shows no loss; at 40 % 2.4x memory and 2x speed "
-        "somewhere among the shapes measured",
-        tuple(parts),
-    )

@@ -89,7 +89,7 @@ CLAIMS = (
     ),
     Claim(
         17, "60 % smaller without loss, on the backbone as it is", "2.4x the memory, up to 2x the tokens per second",
-        CAPSULE, f"{SWEEP}; {MORE}", "python benchmarks/decode.py --device cuda --dtype bfloat16 --layers 28",
+        CAPSULE, "python -m study capsule", f"python -m study capsule --model {_MODEL}",
     ),
     Claim(18, "Accuracy collapses below 5 % of the cache", "no figure", VL_CACHE, SWEEP, _SCORERS),
 )  # fmt: skip

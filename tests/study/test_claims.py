@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from kvferry.evaluate.records import Line, Outcome
 from kvferry.statistics import Estimate
+from study.capsule import VARIANTS
 from study.claims import FINDINGS, verdicts
 from study.claims.base import (
     FAILS,
@@ -25,6 +27,7 @@ from study.claims.base import (
     judge,
     within,
 )
+from study.claims.capsule import ROW
 from study.claims.page import page, table
 from study.claims.sources import CLAIMS
 from study.page import Places
@@ -282,12 +285,32 @@ def test_a_tenth(tmp_path: Path) -> None:
     assert found(tmp_path, 16).verdict == f"{PART}: decoding, memory"
 
 
-def test_a_smaller_cache_and_its_collapse(tmp_path: Path) -> None:
+def encapsulated(folder: Path, right: dict[str, int], size: int) -> Finding:
+    """Claim 17, where a capsule has so many right answers of 100 under each protocol."""
+    both = []
+    for protocol, share in right.items():
+        rows = {ROW: (size, share), VARIANTS["keys only"]: (700, 100), "full|bf16": (1000, 100), "none|bf16": (50, 20)}
+        both += [replace(line, protocol=protocol) for line in lines(rows)]  # type: ignore[arg-type]
+    write(folder / "capsule-cloud.jsonl", both)
+    return found(folder, 17)
+
+
+def test_a_capsule(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="capsule-MODEL"):
+        found(tmp_path, 17)
+    whole = encapsulated(tmp_path, {"A": 100, "B": 100}, 400)
+    assert whole.verdict == f"{PART}: no loss; memory and speed not measured"
+    assert "A 100.0±0.0, B 100.0±0.0 at 2.50x" in whole.measured
+    assert any("protocol B, against keys only: points 0.0" in part for part in whole.more)
+    assert encapsulated(tmp_path, {"A": 100, "B": 80}, 500).verdict == f"{PART}: no loss under protocol A"
+    assert encapsulated(tmp_path, {"A": 80, "B": 80}, 500).verdict == FAILS
+    benched(tmp_path)
+    assert "of a cache of 40 % of the tokens" in encapsulated(tmp_path, {"A": 80, "B": 80}, 500).more[-1]
+
+
+def test_a_collapse(tmp_path: Path) -> None:
     rows = {"vlcache@0.25|bf16": (250, 100), "vlcache@0.05,budget=sparsity|bf16": (50, 80)}
     sweep(tmp_path, "scorers-cloud.jsonl", {**rows, "vlcache@0.02,budget=sparsity|bf16": (20, 20)})
-    benched(tmp_path)
-    assert found(tmp_path, 17).verdict.startswith(PART)
-    assert "by dropping tokens" in found(tmp_path, 17).verdict
     assert found(tmp_path, 18).verdict == HOLDS
     assert "no better" in found(tmp_path, 18).why
     sweep(tmp_path, "scorers-cloud.jsonl", {**rows, "vlcache@0.02,budget=sparsity|bf16": (20, 70)})
