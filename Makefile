@@ -52,6 +52,8 @@ results-full: venv  ## the raw results behind RESULTS.md (about five hours of on
 	$(STUDY) long-runs turns --split test --n 100 --out study/results/turns-cloud.jsonl
 	$(STUDY) long-runs drift --split test --n 80 --out study/results/drift-cloud.jsonl
 	$(STUDY) long-runs pictures --split test --n 200 --out study/results/pictures-cloud.jsonl
+	for model in cloud edge control; do $(STUDY) capsule --model testbed/$$model; done
+	$(STUDY) translate
 	$(STUDY) prune --split test --n 400 --out study/results/prune-cloud.jsonl
 	$(STUDY) long-runs rare --split test --n 130 --out study/results/rare-cloud.jsonl
 
