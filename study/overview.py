@@ -12,7 +12,7 @@ from kvferry.evaluate.records import Protocol
 from kvferry.evaluate.tables import interval, markdown
 from kvferry.policy.break_even import SHAPES, Machines, break_even_map
 from kvferry.policy.break_even_figure import panels
-from study import text_codecs
+from study import prune, text_codecs, translate_tables
 from study.claims.base import Raw
 from study.codec_tables import percent, times
 from study.headline import chosen, first_of, tuned
@@ -38,7 +38,8 @@ NEAR = 8
 def facts(raw: Raw, places: Places) -> list[str]:
     """What a reader should take away, each line from raw files."""
     real_facts = *real.fact(raw.folder / REAL, places), *text_codecs.fact(raw.folder / CODED, places)
-    return [*_bytes_fact(raw), *real_facts, *_large_fact()]
+    trials = *translate_tables.fact(raw.folder, places), *prune.fact(raw.folder, places)
+    return [*_bytes_fact(raw), *real_facts, *trials, *_large_fact()]
 
 
 def _models(raw: Raw, kind: str) -> list[str]:

@@ -7,6 +7,7 @@ stand recipes that keep as many tokens after a whole prefill (``q2c`` by the sam
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +95,28 @@ def _early(vlm: VLM, n: int, visual: int, flops: int) -> float:
         low, high = (count, high) if fits else (low, count - 1)
     assert kept_count(low / visual, visual) == low
     return low / visual
+
+
+def fact(folder: Path, places: Places) -> Iterator[str]:
+    """What a reader should take away."""
+    file = folder / "prune-cloud.jsonl"
+    if not file.is_file():
+        return
+    _, records = read(file)
+
+    def told(row: str) -> str:
+        kept = ratio_interval(column(records, "right", row), column(records, "right", FULL))
+        return f"{percent(kept)} % at {np.mean(column(records, 'work', row)):.2f} of the work"
+
+    layer, fraction = max(SETTINGS, key=lambda x: x[1])
+    row = name(layer, fraction)
+    yield (
+        f"* **Visual tokens dropped inside prefill** (small shipped model, protocol A, n = {len(records)}), in share "
+        f"of the full cache's accuracy: {fraction:.0%} kept from layer {layer} on, by what the question looks at, "
+        f"{told(row)}; by the last token, as FastV has it, {told(name(layer, fraction, 'last'))}; from layer 1 on "
+        f"{told(beside(row, 'early'))}; as many kept by `leaveout` after prefill {told(beside(row, 'leaveout'))}. "
+        f"[More]({places.link(places.detail(file))})."
+    )
 
 
 def render(results: Path, places: Places, title: str) -> str:

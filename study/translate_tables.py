@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ def verdict(found: Compared) -> str:
         f"sizes, `{best}`, closes {percent(closed)} % of it with {found.bytes[best].mean():,.0f} bytes; at any size "
         f"`{everything}` closes {percent(found.closed(everything))} %."
     )
+
+
+def fact(folder: Path, places: Places) -> Iterator[str]:
+    """What a reader should take away."""
+    file = folder / "translate-edge.jsonl"
+    if file.is_file():
+        found = Compared(read(file)[1], folder)
+        yield (
+            f"* **An edge's cache as one of a larger model's own** (mode `translate`, small shipped models, protocol "
+            f"A, n = {len(found.lines)}): {verdict(found)} [More]({places.link(places.detail(file))})."
+        )
 
 
 def rows_table(found: Compared) -> str:

@@ -11,7 +11,7 @@ import pytest
 from kvferry.models import load
 from study.long_runs import Plan
 from study.page import Places
-from study.prune import AFTER, FLOOR, FULL, SETTINGS, beside, name, render, run
+from study.prune import AFTER, FLOOR, FULL, SETTINGS, beside, fact, name, render, run
 
 Record = dict[str, dict[str, float]]
 
@@ -53,3 +53,8 @@ def test_a_section_says_what_was_found(record: Record, tmp_path: Path) -> None:
     assert "-0.250 [-0.375, -0.125] | fewer right |" in worse
     (same,) = [line for line in text.splitlines() if line.startswith(f"| {name(2, 0.25)} | q2c after prefill")]
     assert same.endswith("no difference shown |")
+    places = Places(tmp_path / "a.md", tmp_path, tmp_path)
+    (told,) = fact(tmp_path, places)
+    assert "n = 40)" in told
+    assert "by the last token, as FastV has it, 100.0 [100.0, 100.0] %" in told
+    assert list(fact(tmp_path / "none", places)) == []

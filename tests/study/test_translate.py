@@ -13,7 +13,7 @@ from kvferry import InputError
 from kvferry.translators import find
 from study import translate as engine
 from study.page import Places
-from study.translate_tables import FULL, Compared, render, verdict
+from study.translate_tables import FULL, Compared, fact, render, verdict
 
 
 def line(index: int, edge: int, right: int, tiny: int, size: int = 100) -> engine.TranslateLine:
@@ -68,3 +68,8 @@ def test_one_question_and_the_page(tmp_path: Path) -> None:
     text = render(out, Places(tmp_path / "R.md", tmp_path, tmp_path), "Title")
     for words in ("## Title", "n = 2 questions", "`translate:full\\|bf16`", "scout:vlcache@0.25", "image:30", "layer"):
         assert words in text
+    places = Places(tmp_path / "R.md", tmp_path, tmp_path)
+    (told,) = fact(tmp_path, places)
+    assert "n = 2)" in told
+    assert "[More](translate-edge.md)" in told
+    assert list(fact(tmp_path / "none", places)) == []
