@@ -181,7 +181,7 @@ def test_bytes_after_the_end() -> None:
 
 
 def test_newer_recipes_are_a_matter_of_version() -> None:
-    for recipe in ("full|capsule@x", "full"):
+    for recipe in ("full|of tomorrow@x", "full"):
         header = Writer(Integer(8)).header(replace(cache(), recipe=recipe))
         with pytest.raises(VersionError, match="cannot decode the recipe"):
             Reader().feed(header)

@@ -144,6 +144,7 @@ def test_rest_takes_nothing_from_who_asks(method: str, crowd: list[tuple[bool, b
 @given(crowd=st.lists(st.tuples(st.booleans(), st.floats(0.3, 5)), min_size=1, max_size=8), mbit=st.floats(0.001, 10))
 @settings(max_examples=30)
 def test_shares_fit_the_uplink_and_the_deadlines(method: str, crowd: list[tuple[bool, float]], mbit: float) -> None:
+    mbit = round(mbit, 6)
     book = roster(f"{mbit:.6f}mbit", method)
     for has_fallback, deadline in crowd:
         join(book, agent(LARGE, SMALL, *([SCOUT] if has_fallback else []), deadline=deadline))

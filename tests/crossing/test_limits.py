@@ -85,7 +85,7 @@ def test_what_is_not_our_error_stays_in_the_log(vlm: VLM, caplog: pytest.LogCapt
         """A model whose memory runs out."""
 
         name, fingerprint, has_vision, training = vlm.name, vlm.fingerprint, True, None
-        bounds, tokenizer, visual_tokens = vlm.bounds, vlm.tokenizer, vlm.visual_tokens
+        bounds, tokenizer, visual_tokens, reduced = vlm.bounds, vlm.tokenizer, vlm.visual_tokens, vlm.reduced
 
         def prompt_of(self, *_: object) -> None:
             raise MemoryError("secret detail")
