@@ -18,6 +18,11 @@ _SUFFIX = ".gguf"
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 
 
+def known_as(name: str) -> str:
+    """What others are told of a model's name: of a folder on this machine the last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def find_checkpoint(name: str) -> Path | None:
     """The model folder or GGUF file here that ``name`` stands for; None where it is a name on the Hub.
 

@@ -70,7 +70,7 @@ def _found(raw: Raw, find: Callable[[Raw], Finding], make: str) -> tuple[Finding
 
 def _command(head: dict[str, Any]) -> str:
     """As it was typed; of many recipes the first two."""
-    words = shlex.split(head.get("command") or "")
+    words = shlex.split(_last(head).get("command") or "")
     places = [i for i, word in enumerate(words) if word == "--recipe"]
     if len(places) < 3:
         return shlex.join(words)
@@ -79,4 +79,9 @@ def _command(head: dict[str, Any]) -> str:
 
 
 def _commit(head: dict[str, Any]) -> str:
-    return str(head.get("commit", ""))
+    return str(_last(head).get("commit", ""))
+
+
+def _last(head: dict[str, Any]) -> dict[str, Any]:
+    """The last run that was recorded of those that made a raw file."""
+    return next((run for run in reversed(head.get("runs", [])) if run["commit"]), head)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kvferry.cli.console import console
+from kvferry.cli.console import console, typed
 
 
 def capsule(
@@ -32,6 +30,6 @@ def capsule(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=said, transient=True) as progress:
         task = progress.add_task("questions, in both protocols", total=2 * n)
-        for _ in study.ask(model, n, out, profiles, "python -m study " + shlex.join(sys.argv[1:])):
+        for _ in study.ask(model, n, out, profiles, typed("python -m study")):
             progress.advance(task)
     print(f"wrote {out}; `python -m study results` makes its tables")

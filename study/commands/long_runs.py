@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from kvferry.cli.console import typed
 
 
 def long_runs(
@@ -41,6 +41,6 @@ def long_runs(
     out = out or Path("out") / f"{study}-{Path(model).name}.jsonl"
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     total = len(list(studies()[study].jobs(plan)))
-    records = run(plan, out, "python -m study " + shlex.join(sys.argv[1:]))
+    records = run(plan, out, typed("python -m study"))
     done = sum(1 for _ in track(records, study, total=total, console=Console(stderr=True)))
     print(f"wrote {out}: {done} new records of {total}; put it into study/results/ for `make results`")

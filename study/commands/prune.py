@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from kvferry.cli.console import typed
 
 
 def prune(
@@ -29,6 +29,6 @@ def prune(
 
     out = out or Path("out") / f"prune-{Path(model).name}.jsonl"
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    records = run(Plan("prune", model, (), split, n), out, "python -m study " + shlex.join(sys.argv[1:]))
+    records = run(Plan("prune", model, (), split, n), out, typed("python -m study"))
     done = sum(1 for _ in track(records, "prune", total=n, console=Console(stderr=True)))
     print(f"wrote {out}: {done} new records of {n}; put it into study/results/ for `make results`")

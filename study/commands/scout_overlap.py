@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kvferry.cli.console import console, print_json
+from kvferry.cli.console import console, print_json, typed
 from kvferry.errors import InputError
 
 
@@ -45,7 +44,7 @@ def scout_overlap(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console(json), transient=True) as progress:
         task = progress.add_task("questions", total=max(n, before), completed=before)
-        for _ in engine.run(trial, out, "python -m study " + shlex.join(sys.argv[1:])):
+        for _ in engine.run(trial, out, typed("python -m study")):
             progress.advance(task)
     found = Scouted(*engine.read(out))
     if json:

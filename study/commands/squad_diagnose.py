@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kvferry.cli.console import typed
 from study.squad import DATA, FOLDER
 
 
@@ -40,7 +39,7 @@ def squad_diagnose(
             rows += measure(vlm, prompt, text, bits)
     kl, changed, energy = (np.stack(x) for x in zip(*rows[:n], strict=True))
     told = found(Damage(kl, changed, energy), bits)
-    command = "python -m study " + shlex.join(sys.argv[1:])
+    command = typed("python -m study")
     out = folder / f"diagnose-int{bits}.json"
     out.write_text(json.dumps(told | {"command": command, **provenance(vlm)}) + "\n")
     write_profiles(folder, vlm.fingerprint, told["order"], bits)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kvferry.cli.console import typed
 from study.squad import DATA, FOLDER
 
 
@@ -55,7 +54,7 @@ def squad_prompt(
         print(f"{prompt.name}: {figures}, says {trials[0].said!r}", flush=True)
     found = {
         "n": n, "tokens": tokens, "candidates": tried, "fit": [x.name for x in prompts if fits(vlm, x, tokens)],
-        "said": said, "command": "python -m study " + shlex.join(sys.argv[1:]), **provenance(vlm),
+        "said": said, "command": typed("python -m study"), **provenance(vlm),
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kvferry.cli.console import typed
 from study.squad import DATA, FOLDER, PROFILES
 
 
@@ -34,7 +33,7 @@ def squad_sweep(
     from study.squad.choosing import calibration, chosen_prompt, counter, room
     from study.squad.plans import canonical, plan_of
     from study.squad.prompts import prompt_of
-    from study.squad.records import append, begin
+    from study.squad.records import append, begin, go_on
     from study.squad.texts import read_squad, texts
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -42,7 +41,7 @@ def squad_sweep(
     vlm = load(model, dtype="float32")
     prompt = prompt_of(ask, read_squad(data / "calibration.jsonl")) if ask else chosen_prompt(vlm, FOLDER, data)
     out = out or FOLDER / f"{plan}-{tokens}.jsonl"
-    head = {"command": "python -m study " + shlex.join(sys.argv[1:]), **provenance(vlm)}
+    head = {"command": typed("python -m study"), **provenance(vlm)}
     if wanted.profiles:
         make_profiles(
             vlm, lambda: calibration(vlm, prompt, read_squad(data / "calibration.jsonl"), tokens),
@@ -60,6 +59,8 @@ def squad_sweep(
         if held >= n or time.process_time() - began > 60 * minutes:
             break
         if text.index not in done:
+            if not new:
+                go_on(out, head)
             append(out, answering.ask(text, first))
             new += len(text.questions)
         first += len(text.questions)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kvferry.cli.console import console
+from kvferry.cli.console import console, typed
 
 
 def translate(
@@ -43,7 +41,7 @@ def translate(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console(), transient=True) as progress:
         task = progress.add_task("questions", total=max(n, before), completed=before)
-        for _ in engine.run(trial, small, large, made, out, "python -m study " + shlex.join(sys.argv[1:])):
+        for _ in engine.run(trial, small, large, made, out, typed("python -m study")):
             progress.advance(task)
     _, lines = engine.read(out)
     for row in lines[0].rows:

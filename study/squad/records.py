@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from kvferry.errors import InputError
 from kvferry.evaluate.metrics.words import exact, normalise, word_f1
 from kvferry.evaluate.records import Line, Outcome, Protocol, drop_half_line, json_lines
+from kvferry.files import write_whole
 
 FULL = "full|bf16"
 BARE = "prompt"
@@ -95,6 +96,27 @@ def begin(out: Path, plan: dict[str, Any], head: dict[str, Any]) -> set[int]:
         raise InputError(f"{out} holds the results of other profiles; choose another --out or remove it")
     drop_half_line(out)
     return {x.text for x in records}
+
+
+def go_on(out: Path, head: dict[str, Any]) -> None:
+    """Note in a raw file that holds questions already by what command those that follow are asked."""
+    before, records = read(out)
+    if records:
+        run = {"first": len(records), "command": head["command"], "commit": head["commit"]}
+        lines = out.read_text().splitlines(keepends=True)
+        told = json.dumps(before | {"runs": [*before.get("runs", []), run]})
+        write_whole(out, "".join([f"{told}\n", *lines[1:]]))
+
+
+def made_by(head: dict[str, Any]) -> str:
+    """By what commands a raw file was made, and from which question on."""
+    first = f"`{head['command']}` at commit `{head['commit'][:12]}`"
+    later = [
+        f"from question {run['first'] + 1} on by `{run['command']}` at commit `{run['commit'][:12]}`"
+        if run["commit"] else f"from question {run['first'] + 1} on by commands that were not recorded"
+        for run in head.get("runs", [])
+    ]  # fmt: skip
+    return ", ".join([first, *later])
 
 
 def append(out: Path, records: Iterable[Record]) -> None:

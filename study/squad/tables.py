@@ -15,7 +15,7 @@ from kvferry.evaluate.tables import interval, markdown
 from kvferry.statistics import Estimate, estimate_of, holm, means_with_draws
 from study.codec_tables import kept_table, p_head, p_text, percent, retention_tables, times
 from study.squad.plans import PROXY
-from study.squad.records import BARE, FULL, read
+from study.squad.records import BARE, FULL, made_by, read
 
 TITLES = {
     "scorers": "which tokens, question known (A)",
@@ -108,8 +108,8 @@ def _origin(told: Told) -> Iterator[str]:
         f"Model `{plan['model']}` (SmolLM2-135M-Instruct's own weights, {head['parameters']:,} parameters, computed in "
         f"{head['dtype']}), SQuAD's test articles, prompt `{plan['prompt']}` (chosen on calibration paragraphs: "
         f"[prompts](smollm2-prompt.md)). n = {told.n} questions on {texts} texts of {tokens:.0f} tokens in the mean, "
-        f"all paired; intervals are 95 %, drawn by texts. Made by `{head['command']}` at commit "
-        f"`{head['commit'][:12]}`, torch {head['torch']}, {head['machine']}; the same command goes on from there."
+        f"all paired; intervals are 95 %, drawn by texts. Made by {made_by(head)}; "
+        f"torch {head['torch']}, {head['machine']}; the same command goes on from there."
     )
     if not any(x.outcomes[FULL].bytes for x in told.records):
         yield (

@@ -24,7 +24,7 @@ from study.squad.masks import masks
 from study.squad.plans import FRACTIONS, PLANS, SCORERS, Plan, canonical, plan_of
 from study.squad.prompts import Example, Prompt, asked_about, candidates, prompt_of, shown
 from study.squad.reading import TAIL, Reader, layout_of_ids, requests_of, scene_of
-from study.squad.records import BARE, FULL, Answer, Record, append, begin, read, scores_of
+from study.squad.records import BARE, FULL, Answer, Record, append, begin, go_on, made_by, read, scores_of
 from study.squad.saying import MOST, Asking, board_answers, cache_answers, ends_of, full_answers
 from study.squad.texts import Paragraph, Question, Text, read_squad, texts
 
@@ -210,6 +210,13 @@ def test_plans_are_asked(vlm: VLM, name: str, tmp_path: Path) -> None:
     for other in ({**what, "prompt": "q"}, {**what, "rows": []}):
         with pytest.raises(InputError, match="another plan"):
             begin(file, other, {"fingerprint": "f"})
+    assert made_by(read(file)[0] | {"command": "a", "commit": "c"}) == "`a` at commit `c`"
+    go_on(file, {"command": "b --n 4", "commit": "d" * 40})
+    assert read(file)[1] == records
+    made = read(file)[0] | {"command": "a", "commit": "c"}
+    assert made_by(made) == f"`a` at commit `c`, from question 3 on by `b --n 4` at commit `{'d' * 12}`"
+    made["runs"][0] |= {"command": "", "commit": ""}
+    assert made_by(made).endswith("from question 3 on by commands that were not recorded")
     with pytest.raises(InputError, match="other profiles"):
         begin(file, what, {"fingerprint": "f", "profiles": {"tree": {"digest": "d"}}})
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 from kvferry.bitstream import layout as layouts
 from kvferry.bitstream.bounds import MAX_LAYERS, Bounds
 from kvferry.cache import KVCache, LayerCache, PromptLayout
+from kvferry.checkpoint import known_as
 from kvferry.codecs import AnyCodec, for_stage, parse_codec
 from kvferry.codecs.grammar import without_files
 from kvferry.errors import CorruptError, InputError, RecipeError, VersionError
@@ -88,7 +88,7 @@ def encode(cache: KVCache, tiers: int = 1) -> pb.Header:
     """The message for ``cache``; of its layers only shapes, dtypes and counts are read."""
     shapes = groupby(_shape(layer) for layer in cache)
     message = pb.Header(
-        model_name=_known_as(cache.model_name),
+        model_name=known_as(cache.model_name),
         recipe=without_files(cache.recipe),
         pending=len(cache.layout) - cache.length,
         layout=layouts.encode(cache.layout),
@@ -110,11 +110,6 @@ def encode(cache: KVCache, tiers: int = 1) -> pb.Header:
     else:
         message.fingerprint_text = cache.fingerprint
     return message
-
-
-def _known_as(name: str) -> str:
-    """A model's name; of a folder on this machine the last part."""
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def decode(message: pb.Header, bounds: Bounds) -> Header:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -64,9 +66,20 @@ def console(json: bool = False) -> Console:
     return Console(stderr=True, quiet=json, highlight=False)
 
 
-def typed() -> str:
-    """The command as it was typed."""
-    return "kvferry " + shlex.join(sys.argv[1:])
+def typed(program: str = "kvferry") -> str:
+    """The command as it was typed, for a record that others read: what stood there as an absolute path is named from
+    the folder it was typed in, and by its last part where it lies elsewhere on this machine."""
+    return f"{program} {shlex.join(_ABSOLUTE.sub(_from_here, word) for word in sys.argv[1:])}"
+
+
+_ABSOLUTE = re.compile(r"(?<![^=@,])/[^|,=@]+")
+"""Paths in a word of a command: all of it, or what follows an option's or a profile's sign."""
+
+
+def _from_here(found: re.Match[str]) -> str:
+    here, path = Path.cwd(), Path(os.path.normpath(found[0]))
+    around = here.parent if here.parent.parent != here.parent else here
+    return os.path.relpath(path, here) if path.is_relative_to(around) else path.name or found[0]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from kvferry.checkpoint import known_as
 from kvferry.errors import BudgetError, InputError
 from kvferry.evaluate.divergence import divergence, output_error
 from kvferry.evaluate.forced import forced_logits, says
@@ -148,7 +149,7 @@ def provenance(model: VLM | None = None) -> dict[str, Any]:
 
 def _identity(model: VLM) -> dict[str, Any]:
     return {
-        "model": model.name,
+        "model": known_as(model.name),
         "fingerprint": model.fingerprint,
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "architecture": type(model.model).__name__,
