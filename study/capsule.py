@@ -13,7 +13,7 @@ from typing import Any
 from kvferry.codecs import Capsule
 from kvferry.codecs.profile_store import FOLDERS
 from kvferry.evaluate.measured import Measured, Point
-from kvferry.evaluate.records import Line, Protocol, read
+from kvferry.evaluate.records import Line, read
 from kvferry.evaluate.sweep import Sweep, run
 from kvferry.evaluate.tables import PROTOCOLS, provenance_note, proxy_note
 from study.codec_tables import BYTES, TESTS, Pair, comparison_table, rows_table
@@ -142,7 +142,7 @@ def render(results: Path, places: Places, title: str) -> str:
             "are not counted.", *proxy_note(measured.names), "",
         ]  # fmt: skip
         text += [f"### {name}", "", *note, rows_table(measured, _short(measured)), ""]
-        full += [f"## {name}", "", *note, f"{TESTS}.", "", *_everything(measured, protocol)]
+        full += [f"## {name}", "", *note, f"{TESTS}.", "", *_everything(measured)]
     text += [f"All rows and comparisons: [{page.name}]({places.link(page)})", ""]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(full))
@@ -155,8 +155,7 @@ def _short(measured: Measured) -> list[Point]:
     return measured.by_size([point for name, point in measured.points.items() if name in rows])
 
 
-def _everything(measured: Measured, protocol: Protocol) -> Iterator[str]:
-    del protocol
+def _everything(measured: Measured) -> Iterator[str]:
     yield from ("### Every row, largest first", "")
     yield rows_table(measured, measured.by_size(list(measured.points.values())))
     for heading, pairs in pairs_of(measured).items():

@@ -6,13 +6,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kvferry.errors import InputError
-from kvferry.evaluate.records import drop_half_line
 from kvferry.evaluate.sweep import provenance
 from study import long_drift, long_pictures, long_rare, long_turns, prune
 from study.long_runs import Plan, Record, read
+from study.raw import held
 
 if TYPE_CHECKING:
     from kvferry.models import VLM
@@ -42,6 +41,11 @@ def studies() -> dict[str, Study]:
     }
 
 
+def _indices(path: Path) -> tuple[dict[str, Any], Iterator[int]]:
+    head, records = read(path)
+    return head, (record["index"] for record in records)
+
+
 def run(plan: Plan, out: Path, command: str = "") -> Iterator[Record]:
     """Run what ``out`` does not hold yet, append it record by record, yield each as it comes.
 
@@ -55,16 +59,11 @@ def run(plan: Plan, out: Path, command: str = "") -> Iterator[Record]:
     study = studies()[plan.study]
     vlm = load(plan.model, dtype=study.dtype)
     head = {"plan": json.loads(json.dumps(asdict(plan))), "command": command, **provenance(vlm)}
-    done: set[int] = set()
-    if out.exists() and out.stat().st_size:
-        before, records = read(out)
-        if before["plan"] | {"n": plan.n} != head["plan"] or before["fingerprint"] != head["fingerprint"]:
-            raise InputError(f"{out} holds another plan's results; choose another --out or remove it")
-        done = {record["index"] for record in records}
-        drop_half_line(out)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(head) + "\n")
+
+    def same(before: dict[str, Any]) -> bool:
+        return (before["plan"] | {"n": plan.n}, before["fingerprint"]) == (head["plan"], head["fingerprint"])
+
+    done = held(out, head, _indices, same, "plan")
     with out.open("a") as file:
         for index in study.jobs(plan):
             if index not in done:

@@ -19,13 +19,14 @@ import numpy as np
 from kvferry.bitstream.sets import decode_set, encode_set, set_forms
 from kvferry.errors import InputError
 from kvferry.evaluate.forced import forced_logits, says
-from kvferry.evaluate.records import drop_half_line, json_lines
+from kvferry.evaluate.records import json_lines
 from kvferry.evaluate.sweep import provenance
 from kvferry.modes.ranking import checked_ranking, kept_visual, selection_of
 from kvferry.modes.scout import sealed
 from kvferry.recipe import Recipe
 from kvferry.selection import evict
 from kvferry.selection.random import Random
+from study.raw import held
 
 if TYPE_CHECKING:
     from kvferry.evidence import EvidenceRequest, Prefilled
@@ -189,17 +190,13 @@ def run(trial: Trial, out: Path, command: str = "") -> Iterator[ScoutLine]:
         )
     plan = json.loads(json.dumps(asdict(trial)))
     head = {"scout": plan, "command": command, **provenance(cloud), "edge_fingerprint": edge.fingerprint}
-    done: set[int] = set()
-    if out.exists() and out.stat().st_size:
-        before, lines = read(out)
-        same = all(before["scout"][key] == plan[key] for key in plan if key not in ("n", "start"))
-        if not same or any(before[key] != head[key] for key in ("fingerprint", "edge_fingerprint")):
-            raise InputError(f"{out} holds another trial's results; choose another --out or remove it")
-        done = {line.index for line in lines}
-        drop_half_line(out)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(head) + "\n")
+    fixed, models = set(plan) - {"n", "start"}, ("fingerprint", "edge_fingerprint")
+
+    def same(before: dict[str, Any]) -> bool:
+        alike = all(before["scout"][key] == plan[key] for key in fixed)
+        return alike and all(before[key] == head[key] for key in models)
+
+    done = held(out, head, _indices, same)
     with out.open("a") as file:
         for index in range(trial.start, trial.start + trial.n):
             if index in done:
@@ -222,6 +219,11 @@ def _take_off_the_last_token(records: list[dict[str, Any]]) -> None:
     for record in records:
         record["length"] = record["bf16_bytes"] // token - 1
         record["bf16_bytes"] = token * record["length"]
+
+
+def _indices(path: Path) -> tuple[dict[str, Any], Iterator[int]]:
+    head, lines = read(path)
+    return head, (line.index for line in lines)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[ScoutLine]]:

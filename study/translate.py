@@ -17,12 +17,13 @@ import torch
 
 from kvferry.errors import InputError
 from kvferry.evaluate.forced import forced_logits, says
-from kvferry.evaluate.records import drop_half_line, json_lines
+from kvferry.evaluate.records import json_lines
 from kvferry.evaluate.sweep import provenance
 from kvferry.modes.translate import visual_part
 from kvferry.presets import recipe_text
 from kvferry.recipe import Recipe, compress, decompress, write_frames
 from kvferry.translator import Translator, rows_of
+from study.raw import held
 
 if TYPE_CHECKING:
     from kvferry.cache import KVCache
@@ -144,17 +145,13 @@ def run(
     facts = {key: translator.facts.get(key) for key in ("n", "data", "hidden", "losses", "command")}
     head = {"translate": plan, "command": command, **provenance(cloud), "edge_fingerprint": edge.fingerprint}
     head |= {"translator": facts | {"multiplications": translator.multiplications}}
-    done: set[int] = set()
-    if out.exists() and out.stat().st_size:
-        before, lines = read(out)
-        same = all(before["translate"][key] == plan[key] for key in plan if key not in ("n", "start"))
-        if not same or any(before[key] != head[key] for key in ("fingerprint", "edge_fingerprint")):
-            raise InputError(f"{out} holds another trial's results; choose another --out or remove it")
-        done = {line.index for line in lines}
-        drop_half_line(out)
-    else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(head) + "\n")
+    fixed, models = set(plan) - {"n", "start"}, ("fingerprint", "edge_fingerprint")
+
+    def same(before: dict[str, Any]) -> bool:
+        alike = all(before["translate"][key] == plan[key] for key in fixed)
+        return alike and all(before[key] == head[key] for key in models)
+
+    done = held(out, head, _indices, same)
     with out.open("a") as file:
         for index in range(trial.start, trial.start + trial.n):
             if index in done:
@@ -164,6 +161,11 @@ def run(
             file.write(json.dumps(asdict(line), separators=(",", ":")) + "\n")
             file.flush()
             yield line
+
+
+def _indices(path: Path) -> tuple[dict[str, Any], Iterator[int]]:
+    head, lines = read(path)
+    return head, (line.index for line in lines)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[TranslateLine]]:
