@@ -30,7 +30,7 @@ def translate(
 ) -> None:
     """Mode translate on trial: answers and bytes of every recipe, and the edge's own answers beside them."""
     from kvferry.models import load
-    from kvferry.translators import add
+    from kvferry.modes.translators import add
     from study import translate as engine
 
     small, large = (load(x, dtype=dtype) for x in (edge, cloud))

@@ -161,7 +161,7 @@ def test_scenes_hold_the_questions_on_the_same_pictures() -> None:
 
 def test_the_shipped_translator_is_of_the_shipped_pair() -> None:
     from kvferry.models.load import find_folder
-    from kvferry.translators import find
+    from kvferry.modes.translators import find
 
     edge, cloud = (kvferry.load(str(find_folder(name))) for name in ("testbed/edge", "testbed/cloud"))
     made = find(edge.fingerprint, cloud.fingerprint)

@@ -10,7 +10,7 @@ import pytest
 
 import kvferry
 from kvferry import InputError
-from kvferry.translators import find
+from kvferry.modes.translators import find
 from study import translate as engine
 from study.page import Places
 from study.translate_tables import FULL, Compared, fact, render, verdict

@@ -14,9 +14,9 @@ from kvferry import VLM, FingerprintError, InputError
 from kvferry.errors import CorruptError, UnsupportedModelError
 from kvferry.models.steps import Pace, finished
 from kvferry.models.translated import Asking, answer_logits, read_on, stretches
+from kvferry.modes.translators import add, find
 from kvferry.selection.base import Selection
 from kvferry.translator import layers_of, read, rows_of
-from kvferry.translators import add, find
 from tests.translate.conftest import identity, random_translator
 
 QUESTION = "what colour is the circle?"

@@ -137,7 +137,7 @@ def serve(
 
             vlm = load(model, device=device or None, dtype=dtype)
             for file in translator or ():
-                from kvferry.translators import add
+                from kvferry.modes.translators import add
 
                 add(file, vlm)
             if steady:

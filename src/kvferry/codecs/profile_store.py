@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -106,16 +107,20 @@ def for_decoding(kind: type[P], fingerprint: str, digest: bytes) -> P:
     return profile
 
 
-def _look_around() -> None:
-    """Read the profiles in the shipped models' folders and in those that the environment names."""
+def files(suffix: str) -> Iterator[Path]:
+    """Those with this suffix in the folders that the environment names and in the shipped models'."""
     package = Path(__file__).parents[1]
     folders = [Path(x) for x in os.environ.get(FOLDERS, "").split(os.pathsep) if x]
     for shipped in (package.parents[1] / "testbed", package / "shipped" / "testbed"):
         folders += [x for x in shipped.glob("*") if x.is_dir()]
     for folder in folders:
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
-            if _seen.get(path) in _known or not _is_profile(path):
-                continue
+        yield from sorted(folder.glob(f"*{suffix}"))
+
+
+def _look_around() -> None:
+    """Read the profiles that are here."""
+    for path in files(SUFFIX):
+        if _seen.get(path) not in _known and _is_profile(path):
             profile, digest = add(path)
             _seen[path] = profile.fingerprint, digest
 

@@ -17,10 +17,10 @@ from kvferry.evaluate.metrics import ExactMatch, Metric
 from kvferry.modes import Holdings, LocalMode, Mode, NotHeldError, Question, answer_here, parse_mode, receiver_kind
 from kvferry.modes.kv import KVMode
 from kvferry.modes.translate import TranslateMode
+from kvferry.modes.translators import has_translator
 from kvferry.pictures.apart import Reduce, open_wire_picture
 from kvferry.policy import OperatingPoint
 from kvferry.statistics import mean_interval
-from kvferry.translators import has_translator
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:

@@ -133,7 +133,10 @@ def answer_logits(
         The model's frequencies follow from a pass's length.
     """
     if moves(model):
-        raise UnsupportedModelError(f"{model.config.model_type} turns keys by the length of a pass; nothing is learned")
+        raise UnsupportedModelError(
+            f"{model.config.model_type} turns keys by the length of a pass, so that nothing can be learned for it; "
+            "take another model as the large one"
+        )
     device, count = model.device, len(asked)
     texts = [_text(one) for one in asked]
     longest = max(len(ids) for ids, _, _ in texts)

@@ -19,9 +19,9 @@ from kvferry.modes.base import Question, SessionStore
 from kvferry.modes.holdings import Holdings
 from kvferry.modes.kv import KVMode, KVReceiver, KVSender
 from kvferry.modes.receiver import NeedsAll
+from kvferry.modes.translators import find
 from kvferry.recipe import Recipe
 from kvferry.translator import CHUNK, turns, width
-from kvferry.translators import find
 from kvferry.wire import service_pb2 as pb
 
 if TYPE_CHECKING:

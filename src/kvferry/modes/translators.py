@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvferry.codecs.profile_store import FOLDERS
+from kvferry.codecs.profile_store import files
 from kvferry.errors import FingerprintError, InputError
 from kvferry.translator import SUFFIX, Translator, read
 
@@ -70,11 +69,7 @@ def has_translator(source: str, target: str) -> bool:
 
 
 def _look_around() -> None:
-    package = Path(__file__).parent
-    folders = [Path(x) for x in os.environ.get(FOLDERS, "").split(os.pathsep) if x]
-    for shipped in (package.parents[1] / "testbed", package / "shipped" / "testbed"):
-        folders += [x for x in shipped.glob("*") if x.is_dir()]
-    for path in (path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))):
+    for path in files(SUFFIX):
         try:
             changed = path.stat().st_mtime
             found = read(path) if _seen.get(path) != changed else None
