@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import warnings
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvferry.errors import CorruptError
 from kvferry.wire import service_pb2 as pb
-from kvferry.wire.sealed import SEAL_BYTES, Opened, Seal
+from kvferry.wire import service_pb2_grpc
+from kvferry.wire.sealed import SEAL_BYTES, Opened, Seal, add_to_server
 
 TOKENS = [pb.AskReply(token=pb.AskReply.Token(id=i, text=f"word{i} ")) for i in range(6)]
 
@@ -57,3 +65,34 @@ def test_without_seals() -> None:
         read([sealed()[0], plain[1]])
     with pytest.raises(CorruptError):
         read([b"\xff" * 9])
+
+
+class Turned(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
+    """Turns every caller away before it has read a word, as a gate does without a valid token."""
+
+    async def Ask(self, requests: AsyncIterator[pb.AskRequest], context: Any) -> None:  # noqa: N802
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
+
+
+async def turned_away() -> grpc.StatusCode:
+    server = grpc.aio.server()
+    add_to_server(Turned(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = service_pb2_grpc.FerryStub(channel).Ask(iter(()), timeout=20)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call.read()
+    finally:
+        await server.stop(None)
+    return refused.value.code()
+
+
+def test_a_caller_who_is_turned_away_leaves_nothing_unread_behind() -> None:
+    """gRPC's iterator of requests, begun and never read from, complains on stderr when it is collected."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert asyncio.run(turned_away()) is grpc.StatusCode.UNAUTHENTICATED
+        gc.collect()
+    assert not [str(x.message) for x in said if "never awaited" in str(x.message)]

@@ -134,7 +134,7 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
 
     async def _first(self, messages: AsyncIterator[pb.AskRequest]) -> pb.AskRequest | None:
         """The first message, for which a call has a few seconds; the oldest of too many silent ones has none left."""
-        waiting = asyncio.ensure_future(anext(messages, None))
+        waiting = asyncio.create_task(_next(messages))
         self._silent[waiting] = None
         if len(self._silent) > MOST_SILENT:
             next(iter(self._silent)).cancel()
@@ -210,6 +210,11 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
 
 def _key(passage: Passage) -> tuple[str, bytes]:
     return passage.caller.owner, passage.key
+
+
+async def _next(messages: AsyncIterator[pb.AskRequest]) -> pb.AskRequest | None:
+    """The next one, or None. Nothing is begun where the task is cancelled before its first step."""
+    return await anext(messages, None)
 
 
 async def _from(first: pb.AskRequest | None, others: AsyncIterator[pb.AskRequest]) -> AsyncIterator[pb.AskRequest]:

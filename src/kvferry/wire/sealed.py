@@ -113,10 +113,12 @@ class SealedStub(service_pb2_grpc.FerryStub):  # type: ignore[misc]
 
 
 class _Messages:
-    """Requests as they come in. No generator: one that is cancelled while it waits would be at its end."""
+    """Requests as they come in. No generator: one that is cancelled while it waits would be at its end. And no
+    ``aiter`` before somebody reads: it would begin gRPC's own generator, which complains on stderr where nobody does.
+    """
 
     def __init__(self, requests: AsyncIterator[bytes], opened: Opened[pb.AskRequest]) -> None:
-        self._requests = aiter(requests)
+        self._requests = requests
         self._opened = opened
 
     def __aiter__(self) -> AsyncIterator[pb.AskRequest]:

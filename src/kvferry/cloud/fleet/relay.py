@@ -196,7 +196,7 @@ class Relayed:
 
     async def _next(self, replies: AsyncIterator[pb.AskReply], reading: asyncio.Future[None]) -> pb.AskReply | None:
         """The replica's next reply, None after the last; or what is wrong with what comes from the edge."""
-        waiting = asyncio.ensure_future(anext(replies, None))
+        waiting = asyncio.create_task(_next(replies))
         try:
             while not waiting.done():
                 watched: set[asyncio.Future[Any]] = {waiting} if reading.done() else {waiting, reading}
@@ -245,6 +245,11 @@ class Relayed:
                 raise LostError(f"a replica died, and another one could not go on ({error}); ask again")
             self._record.failed(error)
         await self._context.write(reply)
+
+
+async def _next(replies: AsyncIterator[pb.AskReply]) -> pb.AskReply | None:
+    """The next one, or None. Nothing is begun where the task is cancelled before its first step."""
+    return await anext(replies, None)
 
 
 def _mark_down(replica: Replica) -> None:
