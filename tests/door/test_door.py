@@ -160,7 +160,8 @@ def test_other_models_and_too_much(client: openai.OpenAI, cloud: CloudProcess, m
     with pytest.raises(openai.APIStatusError, match="450,000 bytes") as refused:
         client.chat.completions.create(model=model, messages=asked(text="x" * 500_000))
     assert refused.value.status_code == 413
-    request = urllib.request.Request(f"http://{cloud.ready['http']}/v1/chat/completions", data=b"{", method="POST")
+    where, kind = f"http://{cloud.ready['http']}/v1/chat/completions", {"Content-Type": "application/json"}
+    request = urllib.request.Request(where, data=b"{", headers=kind, method="POST")
     with pytest.raises(urllib.error.HTTPError) as broken:
         urllib.request.urlopen(request, timeout=20)
     assert json.load(broken.value)["error"]["param"] == "body"
@@ -181,6 +182,7 @@ def test_what_a_request_may_cost(client: openai.OpenAI, cloud: CloudProcess, mod
     for body, size, status in ((b"[" * 100_000, True, 400), (b"{}", False, 411)):
         connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
         headers = {"Content-Length": str(len(body))} if size else {"Transfer-Encoding": "chunked"}
+        headers["Content-Type"] = "application/json"
         sent = body if size else iter([body])
         connection.request("POST", "/v1/chat/completions", sent, headers, encode_chunked=not size)
         assert connection.getresponse().status == status
@@ -202,14 +204,15 @@ def _base64(data: bytes) -> str:
 def test_busy_and_who_may_ask(model_folder: Path, vlm: VLM, tmp_path: Path) -> None:
     """A cloud with no place says when to come again, and OpenAI's client does; without a token nobody is let in."""
     file = tmp_path / "tokens.toml"
-    token, few = new_token(file, "one"), new_token(file, "few", calls=1)
+    token = new_token(file, "one")
     options = ("--http", "127.0.0.1:0", "--together", "1", "--max-waiting", "0", "--tokens", str(file))
     with CloudProcess(model_folder, *options) as process:
         where = f"http://{process.ready['http']}/v1"
-        for wrong, says in (("nobody", "token"), (few, "quotas")):
-            client = openai.OpenAI(base_url=where, api_key=wrong, max_retries=0)
-            with client, pytest.raises(openai.AuthenticationError, match=says):
-                client.models.list()
+        with (
+            openai.OpenAI(base_url=where, api_key="nobody", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError, match="token"),
+        ):
+            client.models.list()
         with openai.OpenAI(base_url=where, api_key=token, max_retries=0) as client:
             (only,) = client.models.list().data
             long = client.chat.completions.create(model=only.id, messages=asked(), max_tokens=1024, stream=True)

@@ -6,17 +6,44 @@ import ipaddress
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Protocol
 from urllib.parse import unquote
 
 from kvferry.cloud.limits import Limits
-from kvferry.cloud.passage import Passage
+from kvferry.errors import KVFerryError
 from kvferry.modes import BusyError
 from kvferry.security.tokens import Caller
-from kvferry.wire.faults import QuotaError
+from kvferry.wire.faults import EndingError, QuotaError
 
 MINUTE = 60.0
 SILENT_SECONDS = 1.0
 """An open question whose bytes stay away for so long gives its place to one that comes, where there is none left."""
+
+
+class Question(Protocol):
+    """One that is open, by whatever way it came: a :class:`~kvferry.cloud.passage.Passage`, or a request by HTTP.
+
+    Attributes
+    ----------
+    complete : bool
+        All of it has come.
+    heard_at : float
+        When the last byte came, by the monotonic clock.
+    """
+
+    caller: Caller
+    peer: str
+    complete: bool
+    heard_at: float
+
+    @property
+    def attached(self) -> bool:
+        """Whether anybody waits for its answer now."""
+        ...
+
+    def end(self, error: KVFerryError | None = None) -> None:
+        """Stop the work on it at once; ``error`` is its last reply."""
+        ...
 
 
 class Quota:
@@ -51,15 +78,21 @@ class Admission:
     ----------
     limits : Limits
         ``calls`` and ``peer_calls``.
+
+    Attributes
+    ----------
+    ending : bool
+        Nobody is let in any more.
     """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._open: set[Passage] = set()
+        self.ending = False
+        self._open: set[Question] = set()
         self._quotas: dict[tuple[str, str, float], Quota] = {}
 
     @property
-    def open(self) -> frozenset[Passage]:
+    def open(self) -> frozenset[Question]:
         """Questions that the service works on."""
         return frozenset(self._open)
 
@@ -72,7 +105,11 @@ class Admission:
             There is none, of all or of what this caller or machine may have.
         QuotaError
             The caller has used up what it may in a minute.
+        EndingError
+            The cloud is shutting down.
         """
+        if self.ending:
+            raise EndingError("the cloud is shutting down; ask again, or ask another")
         self.check(caller)
         whose = _whose(caller, peer)
         most = caller.calls or (None if not caller.owner and _local(peer) else self._limits.peer_calls)
@@ -81,11 +118,11 @@ class Admission:
         if len(self._open) >= self._limits.calls and not self._make_room():
             raise BusyError(f"{len(self._open)} questions are open, as many as there may be; try again in a while")
 
-    def add(self, passage: Passage) -> None:
+    def add(self, passage: Question) -> None:
         """It is open from now on."""
         self._open.add(passage)
 
-    def drop(self, passage: Passage) -> None:
+    def drop(self, passage: Question) -> None:
         """The service is done with it."""
         self._open.discard(passage)
 
@@ -96,7 +133,8 @@ class Admission:
             if quota is not None and (wait := quota.wait_seconds):
                 most = getattr(caller, f"{what}_per_minute")
                 raise QuotaError(
-                    f"{caller.name} may have {most:g} {what.replace('_', ' ')} a minute; ask again in {wait:.1f} s"
+                    f"{caller.name} may have {most:g} {what.replace('_', ' ')} a minute; ask again in {wait:.1f} s",
+                    wait_seconds=wait,
                 )
 
     def pay(self, caller: Caller, what: str, amount: float) -> None:

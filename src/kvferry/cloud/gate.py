@@ -50,14 +50,13 @@ class Service(Protocol):
 class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
     """Stands before the service. Health and Describe pass without standing in any line."""
 
-    def __init__(self, service: Service, access: Access, limits: Limits) -> None:
+    def __init__(self, service: Service, access: Access, limits: Limits, admission: Admission | None = None) -> None:
         self._service, self._access, self._limits = service, access, limits
-        self._admission = Admission(limits)
+        self._admission = admission or Admission(limits)
         self._silent: OrderedDict[asyncio.Task[pb.AskRequest | None], None] = OrderedDict()
         self._passages: dict[tuple[str, bytes], Passage] = {}
         self._ended: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._abandoned: OrderedDict[tuple[str, bytes], None] = OrderedDict()
-        self._ending = False
 
     async def Describe(  # noqa: N802
         self, request: pb.DescribeRequest, context: Context
@@ -103,7 +102,7 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
 
     async def drain(self, seconds: float) -> None:
         """Let nobody in any more, give those inside so long to finish, then tell them and end their work."""
-        self._ending = True
+        self._admission.ending = True
         until = asyncio.get_running_loop().time() + seconds
         while self._admission.open and (left := until - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(min(left, 0.02))
@@ -152,8 +151,6 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
         start = first.start if first is not None and first.HasField("start") else pb.AskRequest.Start()
         if start.mode in pb.Mode.values() and start.mode:
             await self._access.check(context, caller, f"ask:{mode_name(start.mode)}")
-        if self._ending:
-            raise EndingError("the cloud is shutting down; ask again, or ask another")
         if start.passage and (len(start.passage) != KEY_BYTES or (caller.owner, start.passage) in self._passages):
             raise ProtocolError(f"a passage is {KEY_BYTES} bytes that were never used before; update the edge")
         if (caller.owner, start.passage) in self._abandoned:

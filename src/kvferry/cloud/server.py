@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvferry.bitstream.contexts import kernels
+from kvferry.cloud.admission import Admission
 from kvferry.cloud.costs import trim
 from kvferry.cloud.engine import Engine
 from kvferry.cloud.gate import Gate, Service
@@ -134,13 +135,14 @@ async def _serve(
                 "held_sessions": ("Sessions that something is kept for.", lambda: len(service.sessions)),
             },
         )
+    admission = Admission(limits)
     async with contextlib.AsyncExitStack() as stack:
 
         async def begin() -> None:
             if http:
                 from kvferry.cloud.door.ways import open_door
 
-                shared = limits, service.sessions, service.budget, access.tokens
+                shared = limits, service.sessions, service.budget, access, admission
                 door, at = await open_door(http, vlm, engine, *shared, keys, insecure, service.monitor)
                 stack.push_async_callback(door.close)
                 if on_http is not None:
@@ -157,7 +159,7 @@ async def _serve(
         def well() -> bool:
             return engine.stuck_seconds < limits.stuck_seconds
 
-        await host(service, access, limits, listen, keys, insecure, on_ready, well, begin, close)
+        await host(service, access, limits, listen, keys, insecure, on_ready, well, begin, close, admission)
 
 
 async def host(
@@ -171,9 +173,11 @@ async def host(
     well: Callable[[], bool],
     begin: Callable[[], Awaitable[None]],
     close: Callable[[], Awaitable[None]],
+    admission: Admission | None = None,
 ) -> None:
     """Let callers through a gate to a service, until SIGINT or SIGTERM. Health tells whether it is ``well``; ``begin``
-    and ``close`` start and end what stands beside it, once the address is listened on and when nobody is inside."""
+    and ``close`` start and end what stands beside it, once the address is listened on and when nobody is inside. Who
+    comes by another way and counts in the same ``admission`` is ended as they are."""
     if access.tokens is not None:
         on_hangup(access.tokens.reload)
     stop = asyncio.Event()
@@ -181,7 +185,7 @@ async def host(
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not on this system or in this thread
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = grpc.aio.server(options=OPTIONS)  # the gate counts; health and Describe are never turned away
-    gate = Gate(service, access, limits)
+    gate = Gate(service, access, limits, admission)
     sealed.add_to_server(gate, server)
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(status, server)

@@ -174,6 +174,8 @@ class Prompter:
             return
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"the {name} is empty; write at least one word")
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise InputError(f"the {name} holds half a character (a lone surrogate); send whole ones")
         for special in self._special:
             if special in text:
                 raise InputError(f"the {name} contains the template token {special!r}; remove it")

@@ -32,10 +32,11 @@ class BusyError(LinkError):
 
 
 class QuotaError(BusyError):
-    """This caller has asked for as much as it may."""
+    """This caller has asked for as much as it may, for ``wait_seconds`` from now, where they are known."""
 
-    def __init__(self, message: str, retry_seconds: float = 0.0) -> None:
+    def __init__(self, message: str, retry_seconds: float = 0.0, wait_seconds: float = 0.0) -> None:
         super().__init__(message, retry_seconds)
+        self.wait_seconds = wait_seconds
 
 
 class EndingError(LinkError):

@@ -54,12 +54,19 @@ class Chat:
     usage: bool
 
 
-class ParameterError(InputError):
+class RefusalError(InputError):
+    """A request cannot be served: HTTP's status, the parameter that is at fault, and OpenAI's code for it."""
+
+    def __init__(self, message: str, status: int, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+class ParameterError(RefusalError):
     """A parameter of a request cannot be used; ``param`` names it."""
 
     def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
+        super().__init__(message, 400, param)
 
 
 def parse(body: Any, most_tokens: int) -> Chat:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from kvferry.cloud.door.door import Authenticate, Door, anybody
+from kvferry.cloud.admission import Admission
+from kvferry.cloud.door.door import Door
 from kvferry.cloud.limits import Limits
-from kvferry.errors import AccessError, InputError
-from kvferry.security import ServerKeys, Tokens
+from kvferry.errors import InputError
+from kvferry.security import ServerKeys
+from kvferry.security.access import Access
 from kvferry.security.tls import check_listen
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ async def open_door(
     limits: Limits,
     sessions: Sessions,
     budget: Budget,
-    tokens: Tokens | None,
+    access: Access,
+    admission: Admission,
     keys: ServerKeys | None,
     insecure: bool,
     monitor: Monitor,
@@ -44,22 +46,8 @@ async def open_door(
         The port is taken or the host is not ours.
     """
     check_listen(listen, keys, insecure)
-    door = Door(vlm, engine, limits, sessions, budget, anybody if tokens is None else shown(tokens), monitor)
+    door = Door(vlm, engine, limits, sessions, budget, access, admission, monitor)
     return door, await door.open(listen, None if keys is None else _context(keys))
-
-
-def shown(tokens: Tokens) -> Authenticate:
-    """Whose token a request shows, as ``Authorization: Bearer ...``."""
-
-    def authenticate(headers: Mapping[str, str]) -> str:
-        caller = tokens.caller(headers.get("Authorization", ""))
-        if not (caller.may("ask:image") and caller.may("ask:kv")):
-            raise AccessError(f"{caller.name} may only {', '.join(caller.scopes)}; asking by HTTP takes ask")
-        if any(x is not None for x in (caller.calls, caller.bytes_per_minute, caller.model_seconds_per_minute)):
-            raise AccessError(f"{caller.name} has quotas, which are not counted by HTTP; use a token without any")
-        return caller.owner
-
-    return authenticate
 
 
 def _context(keys: ServerKeys) -> ssl.SSLContext:
