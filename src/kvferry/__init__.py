@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kvferry.models.decoding import Decoding
     from kvferry.models.load import load
     from kvferry.models.pruning import Pruning
+    from kvferry.models.tower_pruning import TowerPruning
     from kvferry.models.vlm import VLM
     from kvferry.recipe import Recipe, compress, decompress
 
@@ -52,6 +53,7 @@ _HOMES = {
     "PromptLayout": "cache",
     "Pruning": "models",
     "Recipe": "recipe",
+    "TowerPruning": "models",
     "VLM": "models",
     "compress": "recipe",
     "compressing": "models",
@@ -98,6 +100,7 @@ __all__ = [
     "Pruning",
     "Recipe",
     "RecipeError",
+    "TowerPruning",
     "TrainingError",
     "TruncatedError",
     "UnsupportedModelError",

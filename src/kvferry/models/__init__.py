@@ -8,9 +8,10 @@ from kvferry.models.load import load
 from kvferry.models.prefill import prefill_inputs
 from kvferry.models.pruning import Pruning, prefill_flops
 from kvferry.models.resume import Continuation, Decoder, continue_from
+from kvferry.models.tower_pruning import TowerPruning
 from kvferry.models.vlm import VLM
 
 __all__ = [
-    "VLM", "Continuation", "Decoder", "Decoding", "Pruning", "Report", "SequenceReport", "VisualEmbeds", "compressing",
-    "continue_from", "layout_of", "load", "prefill_flops", "prefill_inputs",
+    "VLM", "Continuation", "Decoder", "Decoding", "Pruning", "Report", "SequenceReport", "TowerPruning",
+    "VisualEmbeds", "compressing", "continue_from", "layout_of", "load", "prefill_flops", "prefill_inputs",
 ]  # fmt: skip

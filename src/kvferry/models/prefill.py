@@ -21,6 +21,7 @@ from kvferry.models.layout import Inputs, layout_of
 from kvferry.models.pruning import Pruning, check_alone, read_pruned
 from kvferry.models.rotary import frequencies_at, rotary_of
 from kvferry.models.support import check_supported, kv_shapes, tied_heads
+from kvferry.models.tower_pruning import TowerPruning, read_zipped
 from kvferry.rope import Rotary
 from kvferry.selection.base import Selection
 from kvferry.selection.eviction import evict
@@ -71,7 +72,7 @@ def prefill_inputs(
     *,
     question_mask: npt.ArrayLike | None = None,
     construct: Selection | None = None,
-    prune: Pruning | None = None,
+    prune: Pruning | TowerPruning | None = None,
 ) -> Prefilled:
     """Read a prompt given as raw Hugging Face inputs; works for families without a processor.
 
@@ -85,8 +86,8 @@ def prefill_inputs(
         True on the question, see :func:`layout_of`.
     construct : Selection, optional
         See :func:`read_prompt`.
-    prune : Pruning, optional
-        Drop visual tokens on the way through the layers; then nothing may be observed.
+    prune : Pruning or TowerPruning, optional
+        Drop visual tokens on the way through the layers, or before them; then nothing may be observed.
 
     Returns
     -------
@@ -118,7 +119,7 @@ def read_prompt(
     scene: bool = False,
     watch: Watch | None = None,
     construct: Selection | None = None,
-    prune: Pruning | None = None,
+    prune: Pruning | TowerPruning | None = None,
 ) -> Prefilled:
     """The forward pass itself; the model must have :func:`kvferry.models.attention.attach` applied.
 
@@ -137,8 +138,9 @@ def read_prompt(
         on. It still passes through the network and sees itself and what is kept before it. So kept keys and values
         never held what was dropped, unlike after an eviction. Tokens behind ``length`` (the pending one, a proxy
         question) are not hidden. The cache holds exactly the kept tokens; evidence is that of the masked pass.
-    prune : Pruning, optional
-        See :func:`kvferry.models.pruning.read_pruned`, which reads the prompt then, if it shows a picture.
+    prune : Pruning or TowerPruning, optional
+        See :func:`kvferry.models.pruning.read_pruned` and
+        :func:`kvferry.models.tower_pruning.read_zipped`, which read the prompt then, if it shows a picture.
 
     Raises
     ------
@@ -150,7 +152,9 @@ def read_prompt(
         What follows a scene changes how the model turns its keys.
     """
     check_alone(prune, requests, watch, construct, scene)
-    if prune is not None and layout.visual.any():
+    if isinstance(prune, TowerPruning) and layout.visual.any():
+        return read_zipped(model, inputs, layout, prune, length=length, fingerprint=fingerprint, scene=scene)
+    if isinstance(prune, Pruning) and layout.visual.any():
         return read_pruned(model, inputs, layout, prune, length=length, fingerprint=fingerprint)
     began = time.perf_counter()
     past, made = DynamicCache(), layout.head(length) if scene else layout

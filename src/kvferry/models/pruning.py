@@ -19,6 +19,7 @@ from kvferry.evidence import Evidence, EvidenceRequest, Prefilled
 from kvferry.models.attention import Session, rows_of, session
 from kvferry.models.blockwise import Rule, column_sums
 from kvferry.models.support import tied_heads
+from kvferry.models.tower_pruning import TowerPruning
 from kvferry.selection.base import Selection
 from kvferry.selection.eviction import kept_count
 
@@ -118,7 +119,7 @@ class _Pruner:
 
 
 def check_alone(
-    prune: Pruning | None, requests: Sequence[EvidenceRequest], watch: Any, construct: Any, scene: bool
+    prune: Pruning | TowerPruning | None, requests: Sequence[EvidenceRequest], watch: Any, construct: Any, scene: bool
 ) -> None:
     """Refuse what does not go with pruning inside prefill.
 
@@ -134,8 +135,11 @@ def check_alone(
             "a pruned prefill ranks by itself and cannot be observed or ranked again; leave recipe, requests, watch "
             "and construct out, and compress by full|CODEC"
         )
-    if scene:
-        raise InputError("prune= keeps the visual tokens that the question looks at; pass the question")
+    if scene and isinstance(prune, Pruning):
+        raise InputError(
+            "this pruning keeps the visual tokens that the question looks at; pass the question, or prune by the "
+            "vision tower: TowerPruning(fraction)"
+        )
 
 
 def read_pruned(

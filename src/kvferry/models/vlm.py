@@ -28,6 +28,7 @@ from kvferry.models.rotary import rotary_of
 from kvferry.models.steps import Pace, finished, recalled
 from kvferry.models.stream import TextStream
 from kvferry.models.support import check_supported, kv_shape, text_config, visual_token_ids
+from kvferry.models.tower_pruning import TowerPruning
 from kvferry.pictures import open_picture
 from kvferry.pictures.familiar import TrainingPictures, note_on, tell
 from kvferry.rope import Rotary
@@ -150,7 +151,7 @@ class VLM:
         requests: Sequence[EvidenceRequest] = (),
         watch: Watch | None = None,
         construct: Selection | None = None,
-        prune: Pruning | None = None,
+        prune: Pruning | TowerPruning | None = None,
     ) -> Prefilled:
         """Read a prompt into a cache and observe what a recipe needs.
 
@@ -175,7 +176,7 @@ class VLM:
             Observed besides.
         watch : Watch, optional
             Sees every layer's queries and keys (:class:`kvferry.analyze.watch.AttentionWatch`).
-        construct, prune : Selection, Pruning, optional
+        construct, prune : Selection, Pruning or TowerPruning, optional
             Hide, or drop, tokens while the cache is built (:func:`kvferry.models.prefill.read_prompt`).
 
         Raises
