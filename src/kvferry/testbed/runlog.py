@@ -15,6 +15,7 @@ from torch import nn
 
 from kvferry.errors import InputError
 from kvferry.testbed.state import load_state, save_state
+from kvferry.testbed.together import Together
 
 _SAVE = 300.0
 """Seconds after which a state is saved in any case."""
@@ -37,6 +38,8 @@ class Stage:
         Modules that learn at a multiple of that rate.
     limit
         Seconds after which the stage ends in any case; the schedule ends with it.
+    last
+        The rate of the last step, as a share of the peak.
     """
 
     def __init__(
@@ -50,10 +53,11 @@ class Stage:
         resume: bool,
         faster: Mapping[str, float] | None = None,
         limit: float = math.inf,
+        last: float = 0.02,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.name, self.modules, self.steps, self.rate = folder, name, modules, steps, rate
-        self.limit = limit
+        self.limit, self.last, self.together = limit, last, Together()
         groups: list[dict[str, Any]] = [
             {"params": [p for p in module.parameters() if p.requires_grad], "faster": (faster or {}).get(key, 1.0)}
             for key, module in modules.items()
@@ -64,6 +68,7 @@ class Stage:
         self.state_path = folder / f"{name}.state"
         if resume and self.state_path.is_file():
             self._load()
+            self.together.share(self.parameters)
         elif resume and (old := folder / f"{name}.pt").is_file():
             raise InputError(f"{old} was written by an older version and is not read (it is a pickle); start anew")
 
@@ -76,6 +81,9 @@ class Stage:
 
     def save(self) -> None:
         """Write the state so that a killed run goes on from here."""
+        self._saved = time.monotonic()
+        if not self.together.first:
+            return
         state = {
             "modules": {key: module.state_dict() for key, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -83,17 +91,17 @@ class Stage:
             "seconds": self.seconds,
         }
         save_state(state, self.state_path)
-        self._saved = time.monotonic()
 
     def _learning_rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / 60)
         done = min(1.0, max(step / self.steps, self.seconds / self.limit))
-        return self.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        return self.rate * warm * (self.last + (1 - self.last) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def step(self, loss: torch.Tensor) -> None:
         """One optimisation step."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.together.average(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(self.done) * group["faster"]
@@ -102,6 +110,8 @@ class Stage:
 
     def log(self, **values: Any) -> None:
         """Append one line to the run's log."""
+        if not self.together.first:
+            return
         line = {"stage": self.name, "step": self.done, "seconds": round(self.seconds, 1), **values}
         with (self.folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
@@ -118,7 +128,7 @@ class Stage:
                 yield self.done
                 if self.done == before:
                     raise RuntimeError("a training step did not call Stage.step")
-                self.seconds += time.monotonic() - began
+                self.seconds = self.together.same(self.seconds + time.monotonic() - began)
                 progress.update(bar, completed=self.done)
                 ended = self.done == self.steps or self.seconds >= self.limit
                 if ended or self.done % 100 == 0 or time.monotonic() - self._saved > _SAVE:

@@ -77,6 +77,8 @@ class Batch:
     """Index of the question that each answer token belongs to, over the whole batch."""
     kinds: list[str]
     """Kind of every question of the batch."""
+    segments: list[list[int]]
+    """Of each sequence before it was padded: 0 is the prefix, 1.. are its questions."""
     guides: list[list[Guide]]
 
 
@@ -181,5 +183,6 @@ def collate(packed: Sequence[Packed], kinds: list[list[str]]) -> Batch:
         torch.tensor(wanted),
         torch.tensor(owner),
         [kind for group in kinds for kind in group],
+        [p.segments for p in packed],
         [p.guides for p in packed],
     )

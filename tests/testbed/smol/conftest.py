@@ -8,7 +8,7 @@ import gguf
 import pytest
 
 from kvferry.models.unpacked import HOME
-from kvferry.testbed.smol.train import Plan, Pupil
+from kvferry.testbed.smol.pupil import Plan, Pupil
 from tests.models.gguf_files import small_llama, write_gguf
 
 

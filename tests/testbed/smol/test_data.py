@@ -18,7 +18,7 @@ from kvferry.testbed.slots import collate
 from kvferry.testbed.smol.build import write_folder
 from kvferry.testbed.smol.data import SIGN_HEIGHTS, Lessons, Task, ask_in_english, draw, sample
 from kvferry.testbed.smol.photographs import SOURCES, backdrop, photographs
-from kvferry.testbed.smol.train import Pupil
+from kvferry.testbed.smol.pupil import Pupil
 from kvferry.testbed.tower import scene_grids
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,21 @@ from safetensors.torch import load_file, save_file
 from kvferry.errors import ModelError
 from kvferry.models.grown import ABOUT, WEIGHTS
 from kvferry.models.load import load
-from kvferry.testbed.smol import evaluate, train
+from kvferry.testbed.smol import answers, evaluate, train
+from kvferry.testbed.smol.answers import stays, symbols, train_answers
 from kvferry.testbed.smol.build import sections, write_folder
-from kvferry.testbed.smol.data import Task
+from kvferry.testbed.smol.data import Lessons, Task
+from kvferry.testbed.smol.pupil import Plan, Pupil, load_run
+from kvferry.testbed.smol.seeing import align
 from kvferry.testbed.smol.text import Texts
-from kvferry.testbed.smol.train import Plan, Pupil, align, load_run, stays, train_answer
+from kvferry.testbed.targets import COLUMN, OFFSETS, dense_labels
 from kvferry.testbed.words import IMAGE_PAD
 from tests.models.gguf_files import small_llama
 
 TASK = Task(pictures=1, slots=4, sides=(128,), pairs=0.0, text=0.0)
-PLAN = Plan(rank=4, align_steps=2, tower_pixels=0, answer_steps=4, tower_steps=2, task=TASK, every_text=2)
+PLAN = Plan(
+    rank=4, align_steps=2, tower_pixels=0, symbol_steps=4, answer_steps=4, tower_steps=2, task=TASK, every_text=2
+)  # fmt: skip
 
 
 def test_text_is_read_as_before(pupil: Pupil, language: Path) -> None:
@@ -76,8 +82,9 @@ def test_the_projector_gives_word_vectors(pupil: Pupil, monkeypatch: pytest.Monk
     assert not torch.equal(pupil.tower.merger.mlp[2].weight, before)
 
 
+@pytest.mark.parametrize("stage", ["symbol", "answer"])
 def test_a_stopped_run_goes_on_as_it_would_have(
-    language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
     paragraphs = tmp_path / "text.jsonl"
@@ -89,11 +96,12 @@ def test_a_stopped_run_goes_on_as_it_would_have(
         load_run(pupil, folder)
         texts = Texts(paragraphs, pupil.tokenizer, length=64)
         moved = float(stays(pupil, texts, 0).detach())
-        assert moved == pytest.approx(0, abs=1e-5) or (folder / "answer.state").exists()
+        assert moved == pytest.approx(0, abs=1e-5) or (folder / f"{stage}.state").exists()
         if stop:
-            monkeypatch.setattr(train.Stage, "_learning_rate", stopping(train.Stage._learning_rate, stop))
+            monkeypatch.setattr(answers.Stage, "_learning_rate", stopping(answers.Stage._learning_rate, stop))
         try:
-            train_answer(pupil, folder, PLAN, texts, seed=0, resume=True, workers=0, fresh=False)
+            symbolic = stage == "symbol"
+            train_answers(pupil, folder, PLAN, texts, seed=0, resume=True, workers=0, symbolic=symbolic)
         except KeyboardInterrupt:
             monkeypatch.undo()
         return pupil
@@ -121,11 +129,12 @@ def test_the_command_trains_measures_and_exports(
 ) -> None:
     monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
     words = ["train", "--out", str(tmp_path), "--language", str(language), "--pictures", "1", "--slots", "3"]
-    short = ["--steps", "1", "--tower-steps", "1", "--tower-pictures", "4", "--align-steps", "2"]
+    short = ["--steps", "1", "--symbol-steps", "1", "--tower-steps", "1", "--tower-pictures", "4", "--align-steps", "2"]
     short += ["--whole", "--minutes", "9"]
     monkeypatch.setattr(sys, "argv", [*words, *short])
     train.main()
-    assert {"tower.state", "answer.state", "log.jsonl", "model"} <= {path.name for path in tmp_path.iterdir()}
+    made = {path.name for path in tmp_path.iterdir()}
+    assert {"tower.state", "symbol.state", "answer.state", "log.jsonl", "model"} <= made
     assert load(tmp_path / "model").has_vision
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", [*words, "--validate", "2"])
@@ -162,3 +171,26 @@ def test_what_was_exported_can_be_gone_on_with(language: Path, tmp_path: Path) -
     for mine, theirs in ((second.update, first.update), (second.tower, first.tower)):
         for name, weight in theirs.state_dict().items():
             assert torch.equal(mine.state_dict()[name], weight)
+
+
+def test_symbols_say_what_is_there(pupil: Pupil) -> None:
+    plan = replace(PLAN, noise=0.0, beside=0.0)
+    lesson = Lessons(pupil.prompts, TASK, seed=0, steps=1)[0]
+    told = symbols(pupil, lesson, plan, 0)
+    assert told is not None
+    labels = dense_labels(lesson.scenes[0])
+    own = list(COLUMN)[: COLUMN["left colour"]]
+    wanted = torch.zeros_like(told)
+    for token, row in enumerate(labels):
+        for group in own:
+            if row[COLUMN[group]] > 0:
+                wanted[token] += pupil.vectors[OFFSETS[COLUMN[group]] + row[COLUMN[group]] - 1]
+    assert (labels[:, COLUMN["colour"]] > 0).any()
+    torch.testing.assert_close(told, wanted)
+    assert not told[(labels <= 0).all(axis=1)].any()
+    more = symbols(pupil, lesson, replace(plan, beside=1.0), 0)
+    noisy = symbols(pupil, lesson, replace(plan, noise=0.3), 0)
+    assert more is not None
+    assert noisy is not None
+    assert not torch.equal(more, told)
+    assert float((noisy - told).square().mean() / told.square().mean()) == pytest.approx(0.09, rel=0.05)

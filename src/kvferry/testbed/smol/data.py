@@ -19,7 +19,7 @@ from kvferry.testbed.scenes import Scene, draw_scene
 from kvferry.testbed.slots import Batch, Packed, collate
 from kvferry.testbed.tower import batch_labels, scene_grids
 
-from .english import KINDS, MAKERS, in_english
+from .english import KINDS, MAKERS, caption, in_english
 from .photographs import backdrop
 from .prompts import Prompts
 
@@ -97,12 +97,14 @@ class Look:
 class Task:
     """What a step teaches: how many pictures, questions behind each, kinds (hard ones more often), and sizes."""
 
-    pictures: int = 4
-    slots: int = 16
+    pictures: int = 1
+    slots: int = 28
     kinds: tuple[str, ...] = (
         "colour", "shape", "glyph", "number", "word", "exist", "compare", "caption", "lookup",
-        *("number", "relation", "two_hop", "caption") * 2, *("count",) * 4,
+        *("number", "relation", "two_hop") * 2, *("count",) * 4,
     )  # fmt: skip
+    most_in_caption: int = 8
+    """Things that a lesson's caption may name: every token of it is an answer, so it teaches more than it costs."""
     sides: tuple[int, ...] = SIDES
     pairs: float = 0.12
     text: float = 0.04
@@ -169,10 +171,13 @@ class Lessons(Dataset[Lesson]):
     def _questions(self, rng: np.random.Generator, scenes: list[Scene], pair: bool, text: bool) -> list[Question]:
         """As many different questions as there are slots."""
         found: dict[str, Question] = {}
+        if not pair and not text and "caption" in self.task.kinds:
+            said = caption(rng, scenes[0], self.task.most_in_caption)
+            found |= {said.text: said} if said else {}
         for _ in range(4 * self.task.slots):
             if len(found) == self.task.slots:
                 break
             kind = "pair" if pair else "text" if text else str(rng.choice(self.task.kinds))
-            if question := ask_in_english(rng, scenes, kind):
+            if kind != "caption" and (question := ask_in_english(rng, scenes, kind)):
                 found.setdefault(question.text, question)
         return list(found.values())

@@ -146,7 +146,7 @@ def _described(thing: Thing) -> str:
     return f"{name} with {written(thing.glyph)}" if thing.glyph else name
 
 
-def caption(rng: np.random.Generator, scene: Scene) -> Question | None:
+def caption(rng: np.random.Generator, scene: Scene, most: int = MOST_IN_CAPTION) -> Question | None:
     """ "A red square with 3, a blue star and an orange cross with 47."
 
     None where left to right is a matter of opinion, or there are too many shapes for a sentence.
@@ -154,7 +154,7 @@ def caption(rng: np.random.Generator, scene: Scene) -> Question | None:
     order = sorted(range(len(scene.things)), key=lambda index: scene.things[index].x)
     xs = [scene.things[index].x for index in order]
     close = any(right - left < _APART for left, right in pairwise(xs))
-    if not 2 <= len(order) <= MOST_IN_CAPTION or close:
+    if not 2 <= len(order) <= most or close:
         return None
     parts = [_described(scene.things[index]) for index in order]
     said = ", ".join(parts[:-1]) + f" and {parts[-1]}."
