@@ -1,6 +1,6 @@
-"""Write questions of a split with their pictures, for `--data`: `python -m kvferry.testbed.smol.draw FOLDER --split test`.
+"""Write questions of a split with their pictures as files: `python -m kvferry.testbed.smol.draw FOLDER --split test`.
 
-Every command that takes a file of questions then asks them (`kvferry sweep`, `fit`, `analyze`, `profile`, ...).
+Every command that has `--data` then asks them (`kvferry sweep`, `fit`, `analyze`, `profile`, ...).
 """
 
 from __future__ import annotations
