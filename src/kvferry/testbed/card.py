@@ -26,8 +26,10 @@ STAGE_TITLES = {
     "symbolic": "language model alone, symbolic pictures",
     "match": "tower's features brought near the symbolic ones",
     "joint": "both, on pictures",
+    "symbol": "language model's update alone, symbols",
+    "answer": "update and projector, on pictures",
 }
-_NOT_ACCURACY = {"stage", "step", "seconds", "loss", "astray"}
+_NOT_ACCURACY = {"stage", "step", "seconds", "loss", "astray", "stays"}
 _SHOWN = {"tower": ("colour", "shape", "first", "word", "left shape")}
 
 
@@ -69,7 +71,8 @@ def draw_curve(stages: dict[str, list[dict[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
-def _accuracy_table(reports: dict[str, dict[str, Any]]) -> str:
+def accuracy_table(reports: dict[str, dict[str, Any]]) -> str:
+    """Kinds x evaluations, with intervals and the blind guess."""
     titles = list(reports)
     lines = ["| kind | blind guess | " + " | ".join(f"{title} (n)" for title in titles) + " |"]
     lines.append("|---|---:|" + "---:|" * len(titles))
@@ -137,7 +140,7 @@ processor = AutoProcessor.from_pretrained("testbed/{name}")
 Transformers, greedy; right means the exact answer followed by the end token. "Blind guess" always says the commonest
 answer of the kind.
 
-{_accuracy_table(reports)}
+{accuracy_table(reports)}
 
 Written by `python -m kvferry.testbed.evaluate testbed/{name} {measured} > testbed/{name}/evaluation.json` and
 `python -m kvferry.testbed.card`.

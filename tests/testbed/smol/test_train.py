@@ -19,7 +19,7 @@ from kvferry.testbed.smol.answers import stays, symbols, train_answers
 from kvferry.testbed.smol.build import sections, write_folder
 from kvferry.testbed.smol.data import Lessons, Task
 from kvferry.testbed.smol.pupil import Plan, Pupil, load_run
-from kvferry.testbed.smol.seeing import align
+from kvferry.testbed.smol.seeing import align, match
 from kvferry.testbed.smol.text import Texts
 from kvferry.testbed.targets import COLUMN, OFFSETS, dense_labels
 from kvferry.testbed.words import IMAGE_PAD
@@ -130,11 +130,11 @@ def test_the_command_trains_measures_and_exports(
     monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
     words = ["train", "--out", str(tmp_path), "--language", str(language), "--pictures", "1", "--slots", "3"]
     short = ["--steps", "1", "--symbol-steps", "1", "--tower-steps", "1", "--tower-pictures", "4", "--align-steps", "2"]
-    short += ["--whole", "--minutes", "9"]
+    short += ["--match-steps", "1", "--minutes", "9"]
     monkeypatch.setattr(sys, "argv", [*words, *short])
     train.main()
     made = {path.name for path in tmp_path.iterdir()}
-    assert {"tower.state", "symbol.state", "answer.state", "log.jsonl", "model"} <= made
+    assert {"tower.state", "match.state", "symbol.state", "answer.state", "log.jsonl", "model"} <= made
     assert load(tmp_path / "model").has_vision
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", [*words, "--validate", "2"])
@@ -156,6 +156,22 @@ def test_an_edge_keeps_the_first_layers(language: Path, tmp_path: Path) -> None:
     ids = torch.tensor([[1, 40, 41]])
     with torch.no_grad():
         torch.testing.assert_close(vlm.model(input_ids=ids).logits, edge.model(input_ids=ids).logits)
+
+
+def test_the_tower_learns_to_say_it_in_word_vectors(
+    pupil: Pupil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvferry.testbed.smol.data.SIDES", (128,))
+    plan = Plan(align_steps=12, tower_pixels=0, match_steps=41)
+    before = pupil.tower.patch_embed.proj.weight.clone()
+    match(pupil, tmp_path, plan, seed=0, resume=True, workers=0)
+    first, _, last = (json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert last < 0.8 * first
+    assert not torch.equal(pupil.tower.patch_embed.proj.weight, before)
+    again = Pupil(pupil.language, "testbed/control", PLAN, seed=1, device="cpu")
+    load_run(again, tmp_path)
+    for name, weight in pupil.tower.state_dict().items():
+        assert torch.equal(again.tower.state_dict()[name], weight)
 
 
 def test_what_was_exported_can_be_gone_on_with(language: Path, tmp_path: Path) -> None:

@@ -11,19 +11,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kvferry.models.grown import WEIGHTS
 from kvferry.testbed.language import accuracy_by_kind
 from kvferry.testbed.runlog import Stage
-from kvferry.testbed.targets import COLUMN, OFFSETS, dense_labels, multi_hot
+from kvferry.testbed.targets import dense_labels, multi_hot
 
 from .data import Lesson, Lessons, Task
 from .english import MOST_IN_CAPTION
 from .pupil import Plan, Pupil
-from .seeing import align, load_steps
+from .seeing import BESIDE, load_steps
 from .text import Texts
 
-BESIDE = int(OFFSETS[COLUMN["left colour"]])
-"""The first label of what stands beside a thing."""
 _SYMBOLS = 20_000
 """Added to the seed of symbolic lessons."""
 
@@ -52,27 +49,24 @@ def symbols(pupil: Pupil, lesson: Lesson, plan: Plan, seed: int) -> torch.Tensor
 
 def train_answers(
     pupil: Pupil, folder: Path, plan: Plan, texts: Texts | None, *, seed: int, resume: bool, workers: int,
-    symbolic: bool = False, fresh: bool = False,
+    symbolic: bool = False,
 ) -> None:
     """The low-rank update learns to answer: from symbols alone (stage ``symbol``), or with the projector from pictures.
 
     Every so many steps a text is read, which must be continued as the unchanged model would.
     """
-    taught = pupil.tower if plan.whole else pupil.tower.merger.mlp[2]
-    taught.requires_grad_(not symbolic)
     modules: dict[str, nn.Module] = {"update": pupil.update}
     if not symbolic:
-        modules["vision"] = taught
+        modules |= {"projector": pupil.projector, "seeing": pupil.seeing}
+        pupil.tower.requires_grad_(True)
     name, steps, limit = (
         ("symbol", plan.symbol_steps, plan.symbol_seconds) if symbolic
         else ("answer", plan.answer_steps, plan.answer_seconds)
     )  # fmt: skip
     stage = Stage(
-        folder, name, modules, steps=steps, rate=plan.answer_rate, resume=resume, faster={"vision": plan.vision},
-        limit=limit, last=0.5 if symbolic else 0.02,
+        folder, name, modules, steps=steps, rate=plan.answer_rate, resume=resume,
+        faster={"projector": plan.projector, "seeing": plan.seeing}, limit=limit, last=0.5 if symbolic else 0.02,
     )  # fmt: skip
-    if not symbolic and (fresh or (stage.done == 0 and not (folder / "model" / WEIGHTS).is_file())):
-        print(f"aligned: {align(pupil, plan, seed=seed, workers=workers):.3f} of the power explained", flush=True)
     rank, world = stage.together.rank, stage.together.world
     stage.together.share(stage.parameters)
     lessons = Lessons(pupil.prompts, plan.task, seed=seed + (_SYMBOLS if symbolic else 0), steps=steps * world)
@@ -96,7 +90,7 @@ def train_answers(
         if step % 20 == 19:
             stage.log(**{kind: round(float(np.mean(values)), 3) for kind, values in sorted(recent.items())})
             recent.clear()
-    taught.requires_grad_(False)
+    pupil.tower.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from kvferry.models.grown import WEIGHTS
 from kvferry.testbed.attention import use_training_attention
@@ -36,6 +37,8 @@ class Plan:
     tower_seconds: float = math.inf
     tower_pixels: int = 16 * 128 * 128
     align_steps: int = 80
+    match_steps: int = 700
+    match_seconds: float = math.inf
     symbol_steps: int = 500
     symbol_seconds: float = math.inf
     noise: float = 0.3
@@ -45,14 +48,14 @@ class Plan:
     answer_steps: int = 1500
     answer_rate: float = 1.5e-3
     answer_seconds: float = math.inf
-    vision: float = 2.0
+    projector: float = 1.0
+    seeing: float = 0.3
+    """How quickly the tower's last matrix and the rest of it learn from answers, beside the update."""
     rank: int = 16
     layers: int | None = None
     """Of SmolLM2's, the first so many; all by default."""
     every_text: int = 5
     text_weight: float = 1.0
-    whole: bool = False
-    """Whether the tower learns in the stage `answer` too: dear on a CPU, cheap beside a GPU's language model."""
     task: Task = field(default_factory=Task)
 
 
@@ -68,6 +71,9 @@ class Pupil:
         self.device = torch.device(device)
         self.model.requires_grad_(False).to(self.device)
         self.tower: Any = self.model.model.visual
+        self.projector: nn.Module = self.tower.merger.mlp[2]
+        merger = self.tower.merger
+        self.seeing = nn.ModuleList([self.tower.patch_embed, self.tower.blocks, merger.ln_q, merger.mlp[0]])
         self.words: Any = self.model.model.language_model
         self.update = LowRankUpdate(self.words.layers, plan.rank).to(self.device)
         self.heads = DenseHeads(self.tower.merger.hidden_size).to(self.device)
@@ -120,20 +126,13 @@ def load_run(pupil: Pupil, run: Path) -> None:
         tower = {name.removeprefix(vision): x for name, x in weights.items() if name.startswith(vision)}
         pupil.tower.load_state_dict(tower)
         pupil.update.take({name.removeprefix(words): x for name, x in weights.items() if name.startswith(words)})
-    for name in ("tower", "symbol", "answer"):
+    for name in ("tower", "match", "symbol", "answer"):
         path = run / f"{name}.state"
         if not path.is_file():
             continue
         state = load_state(path)["modules"]
-        if name == "tower":
-            kept = {key: x for key, x in state["tower"].items() if not key.startswith("merger.mlp.2")}
-            pupil.tower.load_state_dict(kept, strict=False)
-            pupil.heads.load_state_dict(state["heads"])
-        else:
-            pupil.update.load_state_dict(state["update"])
-            if name == "symbol":
-                continue
-            whole = "patch_embed.proj.weight" in state["vision"]
-            (pupil.tower if whole else pupil.tower.merger.mlp[2]).load_state_dict(state["vision"])
-
-
+        modules = {"tower": pupil.tower, "heads": pupil.heads, "update": pupil.update} | {
+            "projector": pupil.projector, "seeing": pupil.seeing,
+        }  # fmt: skip
+        for key, weights in state.items():
+            modules[key].load_state_dict(weights)

@@ -12,14 +12,16 @@ from torch.utils.data import DataLoader
 
 from kvferry.testbed.joint import token_weights
 from kvferry.testbed.runlog import Stage
-from kvferry.testbed.targets import multi_hot
+from kvferry.testbed.targets import COLUMN, OFFSETS, multi_hot
 from kvferry.testbed.tower import dense_loss
 
 from .data import Lessons, Look, Looks
 from .pupil import Plan, Pupil
 
-_ALIGN = 10_000
-"""Added to the seed of the scenes that the projector is set on."""
+_ALIGN, _MATCH = 10_000, 11_000
+"""Added to the seed of the scenes that the projector is set on, and that the tower says in word vectors."""
+BESIDE = int(OFFSETS[COLUMN["left colour"]])
+"""The first label of what stands beside a thing."""
 
 
 def load_steps(steps: Lessons | Looks, start: int, workers: int, rank: int = 0, world: int = 1) -> Iterator[Any]:
@@ -53,6 +55,42 @@ def train_tower(pupil: Pupil, folder: Path, plan: Plan, *, seed: int, resume: bo
     pupil.tower.requires_grad_(False)
 
 
+def wanted(pupil: Pupil, look: Look) -> torch.Tensor:
+    """What the language model should be told at each token, ``[tokens, hidden]``: what is there, not what is beside."""
+    labels = multi_hot(look.labels.numpy())
+    labels[:, BESIDE:] = 0
+    return torch.from_numpy(labels) @ pupil.vectors.cpu()
+
+
+def match(pupil: Pupil, folder: Path, plan: Plan, *, seed: int, resume: bool, workers: int) -> None:
+    """The whole tower learns to say what is there in word vectors; a matrix behind it alone leaves words unsaid.
+
+    The loss is the share of the vectors' (weighted) power that is left.
+    """
+    pupil.tower.requires_grad_(True)
+    stage = Stage(
+        folder, "match", {"tower": pupil.tower}, steps=plan.match_steps, rate=plan.tower_rate, resume=resume,
+        limit=plan.match_seconds,
+    )  # fmt: skip
+    if stage.done == 0:
+        print(f"aligned: {align(pupil, plan, seed=seed, workers=workers):.3f} of the power explained", flush=True)
+    rank, world = stage.together.rank, stage.together.world
+    stage.together.share(stage.parameters)
+    drawn = Looks(pixels=plan.tower_pixels, seed=_MATCH + seed, steps=plan.match_steps * world)
+    looks = load_steps(drawn, stage.done, workers, rank, world)
+    for step in stage:
+        look: Look = next(looks)
+        with pupil.autocast():
+            told = pupil.tower.merger.mlp[2](pupil.middle(look.pixels, look.grids)).float()
+        y = wanted(pupil, look).to(told.device)
+        weight = token_weights(look.scenes).to(told.device)[:, None]
+        loss = ((told - y).square() * weight).sum() / (y.square() * weight).sum()
+        stage.step(loss)
+        if step % 20 == 0:
+            stage.log(loss=loss.item())
+    pupil.tower.requires_grad_(False)
+
+
 @torch.no_grad()
 def align(pupil: Pupil, plan: Plan, *, seed: int, workers: int = 0) -> float:
     """Set the tower's last matrix so that its features come nearest to sums of word vectors (least squares).
@@ -68,7 +106,7 @@ def align(pupil: Pupil, plan: Plan, *, seed: int, workers: int = 0) -> float:
         hidden = pupil.middle(look.pixels, look.grids).cpu().double()
         weight = token_weights(look.scenes).double().sqrt()[:, None]
         x = torch.cat([hidden, torch.ones(len(hidden), 1, dtype=torch.float64)], dim=1) * weight
-        y = (torch.from_numpy(multi_hot(look.labels.numpy())) @ pupil.vectors.cpu()).double() * weight
+        y = wanted(pupil, look).double() * weight
         if step < len(looks) * 5 // 6:
             gram += x.T @ x
             cross += x.T @ y
