@@ -100,8 +100,8 @@ class Task:
     pictures: int = 1
     slots: int = 28
     kinds: tuple[str, ...] = (
-        "colour", "shape", "glyph", "number", "word", "exist", "compare", "caption", "lookup",
-        *("number", "relation", "two_hop") * 2, *("count",) * 4,
+        "colour", "shape", "glyph", "word", "lookup", "caption", *("number", "compare", "relation", "two_hop") * 2,
+        *("exist",) * 3, *("count",) * 4,
     )  # fmt: skip
     most_in_caption: int = 8
     """Things that a lesson's caption may name: every token of it is an answer, so it teaches more than it costs."""
