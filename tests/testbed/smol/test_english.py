@@ -79,3 +79,21 @@ def test_a_caption_names_all_from_left_to_right() -> None:
     assert question.answer == "A red square with 47, a blue star and an orange cross with K."
     close = (row[0], thing("red", "square", "", 92))
     assert caption(np.random.default_rng(0), Scene(192, 192, close, (), 0)) is None
+
+
+def test_an_inventory_counts_everything_once() -> None:
+    seen = set()
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scene = draw(rng, 192, 192)
+        question = ask_in_english(rng, [scene], "inventory")
+        if question is None:
+            continue
+        counts = dict(part.rsplit(" ", 1) for part in question.answer.removesuffix(".").split(", "))
+        assert sum(map(int, counts.values())) == len(scene.things)
+        kind = "colour" if "colour" in question.text else "shape"
+        assert counts == {
+            name: str(sum(getattr(thing, kind) == name for thing in scene.things)) for name in counts
+        }  # fmt: skip
+        seen.add(kind)
+    assert seen == {"colour", "shape"}

@@ -16,7 +16,7 @@ from kvferry.testbed.runlog import Stage
 from kvferry.testbed.targets import dense_labels, multi_hot
 
 from .data import Lesson, Lessons, Task
-from .english import MOST_IN_CAPTION
+from .english import KINDS, MOST_IN_CAPTION
 from .pupil import Plan, Pupil
 from .seeing import BESIDE, load_steps
 from .text import Texts
@@ -96,10 +96,9 @@ def train_answers(
 @torch.no_grad()
 def validate(pupil: Pupil, task: Task, *, steps: int, seed: int = 0, split: str = "validation") -> dict[str, Any]:
     """Share of fresh questions whose every answer token and end are right (forced), by kind, and their number."""
-    lessons = Lessons(pupil.prompts, replace(
-        task, slots=8, kinds=tuple(dict.fromkeys(task.kinds)), most_in_caption=MOST_IN_CAPTION
-    ), seed=seed,
-                      steps=steps, split=split)  # fmt: skip
+    kinds = tuple(kind for kind in dict.fromkeys(task.kinds) if kind in KINDS)
+    asked = replace(task, slots=8, kinds=kinds, most_in_caption=MOST_IN_CAPTION)
+    lessons = Lessons(pupil.prompts, asked, seed=seed, steps=steps, split=split)
     right: dict[str, list[float]] = {}
     for step in range(steps):
         lesson = lessons[step]

@@ -98,10 +98,10 @@ class Task:
     """What a step teaches: how many pictures, questions behind each, kinds (hard ones more often), and sizes."""
 
     pictures: int = 1
-    slots: int = 28
+    slots: int = 10
     kinds: tuple[str, ...] = (
-        "colour", "shape", "glyph", "word", "lookup", "caption", *("number", "compare", "relation", "two_hop") * 2,
-        *("exist",) * 3, *("count",) * 4,
+        "colour", "shape", "glyph", "word", "lookup", "caption", "inventory",
+        *("number", "compare", "relation", "two_hop") * 2, *("exist",) * 3, *("count",) * 4,
     )  # fmt: skip
     most_in_caption: int = 8
     """Things that a lesson's caption may name: every token of it is an answer, so it teaches more than it costs."""

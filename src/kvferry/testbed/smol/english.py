@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -77,6 +78,10 @@ _PAIR_WORDINGS = ("In the {which} picture: {rest}", "Look at the {which} picture
 _CAPTION_WORDINGS = (
     "Describe the shapes from left to right.", "Say what is there, from left to right.",
     "List every shape, left to right.", "Write a caption for the shapes, from left to right.",
+)  # fmt: skip
+
+_INVENTORY_WORDINGS = (
+    "How many are there of each {x}?", "Count the shapes of each {x}.", "Take stock by {x}.",
 )  # fmt: skip
 
 
@@ -162,5 +167,20 @@ def caption(rng: np.random.Generator, scene: Scene, most: int = MOST_IN_CAPTION)
     return Question(str(rng.choice(_CAPTION_WORDINGS)), said[0].upper() + said[1:], "caption", which, which)
 
 
-MAKERS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {"caption": caption}
+def inventory(rng: np.random.Generator, scene: Scene) -> Question | None:
+    """ "circle 2, star 1.", or by colour; None where everything is alike. Only taught: it is many counts in one."""
+    by_colour = bool(rng.random() < 0.5)
+    counts = Counter(thing.colour if by_colour else thing.shape for thing in scene.things)
+    if len(counts) < 2:
+        return None
+    names = words.ALL_COLOURS if by_colour else words.ALL_SHAPES
+    said = ", ".join(f"{name} {counts[name]}" for name in names if counts[name]) + "."
+    which = tuple(range(len(scene.things)))
+    asked = str(rng.choice(_INVENTORY_WORDINGS)).format(x="colour" if by_colour else "shape")
+    return Question(asked, said, "inventory", which, which)
+
+
+MAKERS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
+    "caption": caption, "inventory": inventory,
+}  # fmt: skip
 """Kinds of question that the testbed does not have."""
