@@ -127,6 +127,7 @@ def test_describe(edge: Edge, vlm: VLM, cloud: CloudProcess) -> None:
     assert described["fingerprint"] == vlm.fingerprint == cloud.ready["fingerprint"]
     assert described["modes"] == ["kv", "image", "embeds", "scout", "prompt", "translate"]
     assert described["has_vision"]
+    assert described["model"] == "cloud", "not where it lies on the other machine"
 
 
 def test_health_and_reflection(cloud: CloudProcess) -> None:

@@ -107,6 +107,7 @@ def test_what_is_there_now(watched: Watched, answers: dict[str, Answer]) -> None
     ready = watched.process.ready
     named = [labels for (name, labels), _ in watched.samples().items() if name == "kvferry_build_info"]
     assert dict(named[0])["fingerprint"] == ready["fingerprint"]
+    assert dict(named[0])["model"] == "cloud"
     assert watched.value("open_requests") == watched.value("queue_length") == 0
     assert watched.value("held_sessions") >= 1
     assert watched.value("held_bytes") > answers["image"].bitstream_bytes

@@ -43,8 +43,10 @@ def client(cloud: CloudProcess) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def model(client: openai.OpenAI) -> str:
+def model(client: openai.OpenAI, model_folder: Path) -> str:
+    """Of a folder here others are told the last part."""
     (only,) = client.models.list().data
+    assert only.id == model_folder.name
     return only.id
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from kvferry.checkpoint import known_as
 from kvferry.cli.checks import metrics_address
 from kvferry.cli.console import Device, Dtype, Model, NamedModel, Traces, model_of, print_json, waiting
 from kvferry.cli.guarded import Cert, ClientCA, Insecure, Key, TokensFile, guarded
@@ -156,7 +157,7 @@ def serve(
                         "address": address,
                         "host": host,
                         "port": int(port),
-                        "model": vlm.name,
+                        "model": known_as(vlm.name),
                         "fingerprint": vlm.fingerprint,
                         "metrics": at,
                         "http": doors[0] if doors else "",

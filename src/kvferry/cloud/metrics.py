@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kvferry import __version__
+from kvferry.checkpoint import known_as
 from kvferry.cloud.monitor import OK, Record
 from kvferry.errors import DependencyError, LinkError
 from kvferry.link import parse_address
@@ -72,7 +73,7 @@ class Metrics:
         values : mapping
             By name: what it is, and how to look it up.
         """
-        self._build.info({"version": __version__, "model": vlm.name, "fingerprint": vlm.fingerprint})
+        self._build.info({"version": __version__, "model": known_as(vlm.name), "fingerprint": vlm.fingerprint})
         for name, (what, tell) in values.items():
             self._gauge(name, what).set_function(tell)
 

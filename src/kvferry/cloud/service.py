@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
+from kvferry.checkpoint import known_as
 from kvferry.cloud.costs import Budget
 from kvferry.cloud.engine import Engine
 from kvferry.cloud.limits import Limits
@@ -67,7 +68,7 @@ class FerryService(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
 
         return pb.DescribeReply(
             kvferry_version=__version__,
-            model=self._vlm.name,
+            model=known_as(self._vlm.name),
             fingerprint=self._vlm.fingerprint,
             has_vision=self._vlm.has_vision,
             modes=sorted(RECEIVERS),
@@ -148,7 +149,9 @@ class _Conversation:
             receiver = await self._decode(self._receiver, start, store)
             self._check_time(receiver, start)
             turns = len(start.conversation.turns)
-            accepted = pb.AskReply.Accepted(fingerprint=self._vlm.fingerprint, model=self._vlm.name, turns=turns)
+            accepted = pb.AskReply.Accepted(
+                fingerprint=self._vlm.fingerprint, model=known_as(self._vlm.name), turns=turns
+            )  # fmt: skip
             await self._write(pb.AskReply(accepted=accepted))
             with span("receive"):
                 share = await self._receive(receiver, start)

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kvferry.checkpoint import known_as
 from kvferry.cloud.admission import Admission
 from kvferry.cloud.costs import Account, Budget
 from kvferry.cloud.door.guest import Guest, caller_of, check_scope, peer_of
@@ -109,14 +110,14 @@ class Door:
     async def _health(self, request: web.Request) -> web.Response:
         stuck = self._engine.stuck_seconds >= self._limits.stuck_seconds
         status = "ending" if self._admission.ending else "stuck" if stuck else "ok"
-        return said({"status": status, "model": self._vlm.name}, 200 if status == "ok" else 503)
+        return said({"status": status, "model": known_as(self._vlm.name)}, 200 if status == "ok" else 503)
 
     async def _models(self, request: web.Request) -> web.Response:
         try:
             check_scope(caller_of(request, self._access.tokens), "describe")
         except KVFerryError as error:
             return failed(error)
-        model = {"id": self._vlm.name, "object": "model", "created": self._born, "owned_by": "kvferry"}
+        model = {"id": known_as(self._vlm.name), "object": "model", "created": self._born, "owned_by": "kvferry"}
         return said({"object": "list", "data": [{**model, "fingerprint": self._vlm.fingerprint}]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
@@ -201,8 +202,8 @@ class Door:
 
         chat = await decode(_parsed, raw, self._limits.new_tokens)
         del raw
-        if chat.model != self._vlm.name:
-            missing = f"there is no model {chat.model!r} here, only {self._vlm.name!r}"
+        if chat.model != known_as(self._vlm.name):
+            missing = f"there is no model {chat.model!r} here, only {known_as(self._vlm.name)!r}"
             raise RefusalError(missing, 404, "model", "model_not_found")
         check_scope(guest.caller, "ask:image" if chat.cache is None else "ask:kv")
         receiver = await decode(self._receiver, chat, account)
@@ -297,7 +298,7 @@ class _Talk:
         self._tokens = 0
 
     def head(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._vlm.name}
+        return {"id": self._id, "object": kind, "created": self._created, "model": known_as(self._vlm.name)}
 
     @property
     def usage(self) -> dict[str, int]:
