@@ -16,6 +16,7 @@ import numpy as np
 
 from kvferry.evaluate.tables import interval, markdown
 from kvferry.models.pruning import Pruning, prefill_flops
+from kvferry.models.tower_pruning import TowerPruning
 from kvferry.recipe import Recipe, compress, decompress
 from kvferry.selection.eviction import kept_count
 from kvferry.statistics import difference_interval, mean_interval, ratio_interval
@@ -33,6 +34,8 @@ CODEC = "int4"
 FULL, FLOOR = f"full|{CODEC}", f"none|{CODEC}"
 SETTINGS = ((2, 0.25), (2, 0.1))
 """First pruned layer and the share of visual tokens that goes on."""
+BEFORE = (0.5, 0.25)
+"""Share of visual tokens that reaches the language model at all, by the vision tower's attention."""
 AFTER = ("q2c", "leaveout")
 """Scorers that choose as many tokens after a whole prefill."""
 
@@ -40,6 +43,11 @@ AFTER = ("q2c", "leaveout")
 def name(layer: int, fraction: float, looks: str = "question") -> str:
     """A pruned prefill's row."""
     return f"layer {layer}, {fraction:.0%}" + ("" if looks == "question" else f", {looks} token")
+
+
+def before(fraction: float) -> str:
+    """The row of a prompt pruned by the tower."""
+    return f"tower, {fraction:.0%}"
 
 
 def beside(row: str, scorer: str) -> str:
@@ -67,12 +75,14 @@ def run(vlm: VLM, plan: Plan, index: int) -> Record:
         made[row] = pruned, FULL
         last = name(layer, fraction, "last")
         made[last] = prefill(prune=Pruning(layer, fraction, "last")), FULL
-        share = sum(pruned.cache.kept) / (len(pruned.cache.kept) * pruned.cache.length)
-        for scorer in AFTER:
-            made[beside(row, scorer)] = whole, f"{scorer}@{share:.6f}|{CODEC}"
+        made |= _after(row, whole, pruned)
         if layer > 1:
             early = _early(vlm, n, visual, prefill_flops(vlm.model, n, pruned.cache))
             made[beside(row, "early")] = prefill(prune=Pruning(1, early)), FULL
+    for fraction in BEFORE:
+        pruned = vlm.prefill(drawn.images, drawn.question, prune=TowerPruning(fraction))
+        made[before(fraction)] = pruned, FULL
+        made |= _after(before(fraction), whole, pruned)
     blobs = {row: compress(source, recipe) for row, (source, recipe) in made.items()}
     truth = answer_ids(vlm, drawn.answer)
     logits = forced(vlm, {row: decompress(blob) for row, blob in blobs.items()}, truth)
@@ -83,6 +93,12 @@ def run(vlm: VLM, plan: Plan, index: int) -> Record:
         "work": {row: round(flops / work[FULL], 4) for row, flops in work.items()},
         "right": {row: int(says(vlm, logits[row], truth)) for row in made},
     }
+
+
+def _after(row: str, whole: Prefilled, pruned: Prefilled) -> dict[str, tuple[Prefilled, str]]:
+    """Rows that keep as many tokens as a pruned prefill after a whole one."""
+    share = sum(pruned.cache.kept) / (len(pruned.cache.kept) * pruned.cache.length)
+    return {beside(row, scorer): (whole, f"{scorer}@{share:.6f}|{CODEC}") for scorer in AFTER}
 
 
 def _early(vlm: VLM, n: int, visual: int, flops: int) -> float:
@@ -141,6 +157,13 @@ def render(results: Path, places: Places, title: str) -> str:
         for what, other in others.items():
             gap = difference_interval(right[row], right[other])
             against.append([row, what, *cells(other)[:3], interval(gap), words(gap)])
+    for row in filter(right.__contains__, map(before, BEFORE)):  # raw files from before there was such pruning lack it
+        shown.append([row, *cells(row)])
+        for scorer in AFTER:
+            gap = difference_interval(right[row], right[beside(row, scorer)])
+            against.append(
+                [row, f"{scorer} after prefill", *cells(beside(row, scorer))[:3], interval(gap), words(gap)]
+            )
     return "\n".join(
         [
             f"## {title}",

@@ -11,7 +11,7 @@ import pytest
 from kvferry.models import load
 from study.long_runs import Plan
 from study.page import Places
-from study.prune import AFTER, FLOOR, FULL, SETTINGS, beside, fact, name, render, run
+from study.prune import AFTER, BEFORE, FLOOR, FULL, SETTINGS, before, beside, fact, name, render, run
 
 Record = dict[str, dict[str, float]]
 
@@ -32,6 +32,13 @@ def test_rows_are_set_against_their_like(record: Record) -> None:
         assert size[name(layer, fraction, "last")] == pytest.approx(size[row], rel=0.03)
         early = work[beside(row, "early")]
         assert work[row] - 0.02 < early <= work[row] < 1
+    for fraction in BEFORE:
+        row = before(fraction)
+        assert 0 < work[row] < 1
+        for scorer in AFTER:
+            assert size[beside(row, scorer)] == pytest.approx(size[row], rel=0.05)
+            assert work[beside(row, scorer)] == 1
+    assert work[before(0.25)] < work[before(0.5)]
     assert size[FLOOR] < min(size[name(*setting)] for setting in SETTINGS) < size[FULL]
     assert set(record["right"]) == set(size) == set(work)
 
@@ -53,6 +60,12 @@ def test_a_section_says_what_was_found(record: Record, tmp_path: Path) -> None:
     assert "-0.250 [-0.375, -0.125] | fewer right |" in worse
     (same,) = [line for line in text.splitlines() if line.startswith(f"| {name(2, 0.25)} | q2c after prefill")]
     assert same.endswith("no difference shown |")
+    assert f"| {before(0.25)} | leaveout after prefill" in text
+    old = [head]
+    old += [{k: {r: x for r, x in v.items() if "tower" not in r} if isinstance(v, dict) else v
+             for k, v in line.items()} for line in lines[1:]]  # fmt: skip
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert "tower" not in render(tmp_path / "old.jsonl", Places(tmp_path / "a.md", tmp_path, tmp_path), "Old")
     places = Places(tmp_path / "a.md", tmp_path, tmp_path)
     (told,) = fact(tmp_path, places)
     assert "n = 40)" in told
