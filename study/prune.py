@@ -161,9 +161,13 @@ def render(results: Path, places: Places, title: str) -> str:
         shown.append([row, *cells(row)])
         for scorer in AFTER:
             gap = difference_interval(right[row], right[beside(row, scorer)])
-            against.append(
-                [row, f"{scorer} after prefill", *cells(beside(row, scorer))[:3], interval(gap), words(gap)]
-            )
+            against.append([row, f"{scorer} after prefill", *cells(beside(row, scorer))[:3], interval(gap), words(gap)])
+    tower = (
+        " Rows of the tower drop and merge tokens before the language model, by its attention (VisionZip), "
+        "whose own work is not counted in any row."
+        if before(BEFORE[0]) in right
+        else ""
+    )
     return "\n".join(
         [
             f"## {title}",
@@ -171,7 +175,7 @@ def render(results: Path, places: Places, title: str) -> str:
             f"Protocol A, n = {len(records)} questions of the {head['plan']['split']} split, raw: `{results.name}`, by "
             f"`{head['command']}`. Visual tokens are dropped inside prefill, from a layer on, by what the question "
             "(or the last token, as FastV has it) looks at in the layer before; all caches are INT4. Work is that of "
-            "the language model's prefill by formula, a whole one being 1; bytes are whole bitstreams.",
+            "the language model's prefill by formula, a whole one being 1; bytes are whole bitstreams." + tower,
             "",
             markdown(("first pruned layer, visual tokens kept", "work", "bytes", "accuracy", "% of full"), shown),
             "",

@@ -60,6 +60,7 @@ def test_a_section_says_what_was_found(record: Record, tmp_path: Path) -> None:
     assert "-0.250 [-0.375, -0.125] | fewer right |" in worse
     (same,) = [line for line in text.splitlines() if line.startswith(f"| {name(2, 0.25)} | q2c after prefill")]
     assert same.endswith("no difference shown |")
+    assert "before the language model" in text
     assert f"| {before(0.25)} | leaveout after prefill" in text
     old = [head]
     old += [{k: {r: x for r, x in v.items() if "tower" not in r} if isinstance(v, dict) else v
