@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from kvferry.models.vlm import VLM
     from kvferry.recipe import Recipe, compress, decompress
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _HOMES = {
     "Answer": "edge",
