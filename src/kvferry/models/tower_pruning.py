@@ -45,8 +45,8 @@ class TowerPruning:
     What differs from the paper, which works on CLIP: these towers have no class token, so a patch counts by the
     attention it receives from all patches of its frame in the last block, and a token by the mean of its patches; keys
     are compared before their rotation, mean over heads and patches; merging takes the mean of the projected
-    embeddings, target included. (Public copies of the method's code were seen to add the others' mean to the target's features
-    before the projector; the authors' own was not looked at.)
+    embeddings, target included. (Public copies of the method's code were seen to add the others' mean to the target's
+    features before the projector; the authors' own was not looked at.)
 
     Parameters
     ----------
