@@ -33,12 +33,12 @@ class Testbed:
     images: Any
 
     @classmethod
-    def load(cls, folder: str | Path) -> Testbed:
+    def load(cls, folder: str | Path, dtype: str = "bfloat16") -> Testbed:
         """Load a model folder; a clear error where it is none."""
         if not (Path(folder) / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
         return cls(
-            AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval(),
+            AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype)).eval(),
             AutoTokenizer.from_pretrained(folder, padding_side="left"),
             AutoImageProcessor.from_pretrained(folder),
         )
@@ -115,12 +115,13 @@ def _summary(results: list[tuple[str, str, bool]]) -> dict[str, Any]:
 def evaluate(
     folder: str | Path, split: str = "test", n: int = 1000, *, batch: int = 20, kinds: tuple[str, ...] = KINDS,
     progress: bool = True, draw: Callable[..., Iterable[Sample]] = samples, max_new_tokens: int = 8,
+    dtype: str = "bfloat16",
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy of a model folder, overall and by kind, with intervals and the blind baseline.
 
     ``draw(split, n, kinds=kinds)`` gives the samples, by default the testbed's.
     """
-    testbed = Testbed.load(folder)
+    testbed = Testbed.load(folder, dtype)
     results: list[tuple[str, str, bool]] = []
     groups = _batches(draw(split, n, kinds=kinds), batch)
     for group in track(groups, "asking", total=-(-n // batch), disable=not progress):
@@ -129,7 +130,7 @@ def evaluate(
     by_kind = {kind: _summary([result for result in results if result[0] == kind]) for kind in kinds}
     blind = sum(row["blind"] * row["n"] for row in by_kind.values()) / max(n, 1)
     overall = _summary(results) | {"blind": round(blind, 4)}
-    return {"split": split, "dtype": "bfloat16", "overall": overall, "kinds": by_kind}
+    return {"split": split, "dtype": dtype, "overall": overall, "kinds": by_kind}
 
 
 def table(report: dict[str, Any]) -> Table:

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--batch", type=int, default=14)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
@@ -37,6 +38,7 @@ def main() -> None:
     report = evaluate(
         find_folder(arguments.folder), arguments.split, arguments.n, batch=arguments.batch,
         kinds=tuple(arguments.kinds), progress=not arguments.json, draw=samples, max_new_tokens=LONGEST,
+        dtype=arguments.dtype,
     )  # fmt: skip
     if arguments.json:
         print(json.dumps(report, indent=1))
