@@ -19,9 +19,9 @@ from kvferry.testbed.smol.answers import stays, symbols, train_answers
 from kvferry.testbed.smol.build import sections, write_folder
 from kvferry.testbed.smol.data import Lessons, Task
 from kvferry.testbed.smol.pupil import Plan, Pupil, load_run
-from kvferry.testbed.smol.seeing import align, match
+from kvferry.testbed.smol.seeing import align, match, mistaken
 from kvferry.testbed.smol.text import Texts
-from kvferry.testbed.targets import COLUMN, OFFSETS, dense_labels
+from kvferry.testbed.targets import COLUMN, OFFSETS, SIZES, dense_labels
 from kvferry.testbed.words import IMAGE_PAD
 from tests.models.gguf_files import small_llama
 
@@ -172,6 +172,21 @@ def test_the_tower_learns_to_say_it_in_word_vectors(
     load_run(again, tmp_path)
     for name, weight in pupil.tower.state_dict().items():
         assert torch.equal(again.tower.state_dict()[name], weight)
+
+
+def test_other_words_are_mistaken_ones(pupil: Pupil) -> None:
+    """Each shape's own vector is that shape to the language model, and another's is not."""
+    column = COLUMN["shape"]
+    shapes = torch.arange(int(SIZES[column]))
+    labels = torch.zeros(len(shapes), len(SIZES), dtype=torch.long)
+    labels[:, column] = shapes + 1
+    start = int(OFFSETS[column])
+    vectors = pupil.vectors[start : start + len(shapes)]
+    told = vectors * 20 / vectors.var(0).sum()
+    right, wrong = mistaken(pupil, told, labels), mistaken(pupil, told.roll(1, 0), labels)
+    assert right < 0.1
+    assert wrong > 1
+    assert mistaken(pupil, told, torch.zeros_like(labels)) == 0
 
 
 def test_what_was_exported_can_be_gone_on_with(language: Path, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ class Plan:
     tower_pixels: int = 16 * 128 * 128
     align_steps: int = 80
     match_steps: int = 700
+    apart: float = 0.1
+    """Weight of telling words apart, beside the squared error."""
     match_seconds: float = math.inf
     symbol_steps: int = 500
     symbol_seconds: float = math.inf

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from kvferry.testbed.joint import token_weights
 from kvferry.testbed.runlog import Stage
-from kvferry.testbed.targets import COLUMN, OFFSETS, multi_hot
+from kvferry.testbed.targets import COLUMN, OFFSETS, SIZES, multi_hot
 from kvferry.testbed.tower import dense_loss
 
 from .data import Lessons, Look, Looks
@@ -62,10 +63,27 @@ def wanted(pupil: Pupil, look: Look) -> torch.Tensor:
     return torch.from_numpy(labels) @ pupil.vectors.cpu()
 
 
+def mistaken(pupil: Pupil, told: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How badly words are told from others of their group by the language model's own vectors (mean cross-entropy).
+
+    ``told`` is ``[tokens, hidden]``, ``labels`` ``[tokens, groups]``. Most of a word's vector is what all of a group
+    share, so that a small squared error may still be the wrong word.
+    """
+    losses = []
+    for column, (start, size) in enumerate(zip(OFFSETS.tolist(), SIZES.tolist(), strict=True)):
+        there = labels[:, column] > 0
+        if start >= BESIDE or size < 2 or not bool(there.any()):
+            continue
+        vectors = pupil.vectors[start : start + size]
+        logits = told[there] @ (vectors - vectors.mean(0)).T
+        losses.append(F.cross_entropy(logits, labels[there, column] - 1))
+    return torch.stack(losses).mean() if losses else told.sum() * 0
+
+
 def match(pupil: Pupil, folder: Path, plan: Plan, *, seed: int, resume: bool, workers: int) -> None:
     """The whole tower learns to say what is there in word vectors; a matrix behind it alone leaves words unsaid.
 
-    The loss is the share of the vectors' (weighted) power that is left.
+    The loss is the share of the vectors' (weighted) power that is left, and how badly words are told apart.
     """
     pupil.tower.requires_grad_(True)
     stage = Stage(
@@ -84,10 +102,11 @@ def match(pupil: Pupil, folder: Path, plan: Plan, *, seed: int, resume: bool, wo
             told = pupil.tower.merger.mlp[2](pupil.middle(look.pixels, look.grids)).float()
         y = wanted(pupil, look).to(told.device)
         weight = token_weights(look.scenes).to(told.device)[:, None]
-        loss = ((told - y).square() * weight).sum() / (y.square() * weight).sum()
-        stage.step(loss)
+        left = ((told - y).square() * weight).sum() / (y.square() * weight).sum()
+        astray = mistaken(pupil, told, look.labels.to(told.device))
+        stage.step(left + plan.apart * astray)
         if step % 20 == 0:
-            stage.log(loss=loss.item())
+            stage.log(loss=left.item(), astray=astray.item())
     pupil.tower.requires_grad_(False)
 
 
