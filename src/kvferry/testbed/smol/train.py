@@ -75,8 +75,6 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on where a stopped run was")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
-    keep_memory()
     task = Task(pictures=arguments.pictures, slots=arguments.slots, sides=tuple(arguments.sides))
     plan = Plan(
         tower_steps=arguments.tower_steps,
@@ -117,5 +115,7 @@ def main() -> None:
         write_folder(pupil.model, pupil.tokenizer, pupil.update, pupil.language, run / "model")
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # what follows holds for the whole process, so that no caller of main() gets it
+    torch.set_flush_denormal(True)
+    keep_memory()
     main()
