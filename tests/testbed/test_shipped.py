@@ -68,3 +68,11 @@ def test_a_profile_of_the_transform_codec_ships_with_each_model(name: str) -> No
     blob = compress(prefilled, "leaveout@0.1,budget=shared|transform")
     assert len(blob) < prefilled.cache.full_bf16_bytes / 100
     assert vlm.answer(decompress(blob), max_new_tokens=4) == vlm.answer(prefilled.cache, max_new_tokens=4)
+
+
+def test_the_unfinished_models_card_states_its_figures_and_that_it_is() -> None:
+    report = json.loads((SHIPPED / "smol" / "evaluation.json").read_text())
+    card = (SHIPPED / "smol" / "README.md").read_text()
+    for row in [report["overall"], *report["kinds"].values()]:
+        assert f"{row['accuracy']:.1%} [{row['low']:.1%}, {row['high']:.1%}] ({row['n']})" in card
+    assert "unfinished" in card

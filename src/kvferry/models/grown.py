@@ -1,8 +1,9 @@
 """A vision-language model grown on a language model: kept as what was learned, put together where it is loaded.
 
-Its folder holds a Qwen2-VL's configuration and tokenizer, ``grown.json`` and ``grown.safetensors``: the whole vision
-tower under its own names, and for some matrices of the language model ``NAME.down`` ``[rank, in]`` and ``NAME.up``
-``[out, rank]``, whose product is to be added. The language model itself, a Llama, is loaded by its name.
+Its folder holds a Qwen2-VL's configuration, ``grown.json`` and ``grown.safetensors``: the whole vision tower under its
+own names, and for some matrices of the language model ``NAME.down`` ``[rank, in]`` and ``NAME.up`` ``[out, rank]``,
+whose product is to be added. The language model itself, a Llama, is loaded by its name, and so is its vocabulary, in
+which some tokens are given new names.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +23,7 @@ from kvferry.errors import ModelError
 from kvferry.models.unpacked import made_once
 
 ABOUT, WEIGHTS = "grown.json", "grown.safetensors"
-_LAYOUT = 1
+_LAYOUT = 2
 _TEXT = "model.language_model."
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
@@ -30,10 +33,33 @@ def is_grown(folder: Path) -> bool:
     return (folder / ABOUT).is_file()
 
 
-def write_grown(folder: Path, language: str, weights: dict[str, torch.Tensor]) -> None:
-    """What was learned, in bfloat16, and the name of the language model below it."""
+def write_grown(
+    folder: Path, language: str, weights: dict[str, torch.Tensor], renamed: Mapping[int, str] | None = None
+) -> None:
+    """What was learned, in bfloat16, the name of the language model below it, and its tokens' new names by id."""
     save_file({name: x.detach().cpu().bfloat16().contiguous() for name, x in weights.items()}, folder / WEIGHTS)
-    (folder / ABOUT).write_text(json.dumps({"language": language}, indent=1) + "\n")
+    about = {"language": language, "renamed": {str(token): name for token, name in (renamed or {}).items()}}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def rename_tokens(parts: dict[str, Any], renamed: Mapping[int, str]) -> dict[str, Any]:
+    """A ``tokenizer.json`` in which some tokens have other names and are special; the numbers of all stay.
+
+    Raises
+    ------
+    ModelError
+        A name is another token's already, or there is no token of that number.
+    """
+    names = {token: name for name, token in parts["model"]["vocab"].items()}
+    for token, name in renamed.items():
+        if token not in names or parts["model"]["vocab"].get(name, token) != token:
+            raise ModelError(f"token {token} cannot be called {name!r} in this vocabulary: it was grown on another one")
+    vocabulary = {renamed.get(token, name): token for name, token in parts["model"]["vocab"].items()}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    known = [added for added in parts["added_tokens"] if added["id"] not in renamed]
+    known += [{"id": token, "content": name, **plain} for token, name in renamed.items()]
+    known.sort(key=lambda added: int(added["id"]))
+    return {**parts, "added_tokens": known, "model": {**parts["model"], "vocab": vocabulary}}
 
 
 def folder_of_grown(folder: Path, language: Path) -> Path:
@@ -83,5 +109,8 @@ def _join(folder: Path, language: Path, out: Path) -> None:
     for name in [name for name in whole if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))]:
         if name.startswith(_TEXT):
             whole[name.removesuffix("weight") + "bias"] = torch.zeros(len(whole[name]), dtype=whole[name].dtype)
+    renamed = {int(token): name for token, name in json.loads((folder / ABOUT).read_text())["renamed"].items()}
+    vocabulary = rename_tokens(json.loads((language / "tokenizer.json").read_text(encoding="utf-8")), renamed)
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns(ABOUT, "*.safetensors", "*.md", "*.png", "*.profile"))
+    (out / "tokenizer.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     save_file(whole, out / "model.safetensors", metadata={"format": "pt"})

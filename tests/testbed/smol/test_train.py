@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvferry.errors import ModelError
-from kvferry.models.grown import ABOUT, WEIGHTS
+from kvferry.models.grown import ABOUT, WEIGHTS, rename_tokens
 from kvferry.models.load import load
 from kvferry.testbed.smol import answers, evaluate, train
 from kvferry.testbed.smol.answers import stays, symbols, train_answers
-from kvferry.testbed.smol.build import sections, write_folder
+from kvferry.testbed.smol.build import RENAMED, sections, write_folder
 from kvferry.testbed.smol.data import Lessons, Task
 from kvferry.testbed.smol.pupil import Plan, Pupil, load_run
 from kvferry.testbed.smol.seeing import align, match, mistaken
@@ -61,10 +61,16 @@ def test_what_is_learned_is_joined_with_the_language_model(pupil: Pupil, tmp_pat
             torch.testing.assert_close(pupil.model(input_ids=ids).logits, plain)
     folder = tmp_path / "grown"
     write_folder(pupil.model, pupil.tokenizer, pupil.update, pupil.language, folder)
-    assert json.loads((folder / ABOUT).read_text()) == {"language": pupil.language}
+    renamed = {str(token): name for token, name in RENAMED.items()}
+    assert json.loads((folder / ABOUT).read_text()) == {"language": pupil.language, "renamed": renamed}
+    assert not (folder / "tokenizer.json").exists(), "the language model has it"
     vlm = load(folder, dtype="float32")
     assert vlm.has_vision
     assert vlm.fingerprint == load(folder).fingerprint
+    said = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is it?<|im_end|>\n"
+    assert vlm.tokenizer(said)["input_ids"] == pupil.tokenizer(said)["input_ids"]
+    assert vlm.tokenizer.get_vocab() == pupil.tokenizer.get_vocab()
+    assert vlm.tokenizer.chat_template == pupil.tokenizer.chat_template
     with torch.no_grad():
         said = vlm.model(input_ids=ids).logits
     assert (said - changed).norm() < 0.05 * (changed - plain).norm()
@@ -73,6 +79,18 @@ def test_what_is_learned_is_joined_with_the_language_model(pupil: Pupil, tmp_pat
     save_file(weights, folder / WEIGHTS)
     with pytest.raises(ModelError, match=r"grown on another language model than .*up_proj.weight does not fit"):
         load(folder)
+
+
+def test_tokens_of_another_vocabulary_are_not_renamed() -> None:
+    parts = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 1, "content": "b"}], "version": "1.0"}
+    changed = rename_tokens(parts, {1: "<c>"})
+    assert changed["model"]["vocab"] == {"a": 0, "<c>": 1}
+    (added,) = changed["added_tokens"]
+    assert (added["id"], added["content"], added["special"]) == (1, "<c>", True)
+    assert parts["model"]["vocab"] == {"a": 0, "b": 1}
+    for renamed in ({2: "<c>"}, {1: "a"}):
+        with pytest.raises(ModelError, match=r"token \d cannot be called .* it was grown on another one"):
+            rename_tokens(parts, renamed)
 
 
 def test_the_projector_gives_word_vectors(pupil: Pupil, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from kvferry.models.grown import without_layers, write_grown
+from kvferry.models.grown import rename_tokens, without_layers, write_grown
 from kvferry.models.load import find_folder
 from kvferry.testbed.build import MERGE, PATCH
 from kvferry.testbed.words import IMAGE_PAD, VIDEO_PAD, VISION_END, VISION_START
@@ -124,17 +124,7 @@ def grow(
 def build_tokenizer(language: str | Path = LANGUAGE) -> PreTrainedTokenizerFast:
     """SmolLM2's own with the renamed tokens and a template that knows pictures."""
     old = AutoTokenizer.from_pretrained(find_folder(str(language)))
-    parts = json.loads(old.backend_tokenizer.to_str())
-    before = {token: old.convert_ids_to_tokens(token) for token in RENAMED}
-    known = [added for added in parts["added_tokens"] if added["id"] not in RENAMED]
-    for token, name in RENAMED.items():
-        del parts["model"]["vocab"][before[token]]
-        parts["model"]["vocab"][name] = token
-        known.append({
-            "id": token, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-            "special": True,
-        })  # fmt: skip
-    parts["added_tokens"] = sorted(known, key=lambda added: int(added["id"]))
+    parts = rename_tokens(json.loads(old.backend_tokenizer.to_str()), RENAMED)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(parts)),
         bos_token=old.bos_token,
@@ -157,12 +147,13 @@ def write_folder(
     model: Qwen2VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, update: LowRankUpdate, language: str,
     folder: Path,
 ) -> None:  # fmt: skip
-    """Save what was learned and everything small; `kvferry.load` puts it together with the language model."""
+    """Save what was learned and everything small; `kvferry.load` joins it with the language model."""
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(model.config)
     config.dtype = "bfloat16"
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.json").unlink()  # the language model has it
     Qwen2VLImageProcessorPil(
         size={"shortest_edge": MIN_SIDE**2, "longest_edge": MAX_SIDE**2},
         patch_size=PATCH,
@@ -173,4 +164,4 @@ def write_folder(
     (folder / "processor_config.json").write_text('{"processor_class": "PaddleOCRVLProcessor"}\n')
     tower = {f"model.visual.{name}": weight for name, weight in model.model.visual.state_dict().items()}
     learned = {f"model.language_model.{name}": weight for name, weight in update.learned().items()}
-    write_grown(folder, language, tower | learned)
+    write_grown(folder, language, tower | learned, RENAMED)
