@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,13 +224,15 @@ def test_wrong_embeddings_are_refused(tmp_path: Path) -> None:
         shelf.put("two", picture(), parse_codec("fp8"))  # type: ignore[arg-type]
 
 
-def test_without_vllm_the_connectors_say_what_to_install() -> None:
+def test_without_vllm_the_connectors_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import kvferry.integrations.vllm as package
 
     with pytest.raises(AttributeError, match="nosuch"):
         _ = package.nosuch
-    if importlib.util.find_spec("vllm") is not None:
-        pytest.skip("vLLM is installed: there is nothing to say")
-    for name in ("KVFerryConnector", "KVFerryECConnector"):
+    for module in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
+    for name, home in (("KVFerryConnector", "kv_connector"), ("KVFerryECConnector", "ec_connector")):
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{home}", raising=False)
         with pytest.raises(DependencyError, match=r"kvferry\[vllm\]"):
             getattr(package, name)

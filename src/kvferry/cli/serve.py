@@ -128,7 +128,7 @@ def serve(
 
             def up(address: str, pids: list[int]) -> None:
                 line = f"listening on {address}, {len(pids)} replicas of {model}"
-                print(as_ready_line(address, pids, model, at) if json else line, flush=True)
+                print(as_ready_line(address, pids, known_as(model), at) if json else line, flush=True)
 
             fleet = Fleet(model, replicas, ray, device, dtype, replica_cpus, store or "", str(store_key or ""), limits)
             serve_fleet(fleet, listen, metrics=counted, on_ready=up, keys=keys, tokens=tokens, insecure=insecure)

@@ -21,6 +21,7 @@ from kvferry.security.tokens import Caller
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire import service_pb2_grpc
 from kvferry.wire.faults import EndingError, LostError, to_wire
+from kvferry.wire.sealed import next_of
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[pb.AskRequest, pb.AskReply]
@@ -133,7 +134,7 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
 
     async def _first(self, messages: AsyncIterator[pb.AskRequest]) -> pb.AskRequest | None:
         """The first message, for which a call has a few seconds; the oldest of too many silent ones has none left."""
-        waiting = asyncio.create_task(_next(messages))
+        waiting = asyncio.create_task(next_of(messages))
         self._silent[waiting] = None
         if len(self._silent) > MOST_SILENT:
             next(iter(self._silent)).cancel()
@@ -207,11 +208,6 @@ class Gate(service_pb2_grpc.FerryServicer):  # type: ignore[misc]
 
 def _key(passage: Passage) -> tuple[str, bytes]:
     return passage.caller.owner, passage.key
-
-
-async def _next(messages: AsyncIterator[pb.AskRequest]) -> pb.AskRequest | None:
-    """The next one, or None. Nothing is begun where the task is cancelled before its first step."""
-    return await anext(messages, None)
 
 
 async def _from(first: pb.AskRequest | None, others: AsyncIterator[pb.AskRequest]) -> AsyncIterator[pb.AskRequest]:

@@ -168,3 +168,10 @@ class _Handlers:
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
         """By their names."""
         self.handlers.update(handlers)
+
+
+async def next_of(messages: AsyncIterator[M]) -> M | None:
+    """The next message, or None after the last. Nothing is begun where a task with it is cancelled before its first
+    step.
+    """
+    return await anext(messages, None)

@@ -20,6 +20,7 @@ from kvferry.security.access import CALLER
 from kvferry.telemetry import traces
 from kvferry.wire import service_pb2 as pb
 from kvferry.wire.faults import LostError, from_wire, to_wire
+from kvferry.wire.sealed import next_of
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[pb.AskRequest, pb.AskReply]
@@ -196,7 +197,7 @@ class Relayed:
 
     async def _next(self, replies: AsyncIterator[pb.AskReply], reading: asyncio.Future[None]) -> pb.AskReply | None:
         """The replica's next reply, None after the last; or what is wrong with what comes from the edge."""
-        waiting = asyncio.create_task(_next(replies))
+        waiting = asyncio.create_task(next_of(replies))
         try:
             while not waiting.done():
                 watched: set[asyncio.Future[Any]] = {waiting} if reading.done() else {waiting, reading}
@@ -245,11 +246,6 @@ class Relayed:
                 raise LostError(f"a replica died, and another one could not go on ({error}); ask again")
             self._record.failed(error)
         await self._context.write(reply)
-
-
-async def _next(replies: AsyncIterator[pb.AskReply]) -> pb.AskReply | None:
-    """The next one, or None. Nothing is begun where the task is cancelled before its first step."""
-    return await anext(replies, None)
 
 
 def _mark_down(replica: Replica) -> None:
